@@ -1,0 +1,1 @@
+"""Benchmarks: from data to prompts, and from predictions to a report; runs without torch (see README.md)."""

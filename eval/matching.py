@@ -1,0 +1,67 @@
+"""Which prompts a run consists of, and that its predictions answer exactly these."""
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from ift.errors import UserError
+from ift.records import Prediction, PromptRecord
+
+_SHOWN = 5
+
+
+def select(prompts: Iterable[PromptRecord], *, limit: int | None, seed: int) -> list[PromptRecord]:
+    """Return all prompts, or a random sample in the order of the data.
+
+    Args:
+        prompts: every prompt of the data.
+        limit: size of the sample; `None` for all.
+        seed: of the sample; the same data, limit and seed give the same sample.
+
+    Raises:
+        UserError: two prompts share an id, or the limit is out of range.
+    """
+    everything = list(prompts)
+    seen: set[str] = set()
+    for prompt in everything:
+        if prompt.id in seen:
+            raise UserError(f"--data: the id '{prompt.id}' occurs twice. Ids must be unique in the file.")
+        seen.add(prompt.id)
+    if limit is None:
+        return everything
+    if not 1 <= limit <= len(everything):
+        raise UserError(f"--limit: {limit} is out of range; the data has {len(everything)} rows. Give 1 to that many.")
+    return [everything[index] for index in sorted(random.Random(seed).sample(range(len(everything)), limit))]
+
+
+def match(prompts: Sequence[PromptRecord], predictions: Sequence[Prediction]) -> list[Prediction]:
+    """Return the predictions in the order of their prompts.
+
+    Raises:
+        UserError: a prompt without a prediction, a prediction without a prompt, or one made for another reference.
+    """
+    by_id = {prediction.id: prediction for prediction in predictions}
+    known = {prompt.id for prompt in prompts}
+    missing = [prompt.id for prompt in prompts if prompt.id not in by_id]
+    unknown = [prediction.id for prediction in predictions if prediction.id not in known]
+    if missing or unknown:
+        found = [_count(missing, "missing"), _count(unknown, "not in the data")]
+        raise UserError(
+            f"--predictions: {len(predictions)} predictions for {len(prompts)} prompts: "
+            f"{'; '.join(part for part in found if part)}. Predict every prompt that `prepare` wrote, and score with "
+            "the same --data, --limit and --seed."
+        )
+    changed = [prompt.id for prompt in prompts if by_id[prompt.id].reference not in (None, prompt.reference)]
+    if changed:
+        raise UserError(
+            f"--data: {_count(changed, 'whose reference differs from the prediction')}. The file changed after "
+            "`prepare`; score with the file that the prompts came from."
+        )
+    return [replace(by_id[prompt.id], reference=prompt.reference) for prompt in prompts]
+
+
+def _count(ids: Sequence[str], what: str) -> str:
+    if not ids:
+        return ""
+    more = ", …" if len(ids) > _SHOWN else ""
+    return f"{len(ids)} {what} ({', '.join(ids[:_SHOWN])}{more})"

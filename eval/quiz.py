@@ -1,0 +1,111 @@
+"""Single-choice questions in MMCU's JSON layout: an array of `类别`, `题目`, `选项`, `答案`.
+
+`选项` holds one option per line, `A:…` to `D:…`. Two ways to ask: `choice` (default) ranks the option letters by their
+likelihood; `generate` lets the model write and reads the letter from the response (`eval/extraction.py`).
+
+Rules: score = share of questions with the right letter. Two options that share the highest likelihood are `tied`, and a
+response that names no single option is `unparsed`; both are counted as wrong and shown. A question whose `答案` is not
+exactly one of its options is asked but excluded, with the reason.
+"""
+
+import math
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from eval.benchmark import Benchmark
+from eval.extraction import extract_letter
+from eval.report import Outcome, Report, summarize
+from eval.rows import Row, read_rows
+from ift.errors import UserError
+from ift.records import Prediction, PromptRecord
+
+NAME = "quiz"
+PROTOCOL = "alpaca_cot_zero_shot"
+VERSION = 1
+
+# Alpaca-CoT's wording for MMCU.
+PROMPT = "请阅读以下选择题并给出正确选项，不要解释原因。\n{question}\n{options}\n正确答案的序号是：\n"
+_LABEL = re.compile(r"^\s*([A-D])\s*[:.、]", flags=re.MULTILINE)
+
+
+def prepare(path: Path) -> Iterator[PromptRecord]:
+    """Yield one prompt per question, its option letters to be ranked."""
+    for row in read_rows(path):
+        yield _prompt(row, _letters(row))
+
+
+def prepare_generate(path: Path) -> Iterator[PromptRecord]:
+    """Yield one prompt per question, to be answered in writing."""
+    for row in read_rows(path):
+        yield _prompt(row, ())
+
+
+def score(predictions: Sequence[Prediction], path: Path) -> Report:
+    """Compare the letter of each prediction with `答案`."""
+    rows = {row.id(NAME): row for row in read_rows(path)}
+    return summarize([_outcome(prediction, rows[prediction.id]) for prediction in predictions], predictions)
+
+
+def _prompt(row: Row, options: tuple[str, ...]) -> PromptRecord:
+    question = PROMPT.format(question=row.text("题目"), options=row.text("选项"))
+    return PromptRecord(
+        id=row.id(NAME),
+        messages=({"role": "user", "content": question},),
+        options=options,
+        reference=_reference(row),
+        meta={"category": row.text("类别")},
+    )
+
+
+def _letters(row: Row) -> tuple[str, ...]:
+    letters = tuple(_LABEL.findall(unicodedata.normalize("NFKC", row.text("选项"))))
+    if letters != tuple("ABCD"[: len(letters)]) or len(letters) < 2:
+        raise UserError(
+            f"{row.place}: '选项' needs one option per line, labelled 'A:', 'B:' and so on up to D; "
+            f"found the labels {', '.join(letters) or '(none)'}."
+        )
+    return letters
+
+
+def _reference(row: Row) -> str:
+    return unicodedata.normalize("NFKC", row.text("答案")).strip().upper()
+
+
+def _outcome(prediction: Prediction, row: Row) -> Outcome:
+    letters, reference, category = _letters(row), _reference(row), row.text("类别")
+    if reference not in letters:
+        reason = "several answers" if len(set(reference) & set(letters)) > 1 else "answer is none of the options"
+        return Outcome(prediction.id, category, status="excluded", note=reason)
+    if prediction.option_scores:
+        ranked = _best(prediction, letters)
+        return Outcome(prediction.id, category, ranked == [reference], "tied" if len(ranked) > 1 else "read")
+    if prediction.response is None:
+        raise UserError(f"--predictions: '{prediction.id}' has neither 'option_scores' nor a 'response'.")
+    letter = extract_letter(prediction.response, letters)
+    if letter is None:
+        return Outcome(prediction.id, category, status="unparsed", note=prediction.response)
+    return Outcome(prediction.id, category, letter == reference)
+
+
+def _best(prediction: Prediction, letters: tuple[str, ...]) -> list[str]:
+    """Return the letters with the highest likelihood: one, or several that are tied."""
+    scores = prediction.option_scores
+    if prediction.options != letters or len(scores) != len(letters) or any(math.isnan(value) for value in scores):
+        raise UserError(
+            f"--predictions: '{prediction.id}' needs one score for each of the options {', '.join(letters)}; "
+            f"found options {', '.join(prediction.options) or '(none)'} with scores {list(scores)}."
+        )
+    return [letter for letter, value in zip(letters, scores, strict=True) if value == max(scores)]
+
+
+BENCHMARK = Benchmark(
+    name=NAME,
+    protocol=PROTOCOL,
+    version=VERSION,
+    description="single-choice questions in MMCU's JSON layout; --mode choice (default) or generate",
+    prepare=prepare,
+    score=score,
+    modes={"choice": prepare, "generate": prepare_generate},
+)

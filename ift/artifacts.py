@@ -1,0 +1,93 @@
+"""The run folder: what a finished run leaves behind, and how to read it. Starts without torch.
+
+RUN/config.yaml        the resolved configuration
+RUN/manifest.json      versions, seed, data hashes and counts, parameters, timings, results, fingerprint
+RUN/template.json      the template
+RUN/tokenizer/         the tokenizer
+RUN/adapter/           the trained adapter, in PEFT's layout; or, where all weights were trained,
+RUN/model/             the model and its tokenizer, in transformers' layout
+RUN/checkpoints/       trainable weights, optimizer, schedule and data position, for resuming
+RUN/tensorboard/       TensorBoard's log
+RUN/rejects.jsonl      rows that could not be used, with file, line and reason
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ift.errors import UserError
+
+PACKAGES = ("ift", "torch", "lightning", "transformers", "peft", "datasets", "tokenizers", "safetensors", "numpy")
+
+
+class RunFolder:
+    """The places of a run."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root).expanduser()
+        self.config = self.root / "config.yaml"
+        self.manifest = self.root / "manifest.json"
+        self.template = self.root / "template.json"
+        self.tokenizer = self.root / "tokenizer"
+        self.adapter = self.root / "adapter"
+        self.model = self.root / "model"
+        self.checkpoints = self.root / "checkpoints"
+        self.tensorboard = self.root / "tensorboard"
+        self.rejects = self.root / "rejects.jsonl"
+
+    def check_new(self) -> None:
+        """Refuse a folder that holds anything, so that nothing of an older run is overwritten.
+
+        Raises:
+            UserError: the folder exists and is not empty.
+        """
+        if self.root.exists() and (not self.root.is_dir() or any(self.root.iterdir())):
+            raise UserError(
+                f"run_dir: '{self.root}' exists, and nothing in an older run is ever overwritten. "
+                "Give another run_dir, or continue that run with --ckpt_path last."
+            )
+
+    def newest_checkpoint(self) -> Path | None:
+        """Return the checkpoint with the most steps, or `None`."""
+        found = sorted(self.checkpoints.glob("*.ckpt"), key=lambda path: (path.stat().st_mtime_ns, path.name))
+        return found[-1] if found else None
+
+    def read_manifest(self) -> dict[str, Any]:
+        """Read the manifest.
+
+        Raises:
+            UserError: the folder is no run folder.
+        """
+        if not self.manifest.is_file():
+            raise UserError(f"'{self.root}' is no run folder: it holds no manifest.json.")
+        manifest: dict[str, Any] = json.loads(self.manifest.read_text(encoding="utf-8"))
+        return manifest
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that a reader sees the old file or the new one, never a part."""
+    temporary = path.with_name(path.name + ".tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that decide a result."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def fingerprint(parts: Mapping[str, Any]) -> str:
+    """Return a sha256 over all that decides a run's result; two runs with the same one should agree."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()

@@ -1,0 +1,133 @@
+"""`ift predict`: answer prompts, or rank given options, with a run folder or a base model."""
+
+import hashlib
+import json
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.cli import LightningArgumentParser
+
+from ift import hub
+from ift.artifacts import RunFolder
+from ift.commands.trainer import IftCLI, check_trainer, is_first_process
+from ift.data.rows import content_hash
+from ift.errors import UserError
+from ift.inference.module import PredictionModule
+from ift.inference.prediction_folder import PredictionFolder, PredictionWriter
+from ift.inference.prompts import PromptDataModule
+
+
+def run_settings(run: RunFolder) -> dict[str, Any]:
+    """Return the keys that a run folder decides, as a configuration.
+
+    Raises:
+        UserError: no run folder, an unfinished one, or one whose base model has changed since.
+    """
+    manifest = run.read_manifest()
+    if manifest["status"] != "finished":
+        raise UserError(f"run: '{run.root}' is not finished. Continue it with ift fit --ckpt_path last.")
+    template = json.loads(run.template.read_text(encoding="utf-8"))
+    settings = {
+        "data.template": "tokenizer" if "chat_template" in template else template,
+        "data.tokenizer": str(run.tokenizer),
+        "model.dtype": manifest["dtype"],
+    }
+    if manifest["adapter"] is None:
+        return settings | {"model.base": str(run.model)}
+    base = manifest["base"]
+    name = base["name"] if base["path"] is None or Path(base["name"]).is_dir() else base["path"]
+    if base["path"] is not None and not Path(name).is_dir():
+        raise UserError(f"run: the base model of '{run.root}' is gone: no folder '{base['path']}'.")
+    if hub.fingerprint(name) != base["fingerprint"]:
+        raise UserError(
+            f"run: the base model '{name}' is not the one that '{run.root}' was trained on; its config or weights "
+            "have changed since, and the adapter does not fit it any more."
+        )
+    return settings | {"model.base": name, "model.adapter": str(run.adapter)}
+
+
+class PredictCLI(IftCLI):
+    """The command line of `predict`."""
+
+    def __init__(self, arguments: list[str]) -> None:
+        super().__init__("predict", arguments, PredictionModule, PromptDataModule)
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the run to predict with and the folder to write to."""
+        super().add_arguments_to_parser(parser)
+        parser.add_argument(
+            "--run", type=str | None, default=None, help="a run folder: its base model, adapter, tokenizer, template"
+        )
+        parser.add_argument("--output_dir", type=str, help="new folder for predictions.jsonl, or one to continue")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Let a run folder set the defaults of what it decides."""
+        run = _value_of("run", args)
+        if run is not None:
+            parser.set_defaults(run_settings(RunFolder(run)))
+        super().parse_arguments(parser, args)
+        if self.config["run"] != run:
+            raise UserError("run: name the run folder on the command line (--run RUN), not in a YAML file.")
+
+    def before_instantiate_classes(self) -> None:
+        """Refuse settings that make no sense here."""
+        check_trainer(self.config["trainer"], self.command)
+
+    def own_callbacks(self) -> list[Callback]:
+        """Add what writes the predictions."""
+        self.datamodule.load()
+        folder = PredictionFolder(self.config["output_dir"])
+        done = folder.begin(self._identity(), create=is_first_process())
+        if done:
+            print(f"continuing: {len(done)} of {len(self.datamodule.prompts)} prompts are answered already")
+        self.datamodule.done = done
+        return [PredictionWriter(folder, done)]
+
+    def instantiate_trainer(self, **options: Any) -> Trainer:
+        """Write no log and no checkpoint."""
+        return super().instantiate_trainer(**options, logger=False, enable_checkpointing=False)
+
+    def _identity(self) -> dict[str, Any]:
+        """Return all that decides the predictions."""
+        adapter = self.config["model"]["adapter"]
+        return {
+            "prompts": content_hash(self.datamodule.source),
+            "layout": self.datamodule.source.layout,
+            "base": hub.fingerprint(self.config["model"]["base"]),
+            "adapter": _adapter_hash(Path(adapter)) if adapter else None,
+            "template": self.datamodule.encoder.template.describe(),
+            "dtype": self.config["model"]["dtype"],
+            "decoding": vars(self.model.decoding),
+            "seed": self.model.seed,
+            "batch_size": self.datamodule.batch_size,
+        }
+
+
+def _adapter_hash(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("adapter_*")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _value_of(name: str, arguments: list[str]) -> str | None:
+    for position, argument in enumerate(arguments):
+        if argument == f"--{name}" and position + 1 < len(arguments):
+            return arguments[position + 1]
+        if argument.startswith(f"--{name}="):
+            return argument.partition("=")[2]
+    return None
+
+
+def run(command: str, arguments: list[str]) -> None:
+    """Run `predict`."""
+    warnings.filterwarnings("ignore", module="lightning")
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    cli = PredictCLI(arguments)
+    cli.trainer.predict(cli.model, cli.datamodule, return_predictions=False)
+    if cli.trainer.is_global_zero:
+        print(f"predictions: {PredictionFolder(cli.config['output_dir']).predictions}")

@@ -1,0 +1,223 @@
+"""`ift fit` and `ift validate`: Lightning's command line around our module and data."""
+
+import logging
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it reports kernels that are not needed here at import
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException  # noqa: E402
+from lightning.pytorch import Trainer  # noqa: E402
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint  # noqa: E402
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI  # noqa: E402
+from lightning.pytorch.loggers import TensorBoardLogger  # noqa: E402
+
+from ift.artifacts import RunFolder  # noqa: E402
+from ift.commands.config import ConfigParser  # noqa: E402
+from ift.data.datamodule import InstructionDataModule  # noqa: E402
+from ift.errors import UserError  # noqa: E402
+from ift.training.checkpoints import AtomicCheckpointIO, check_checkpoint, resolve_checkpoint  # noqa: E402
+from ift.training.metrics import StepMetrics  # noqa: E402
+from ift.training.module import InstructionModule  # noqa: E402
+from ift.training.progress import RunProgress  # noqa: E402
+from ift.training.run_folder import RunFolderWriter  # noqa: E402
+from ift.training.samples import SampleResponses  # noqa: E402
+
+TRAINER_DEFAULTS: dict[str, Any] = {
+    "use_distributed_sampler": False,
+    "log_every_n_steps": 10,
+    "enable_model_summary": False,
+}
+
+
+class IftCLI(LightningCLI):
+    """What all trainer commands share: one flat parser, errors with places, our checkpoint writer and progress bar."""
+
+    def __init__(self, command: str, arguments: list[str], module: Any, datamodule: Any) -> None:
+        self.command = command
+        self.metrics = StepMetrics()
+        super().__init__(
+            module,
+            datamodule,
+            save_config_callback=None,
+            trainer_defaults=TRAINER_DEFAULTS,
+            seed_everything_default=0,
+            parser_class=ConfigParser,
+            parser_kwargs={"prog": f"ift {command}"},
+            args=arguments,
+            run=False,
+            auto_configure_optimizers=False,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Let one key name the base model and its tokenizer, and one seed everything."""
+        parser.link_arguments("model.base", "data.base")
+        parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse the arguments that were given, whatever stands in `sys.argv`."""
+        self.config = parser.parse_args(args)
+
+    def _parse_ckpt_path(self) -> None:
+        """Do nothing: Lightning would let settings inside a checkpoint win over the YAML and the command line."""
+
+    def own_callbacks(self) -> list[Callback]:
+        """Return the callbacks that are always there."""
+        return [self.metrics]
+
+    def instantiate_trainer(self, **options: Any) -> Trainer:
+        """Build the trainer with our plugins and callbacks."""
+        chosen = self.config_init["trainer"]
+        if chosen.get("enable_progress_bar") is not False:
+            options["callbacks"] = [*(chosen.get("callbacks") or []), RunProgress(self.metrics)]
+        else:
+            options["callbacks"] = list(chosen.get("callbacks") or [])
+        options["callbacks"] += self.own_callbacks()
+        options["plugins"] = [*(chosen.get("plugins") or []), AtomicCheckpointIO()]
+        # Its install tips are no news of the run.
+        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+        try:
+            return super().instantiate_trainer(**options)
+        except MisconfigurationException as error:
+            raise UserError(f"trainer: {error}") from error
+
+
+class TrainingCLI(IftCLI):
+    """`fit` and `validate`."""
+
+    def __init__(self, command: str, arguments: list[str]) -> None:
+        super().__init__(command, arguments, InstructionModule, InstructionDataModule)
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the run folder, the checkpoint to resume from, checkpointing and sample responses."""
+        super().add_arguments_to_parser(parser)
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+        parser.add_argument("--run_dir", type=str, help="the run folder: new, or continued with --ckpt_path last")
+        parser.add_argument(
+            "--ckpt_path", type=str | None, default=None, help="checkpoint to resume from, or 'last' for the newest"
+        )
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(SampleResponses, "samples")
+        parser.set_defaults(
+            {
+                "checkpoint.filename": "step-{step:08d}",
+                "checkpoint.auto_insert_metric_name": False,
+                "checkpoint.save_top_k": 1,
+            }
+        )
+        parser.link_arguments("run_dir", "checkpoint.dirpath", compute_fn=_checkpoint_folder)
+
+    def before_instantiate_classes(self) -> None:
+        """Refuse what cannot be, before anything is loaded."""
+        check_trainer(self.config["trainer"], self.command)
+        self.run = RunFolder(self.config["run_dir"])
+        self.checkpoint = resolve_checkpoint(self.config["ckpt_path"], self.run)
+        if self.checkpoint is not None:
+            check_checkpoint(self.checkpoint, self.config["model"]["base"])
+        # Only the first process looks: the others start when it has begun to write.
+        if self.command == "fit" and self.config["ckpt_path"] is None and is_first_process():
+            self.run.check_new()
+
+    def own_callbacks(self) -> list[Callback]:
+        """Add what writes the run folder."""
+        if self.command != "fit":
+            return super().own_callbacks()
+        self._dump_config()
+        settings = {key: self.config_dump[key] for key in ("seed_everything", "model", "data")}
+        settings["max_steps"] = [self.config_dump["trainer"][key] for key in ("max_epochs", "max_steps")]
+        config = self.parser.dump(self.config, skip_none=False)
+        return [*super().own_callbacks(), RunFolderWriter(self.run, config, settings, self.metrics)]
+
+    def instantiate_trainer(self, **options: Any) -> Trainer:
+        """Log to TensorBoard in the run folder unless another logger is named."""
+        logger = self.config_init["trainer"].get("logger")
+        if self.command != "fit":
+            options["logger"] = False
+        elif logger is None or logger is True:
+            step = _steps_of(self.checkpoint)
+            # What a killed run logged after its last checkpoint is replaced, not doubled.
+            purge: dict[str, Any] = {"purge_step": step + 1} if step is not None else {}
+            folder = self.run.tensorboard
+            options["logger"] = TensorBoardLogger(str(folder.parent), name=folder.name, version="", **purge)
+        options["default_root_dir"] = str(self.run.root)
+        return super().instantiate_trainer(**options)
+
+
+def is_first_process() -> bool:
+    """Whether this is the process of rank 0, known before any process group is."""
+    from lightning.fabric.utilities import rank_zero
+
+    return getattr(rank_zero.rank_zero_only, "rank", 0) == 0
+
+
+def _checkpoint_folder(run_dir: str) -> str:
+    return str(RunFolder(run_dir).checkpoints)
+
+
+def _steps_of(checkpoint: Path | None) -> int | None:
+    if checkpoint is None:
+        return None
+    import torch
+
+    return int(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+
+
+def check_trainer(trainer: Any, command: str) -> None:
+    """Refuse settings of the Trainer that contradict how a step works here.
+
+    Raises:
+        UserError: with the key, its value, the rule and the repair.
+    """
+    refused = {
+        "accumulate_grad_batches": (
+            trainer["accumulate_grad_batches"] != 1,
+            "a step always takes data.global_batch_size examples; data.micro_batch_tokens cuts it to fit memory",
+        ),
+        "gradient_clip_val": (trainer["gradient_clip_val"] is not None, "set model.gradient_clip_norm instead"),
+        "gradient_clip_algorithm": (
+            trainer["gradient_clip_algorithm"] is not None,
+            "gradients are clipped by norm: model.gradient_clip_norm",
+        ),
+        "precision": (
+            str(trainer["precision"]) in ("16", "16-mixed", "16-true"),
+            "float16 training would need loss scaling; use bf16-mixed or bf16-true, or model.dtype",
+        ),
+        "use_distributed_sampler": (
+            bool(trainer["use_distributed_sampler"]),
+            "steps are dealt to ranks by ift itself; leave it false",
+        ),
+        "limit_train_batches": (trainer["limit_train_batches"] is not None, "use trainer.max_steps"),
+        "overfit_batches": (bool(trainer["overfit_batches"]), "name a small data source instead"),
+        "reload_dataloaders_every_n_epochs": (
+            bool(trainer["reload_dataloaders_every_n_epochs"]),
+            "every epoch has an order of its own already",
+        ),
+    }
+    for key, (is_refused, repair) in refused.items():
+        if is_refused:
+            raise UserError(f"trainer.{key}: {trainer[key]} is not possible; {repair}.")
+    strategy = trainer["strategy"]
+    if not isinstance(strategy, str) or not (strategy == "auto" or strategy.startswith("ddp")):
+        raise UserError(f"trainer.strategy: '{strategy}' is not offered. Known: auto (one device, or ddp), ddp.")
+    if command == "fit" and trainer["max_epochs"] is None and trainer["max_steps"] == -1:
+        raise UserError("trainer.max_epochs: required, or trainer.max_steps: how long to train has no default.")
+
+
+def run(command: str, arguments: list[str]) -> None:
+    """Run `fit` or `validate`."""
+    # One batch is one step here, so Lightning's advice on workers and batch sizes does not apply.
+    warnings.filterwarnings("ignore", module="lightning")
+    cli = TrainingCLI(command, arguments)
+    cli.datamodule.load()  # all mistakes in the data come before the weights, and before other processes wait
+    checkpoint = str(cli.checkpoint) if cli.checkpoint is not None else None
+    try:
+        if command == "validate":
+            cli.trainer.validate(cli.model, cli.datamodule, ckpt_path=checkpoint, weights_only=True)
+            return
+        cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=checkpoint, weights_only=True)
+    except MisconfigurationException as error:
+        raise UserError(f"trainer: {error}") from error
+    if cli.trainer.is_global_zero:
+        print(f"run folder: {cli.run.root}\ntensorboard --logdir {cli.run.tensorboard}", file=sys.stderr)

@@ -1,0 +1,28 @@
+"""What the user did wrong, said so that they can mend it; the command line shows these without a traceback."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake in configuration, data or files that the user can repair.
+
+    The message holds the key as typed, the value found, the rule and the repair. Raised before weights load wherever
+    the mistake can be seen by then.
+    """
+
+
+def unknown_name(key: str, value: str, known: Iterable[str], *, hint: str = "") -> UserError:
+    """Return the error for a name that is not one of the known ones, with the nearest of them.
+
+    Args:
+        key: the key or place as the user typed it.
+        value: the unknown name.
+        known: the names that would have been right.
+        hint: what else could stand there, as a sentence.
+    """
+    names = sorted(known)
+    nearest = difflib.get_close_matches(value, names, n=1, cutoff=0.5)
+    suggestion = f" Did you mean '{nearest[0]}'?" if nearest else ""
+    tail = f" {hint}" if hint else ""
+    return UserError(f"{key}: unknown name '{value}'.{suggestion} Known: {', '.join(names)}.{tail}")

@@ -1,0 +1,68 @@
+"""Base models: a folder of this machine, or the id of a model on the hub; checks that need no weights."""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+from ift.errors import UserError
+
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_SAMPLED_BLOCKS, _BLOCK_BYTES = 64, 1 << 16
+
+
+def local_folder(base: str) -> Path | None:
+    """Return the folder that `base` names, or `None` where it can only be a hub id."""
+    path = Path(base).expanduser()
+    return path if path.is_dir() else None
+
+
+def check_base(key: str, base: str) -> None:
+    """Refuse a base model that cannot be there, without touching the network.
+
+    Raises:
+        UserError: a path that does not exist, or a folder without `config.json`.
+    """
+    folder = local_folder(base)
+    if folder is None:
+        if Path(base).expanduser().exists():
+            raise UserError(f"{key}: '{base}' is a file. Name the folder that holds config.json and the weights.")
+        if base.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(base):
+            raise UserError(
+                f"{key}: no folder '{base}' (looked in {Path.cwd()}), and it is no hub id (owner/name). Mend the path."
+            )
+    elif not (folder / "config.json").is_file():
+        raise UserError(f"{key}: the folder '{base}' holds no config.json, so it is no model in transformers' layout.")
+
+
+def fingerprint(base: str) -> str:
+    """Return a sha256 that changes with the model: over its config and a sample of its weights.
+
+    For a folder: `config.json`, and of every weight file its name, size and 64 blocks of 64 KiB evenly spread; so a
+    model of any size takes milliseconds. For a hub id: the id itself (a revision may be part of it).
+    """
+    folder = local_folder(base)
+    digest = hashlib.sha256()
+    if folder is None:
+        digest.update(base.encode())
+        return digest.hexdigest()
+    digest.update(json.dumps(_config(folder), sort_keys=True).encode())
+    for path in sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.bin")):
+        size = path.stat().st_size
+        digest.update(f"{path.name}:{size}".encode())
+        with path.open("rb") as file:
+            for number in range(_SAMPLED_BLOCKS):
+                file.seek(max(0, size - _BLOCK_BYTES) * number // (_SAMPLED_BLOCKS - 1))
+                digest.update(file.read(_BLOCK_BYTES))
+    return digest.hexdigest()
+
+
+def _config(folder: Path) -> object:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / 'config.json'}: cannot be read ({error}).") from error
+    if isinstance(config, dict):
+        config.pop("_name_or_path", None)
+        config.pop("transformers_version", None)
+    return config

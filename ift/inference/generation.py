@@ -1,0 +1,131 @@
+"""Answer prompts: free generation, or the likelihood of given options."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch.nn import functional as F
+
+from ift.errors import UserError
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How responses are written; names as in transformers' generation."""
+
+    max_new_tokens: int = 256
+    """Longest response, in tokens."""
+    do_sample: bool = False
+    """Draw tokens at random rather than taking the likeliest."""
+    temperature: float = 1.0
+    """Flattens (above 1) or sharpens (below 1) the distribution; only with `do_sample`."""
+    top_p: float = 1.0
+    """Draw from the fewest tokens that have this share of the probability; only with `do_sample`."""
+    top_k: int = 0
+    """Draw from so many likeliest tokens, 0 from all; only with `do_sample`."""
+    num_beams: int = 1
+    """Width of the beam search."""
+    repetition_penalty: float = 1.0
+    """Above 1, tokens that stand there already become less likely (Keskar et al. 2019)."""
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise UserError(f"decoding.max_new_tokens: {self.max_new_tokens} is less than 1.")
+        sampling = (self.temperature, self.top_p, self.top_k) != (1.0, 1.0, 0)
+        if sampling and not self.do_sample:
+            raise UserError(
+                "decoding: temperature, top_p and top_k have no effect without do_sample. Set decoding.do_sample to "
+                "true, or leave them out."
+            )
+        if self.temperature <= 0:
+            raise UserError(f"decoding.temperature: {self.temperature} is not above 0; greedy is do_sample: false.")
+
+    def options(self) -> dict[str, Any]:
+        """Return the arguments for transformers' `generate`."""
+        chosen: dict[str, Any] = {
+            "max_new_tokens": self.max_new_tokens,
+            "do_sample": self.do_sample,
+            "num_beams": self.num_beams,
+            "repetition_penalty": self.repetition_penalty,
+        }
+        if self.do_sample:
+            chosen |= {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
+        return chosen
+
+
+@dataclass(frozen=True)
+class Generated:
+    """One response."""
+
+    ids: list[int]
+    """Without the token that ended it."""
+    finish_reason: Literal["stop", "length"]
+
+
+@torch.no_grad()
+def generate(
+    model: Any, prompts: Sequence[list[int]], *, decoding: Decoding, stop_token_ids: list[int], pad_token_id: int
+) -> list[Generated]:
+    """Write one response to each prompt, in order.
+
+    Args:
+        model: a causal language model in evaluation mode.
+        prompts: token ids, of any lengths; padded on the left here.
+        decoding: how.
+        stop_token_ids: any of them ends a response.
+        pad_token_id: for padding; masked by position, so any id serves.
+    """
+    from transformers import GenerationConfig
+
+    longest = max(len(prompt) for prompt in prompts)
+    input_ids = torch.full((len(prompts), longest), pad_token_id, dtype=torch.int64)
+    attention_mask = torch.zeros_like(input_ids)
+    for row, prompt in enumerate(prompts):
+        input_ids[row, longest - len(prompt) :] = torch.tensor(prompt)
+        attention_mask[row, longest - len(prompt) :] = 1
+    # A whole configuration of our own: what a checkpoint's generation_config.json says must not change results.
+    config = GenerationConfig(
+        **decoding.options(), eos_token_id=stop_token_ids, pad_token_id=pad_token_id, use_cache=True
+    )
+    output = model.generate(
+        input_ids=input_ids.to(model.device),
+        attention_mask=attention_mask.to(model.device),
+        generation_config=config,
+    )
+    return [_until_stop(row, stop_token_ids) for row in output[:, longest:].tolist()]
+
+
+def _until_stop(ids: list[int], stop_token_ids: list[int]) -> Generated:
+    for position, token in enumerate(ids):
+        if token in stop_token_ids:
+            return Generated(ids[:position], "stop")
+    return Generated(ids, "length")
+
+
+@torch.no_grad()
+def option_scores(model: Any, prompts: Sequence[list[int]], options: Sequence[list[list[int]]]) -> list[list[float]]:
+    """Return the summed natural-log likelihood of each option's tokens after its prompt.
+
+    Args:
+        model: a causal language model in evaluation mode.
+        prompts: token ids of `n` prompts.
+        options: for each prompt, the token ids of its options (as a response has them, without end-of-text).
+
+    Returns:
+        For each prompt, one score per option, computed in float32.
+    """
+    rows = [(prompt, option) for prompt, own in zip(prompts, options, strict=True) for option in own]
+    longest = max(len(prompt) + len(option) for prompt, option in rows)
+    input_ids = torch.zeros((len(rows), longest), dtype=torch.int64)
+    keep = torch.zeros_like(input_ids, dtype=torch.bool)
+    for row, (prompt, option) in enumerate(rows):
+        input_ids[row, : len(prompt) + len(option)] = torch.tensor(prompt + option)
+        # The logits at a position are about the next one.
+        keep[row, len(prompt) - 1 : len(prompt) + len(option) - 1] = True
+    # Padding on the right of a causal model: no option's position attends to it, so no mask is needed.
+    logits = model(input_ids=input_ids.to(model.device), use_cache=False).logits[keep.to(model.device)]
+    targets = torch.tensor([token for _, option in rows for token in option], device=logits.device)
+    likelihood = -F.cross_entropy(logits.float(), targets, reduction="none")
+    sums = iter(float(part.sum()) for part in torch.split(likelihood, [len(option) for _, option in rows]))
+    return [[next(sums) for _ in own] for own in options]

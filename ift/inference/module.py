@@ -1,0 +1,119 @@
+"""`PredictionModule`: a base model with or without a trained adapter, answering prompts."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+
+from ift.errors import UserError
+from ift.hub import check_base
+from ift.inference.generation import Decoding, generate, option_scores
+from ift.inference.prompts import Prompt, PromptBatch
+from ift.models.loading import Dtype, check_vocabulary, load_adapter, load_base_model
+from ift.records import Prediction
+from ift.training.module import mixed_seed
+
+
+class PredictionModule(LightningModule):
+    """Answers batches of prompts.
+
+    Args:
+        base: folder or hub id of the base model and its tokenizer.
+        adapter: folder of a trained adapter; none for the base model alone.
+        dtype: of the weights.
+        decoding: how responses are written.
+        seed: of sampling, mixed with the number of the batch; follows `seed_everything`.
+    """
+
+    def __init__(
+        self,
+        base: str,
+        adapter: str | None = None,
+        dtype: Dtype = "float32",
+        decoding: Decoding = Decoding(),  # noqa: B008 (frozen)
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        check_base("model.base", base)
+        self.base, self.adapter, self.dtype_name = base, adapter, dtype
+        self.decoding, self.seed = decoding, seed
+        self.model: Any = None
+
+    def configure_model(self) -> None:
+        """Load the base model and the adapter; does nothing twice."""
+        if self.model is not None:
+            return
+        model = load_base_model("model.base", self.base, self.dtype_name)
+        datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        check_vocabulary("model.base", model, datamodule.encoder.tokenizer)
+        self._check_lengths(model, datamodule.prompts)
+        self.model = load_adapter("model.adapter", model, self.adapter) if self.adapter else model
+        self.eval()
+
+    def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[Prediction]:
+        """Answer the prompts of a batch, in order."""
+        torch.manual_seed(mixed_seed(self.seed, batch.index))
+        free = [prompt for prompt in batch.prompts if not prompt.options]
+        ranked = [prompt for prompt in batch.prompts if prompt.options]
+        answers = {**self._generate(free), **self._rank(ranked)}
+        return [answers[prompt.id] for prompt in batch.prompts]
+
+    @property
+    def _encoder(self) -> Any:
+        return self.trainer.datamodule.encoder  # type: ignore[attr-defined]
+
+    def _generate(self, prompts: list[Prompt]) -> dict[str, Prediction]:
+        if not prompts:
+            return {}
+        responses = generate(
+            self.model,
+            [prompt.ids for prompt in prompts],
+            decoding=self.decoding,
+            stop_token_ids=self._encoder.stop_token_ids,
+            pad_token_id=self._encoder.pad_token_id,
+        )
+        return {
+            prompt.id: Prediction(
+                id=prompt.id,
+                prompt=self._shown(prompt),
+                response=self._encoder.decode(response.ids),
+                finish_reason=response.finish_reason,
+                reference=prompt.reference,
+                meta=prompt.meta,
+            )
+            for prompt, response in zip(prompts, responses, strict=True)
+        }
+
+    def _rank(self, prompts: list[Prompt]) -> dict[str, Prediction]:
+        if not prompts:
+            return {}
+        options = [[self._encoder.response_ids(option) for option in prompt.options] for prompt in prompts]
+        scores = option_scores(self.model, [prompt.ids for prompt in prompts], options)
+        return {
+            prompt.id: Prediction(
+                id=prompt.id,
+                prompt=self._shown(prompt),
+                options=prompt.options,
+                option_scores=tuple(own_scores),
+                option_num_tokens=tuple(len(option) for option in own),
+                reference=prompt.reference,
+                meta=prompt.meta,
+            )
+            for prompt, own_scores, own in zip(prompts, scores, options, strict=True)
+        }
+
+    def _shown(self, prompt: Prompt) -> str:
+        return str(self._encoder.tokenizer.decode(prompt.ids, skip_special_tokens=False))
+
+    def _check_lengths(self, model: Any, prompts: list[Prompt]) -> None:
+        limit = getattr(model.config, "max_position_embeddings", None)
+        new = self.decoding.max_new_tokens
+        sizes = [(len(prompt.ids) + (0 if prompt.options else new), prompt) for prompt in prompts]
+        long = [(length, prompt) for length, prompt in sizes if limit is not None and length > limit]
+        if long:
+            length, prompt = long[0]
+            raise UserError(
+                f"decoding.max_new_tokens: {len(long)} of {len(prompts)} prompts with their responses are longer than "
+                f"the model's {limit} positions, first '{prompt.id}' with {length} tokens. Lower "
+                "decoding.max_new_tokens, or take those prompts out."
+            )

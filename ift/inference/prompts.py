@@ -1,0 +1,153 @@
+"""`PromptDataModule`: prompts to answer, from any layout, in batches that do not depend on the number of devices."""
+
+from collections.abc import Container, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, Sampler
+
+from ift.data.conversation import Conversation
+from ift.data.encoding import Encoder, load_tokenizer, make_renderer
+from ift.data.layouts import RowError, resolve_layout
+from ift.data.preparation import to_conversation
+from ift.data.rows import RawRow, Source, check_source, read_rows
+from ift.data.templates import Template, resolve_template
+from ift.errors import UserError
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt, ready for the model."""
+
+    id: str
+    ids: list[int]
+    options: tuple[str, ...]
+    reference: str | None
+    meta: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class PromptBatch:
+    """Prompts that go through the model together."""
+
+    index: int
+    """Number of the batch in the file of prompts; seeds its sampling."""
+    prompts: tuple[Prompt, ...]
+
+    def to(self, device: Any, **options: Any) -> "PromptBatch":
+        """Return itself; the tensors are made on the device later."""
+        return self
+
+
+class PromptDataModule(LightningDataModule):
+    """Reads the prompts of one source, checks them all, and deals them out in batches in the order of the file.
+
+    Args:
+        path: local `.json` or `.jsonl` file, or hub id.
+        base: folder or hub id whose tokenizer is used; follows `model.base`.
+        layout: of the rows; a last response is the reference. Rows of layout messages may hold `options` to rank,
+            `reference` and `meta`.
+        template: as for training; from a run folder, the one it was trained with.
+        tokenizer: folder or hub id of another tokenizer than the base model's.
+        batch_size: prompts that go through the model at once.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        base: str,
+        layout: str = "messages",
+        template: str | Template = "alpaca",
+        tokenizer: str | None = None,
+        batch_size: int = 8,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise UserError(f"data.batch_size: {batch_size} is less than 1.")
+        self.source = Source(path=path, layout=layout)
+        check_source("data", self.source)
+        self.row_function = resolve_layout("data.layout", layout)
+        self.template = resolve_template("data.template", template)
+        self.tokenizer_name, self.batch_size = tokenizer or base, batch_size
+        self.done: Container[str] = ()
+        """Ids that an interrupted run has answered already."""
+        self._loaded = False
+
+    def load(self) -> None:
+        """Load the tokenizer and read all prompts.
+
+        Raises:
+            UserError: a row that is no prompt, or an id that occurs twice; with file and line.
+        """
+        if self._loaded:
+            return
+        tokenizer = load_tokenizer("model.base", self.tokenizer_name)
+        self.encoder = Encoder(tokenizer, make_renderer(tokenizer, self.template))
+        self.prompts = list(self._read())
+        if not self.prompts:
+            raise UserError(f"data.path: no prompt in '{self.source.path}'.")
+        self._loaded = True
+
+    def setup(self, stage: str) -> None:
+        """Load, for Lightning."""
+        self.load()
+
+    def predict_dataloader(self) -> DataLoader[PromptBatch]:
+        """Yield this rank's batches that hold a prompt without an answer."""
+        size = self.batch_size
+        batches = [
+            PromptBatch(number, tuple(self.prompts[start : start + size]))
+            for number, start in enumerate(range(0, len(self.prompts), size))
+        ]
+        open_batches = [batch for batch in batches if any(prompt.id not in self.done for prompt in batch.prompts)]
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        own: Any = open_batches[rank::world_size]
+        return DataLoader(own, batch_size=None, sampler=_InOrder(len(own)), collate_fn=_identity)
+
+    def _read(self) -> Iterator[Prompt]:
+        seen: set[str] = set()
+        for number, row in enumerate(read_rows(self.source)):
+            place = f"data.path: {self.source.path} line {row.line}"
+            try:
+                prompt = self._prompt(row, number)
+            except RowError as error:
+                raise UserError(f"{place}: {error}. Mend the row, or name its layout with data.layout.") from error
+            if prompt.id in seen:
+                raise UserError(f"{place}: the id '{prompt.id}' occurs twice, so answers could not be told apart.")
+            seen.add(prompt.id)
+            yield prompt
+
+    def _prompt(self, row: RawRow, number: int) -> Prompt:
+        conversation: Conversation = to_conversation(row, self.row_function, needs_response=False)
+        if not conversation.prompt.messages:
+            raise RowError("the row holds no request")
+        meta = dict(conversation.meta)
+        options, reference = meta.pop("options", None) or (), meta.pop("reference", None)
+        if not all(isinstance(option, str) and option for option in options):
+            raise RowError("'options' must be a list of texts")
+        return Prompt(
+            id=conversation.id or f"{Path(self.source.path).stem}-{number:06d}",
+            ids=self.encoder.prompt_ids(conversation),
+            options=tuple(options),
+            reference=reference if reference is not None else conversation.response,
+            meta=meta.pop("meta", None) or meta,
+        )
+
+
+class _InOrder(Sampler[int]):
+    """Numbers in order; Lightning must not put its distributed sampler in the place of a sequential one."""
+
+    def __init__(self, length: int) -> None:
+        self._length = length
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self._length))
+
+
+def _identity(batch: Any) -> Any:
+    return batch

@@ -1,0 +1,72 @@
+"""Checkpoints that are whole or not there, and where a run resumes."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+
+from ift.artifacts import RunFolder
+from ift.errors import UserError
+from ift.hub import fingerprint
+from ift.training.module import CHECKPOINT_KEY
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the target, flushes to disk and renames; a kill at any moment leaves the old file or the new one.
+
+    Lightning's own writes into the system's temporary folder, and moving from there to another file system copies.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Save to a local path."""
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(target.name + ".tmp")
+        with temporary.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+        folder = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def resolve_checkpoint(ckpt_path: str | None, run: RunFolder) -> Path | None:
+    """Return the checkpoint to resume from; `last` is the newest of the run folder, or none if it has none yet.
+
+    Raises:
+        UserError: a path that is no checkpoint.
+    """
+    if ckpt_path is None:
+        return None
+    if ckpt_path == "last":
+        return run.newest_checkpoint()
+    path = Path(ckpt_path).expanduser()
+    if not path.is_file():
+        raise UserError(f"--ckpt_path: no file '{ckpt_path}'. Name a checkpoint, or 'last' for the run's newest.")
+    return path
+
+
+def check_checkpoint(path: Path, base: str) -> None:
+    """Refuse a checkpoint that was not written over this base model, before any weights are loaded.
+
+    Raises:
+        UserError: not a checkpoint of ift, or one of another base model.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # torch raises many types for what is no checkpoint; each means that it is unusable
+        raise UserError(f"--ckpt_path: '{path}' cannot be read as a checkpoint: {error}") from error
+    own = checkpoint.get(CHECKPOINT_KEY) if isinstance(checkpoint, dict) else None
+    if own is None:
+        raise UserError(f"--ckpt_path: '{path}' was not written by ift fit.")
+    if own["base_fingerprint"] != fingerprint(base):
+        raise UserError(
+            f"--ckpt_path: '{path}' belongs to another base model ('{own['base']}'; model.base is '{base}', with "
+            "other weights or another config). Resume with the configuration in the run folder."
+        )

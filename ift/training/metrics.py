@@ -1,0 +1,78 @@
+"""What is measured of every step, and where it is told: the logger and the progress bar."""
+
+import time
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from ift.data.steps import Step
+from ift.errors import UserError
+
+
+class StepMetrics(Callback):
+    """Logs loss, perplexity, gradient norm, learning rate, tokens per second and padding, at optimizer steps.
+
+    The loss of a step is exact: summed over all ranks and divided by the supervised tokens of the whole step. Rates are
+    over the time since the last entry, validation and checkpoints not counted. The x axis is the number of optimizer
+    steps done.
+    """
+
+    def __init__(self) -> None:
+        self._restart()
+        self.last: dict[str, float] = {}
+        self.training_seconds = 0.0
+        self.supervised_tokens = 0
+
+    def _restart(self) -> None:
+        self._seconds, self._supervised, self._tokens, self._padded = 0.0, 0, 0, 0
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Step, batch_idx: int) -> None:
+        """Start the clock."""
+        self._started = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Step, batch_idx: int
+    ) -> None:
+        """Count, and log where it is due."""
+        seconds = time.monotonic() - self._started
+        self._seconds, self.training_seconds = self._seconds + seconds, self.training_seconds + seconds
+        self._supervised += batch.num_supervised
+        self.supervised_tokens += batch.num_supervised
+        self._tokens += batch.num_tokens
+        self._padded += batch.num_padded
+        if trainer.global_step % self._every(trainer) == 0 or trainer.global_step == 1:
+            self._log(trainer, outputs, batch)
+            self._restart()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the validation's result, at the step it was made."""
+        result: Any = pl_module.validation_result
+        if result is not None and trainer.logger is not None:
+            values = {"validation/loss": result.loss, "validation/perplexity": result.perplexity}
+            trainer.logger.log_metrics(values, step=result.step)
+
+    @staticmethod
+    def _every(trainer: Any) -> int:
+        return max(1, int(trainer.log_every_n_steps))
+
+    def _log(self, trainer: Trainer, outputs: dict[str, Any], step: Step) -> None:
+        total: Any = trainer.strategy.reduce(outputs["loss_sum"], reduce_op="sum")
+        padded: Any = trainer.strategy.reduce(torch.tensor(float(self._padded)), reduce_op="sum")
+        loss = float(total) / step.num_supervised
+        if loss != loss or loss in (float("inf"), float("-inf")):
+            raise UserError(
+                f"the training loss of step {trainer.global_step} is {loss}. Lower the learning rate "
+                "(model.optimizer.init_args.lr), lengthen model.schedule.warmup, or use dtype float32."
+            )
+        self.last = {
+            "train/loss": loss,
+            "train/perplexity": float(torch.tensor(loss).exp()),
+            "train/gradient_norm": float(outputs["gradient_norm"]),
+            "train/learning_rate": outputs["learning_rate"],
+            "train/supervised_tokens_per_second": self._supervised / max(self._seconds, 1e-9),
+            "train/tokens_per_second": self._tokens / max(self._seconds, 1e-9),
+            "train/padding_share": float(padded) / (float(padded) + self._tokens),
+        }
+        if trainer.logger is not None:
+            trainer.logger.log_metrics(self.last, step=trainer.global_step)

@@ -1,0 +1,205 @@
+"""`InstructionModule`: any base model plus an adapter, trained step by step."""
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import OptimizerCallable
+from peft import PeftConfig
+from torch.nn.parallel import DistributedDataParallel
+
+from ift.data.encoding import IGNORE_INDEX
+from ift.data.steps import Step
+from ift.errors import UserError
+from ift.hub import check_base, fingerprint
+from ift.models.loading import (
+    Dtype,
+    attach_adapter,
+    check_vocabulary,
+    load_base_model,
+    takes_logits_to_keep,
+)
+from ift.training.objective import loss_sum, shifted_targets
+from ift.training.schedule import Schedule, learning_rate_share
+
+CHECKPOINT_KEY = "ift"
+
+
+@dataclass(frozen=True)
+class ValidationResult:
+    """Loss of the whole validation set, over all ranks."""
+
+    step: int
+    """Optimizer steps done."""
+    loss: float
+    """Mean cross-entropy per supervised token, in nats."""
+    perplexity: float
+    supervised_tokens: int
+
+
+class InstructionModule(LightningModule):
+    """Wraps a base model and an adapter; one batch is one optimizer step.
+
+    Args:
+        base: folder or hub id of the base model and its tokenizer.
+        optimizer: class path and arguments of a torch optimizer; `lr` among them.
+        adapter: class path and arguments of a `peft.PeftConfig`; none trains all weights.
+        dtype: of the base model's weights; adapters stay in float32.
+        schedule: how the learning rate moves.
+        gradient_clip_norm: largest norm of the whole gradient; none clips nothing.
+        gradient_checkpointing: compute activations twice instead of keeping them; the result is the same.
+        seed: of adapter weights and dropout; follows `seed_everything`.
+    """
+
+    def __init__(
+        self,
+        base: str,
+        optimizer: OptimizerCallable,
+        adapter: PeftConfig | None = None,
+        dtype: Dtype = "float32",
+        schedule: Schedule = Schedule(),  # noqa: B008 (frozen)
+        gradient_clip_norm: float | None = 1.0,
+        gradient_checkpointing: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        check_base("model.base", base)
+        if gradient_clip_norm is not None and gradient_clip_norm <= 0:
+            raise UserError(f"model.gradient_clip_norm: {gradient_clip_norm} is not above 0; null clips nothing.")
+        self.base, self.dtype_name, self.adapter = base, dtype, adapter
+        self.optimizer_callable, self.schedule = optimizer, schedule
+        self.gradient_clip_norm, self.gradient_checkpointing = gradient_clip_norm, gradient_checkpointing
+        self.seed = seed
+        self.automatic_optimization = False
+        # Checkpoints hold trained weights only; on_load_checkpoint checks that they are exactly those needed.
+        self.strict_loading = False
+        self.model: Any = None
+        self._validation_sums = torch.zeros(2, dtype=torch.float64)
+        self.validation_result: ValidationResult | None = None
+
+    def configure_model(self) -> None:
+        """Load the base model and attach the adapter; does nothing twice."""
+        if self.model is not None:
+            return
+        model = load_base_model("model.base", self.base, self.dtype_name)
+        datamodule: Any = getattr(self.trainer, "datamodule", None) if self._trainer is not None else None
+        if datamodule is not None:
+            check_vocabulary("model.base", model, datamodule.tokenizer)
+        if self.adapter is not None:
+            model = attach_adapter(model, self.adapter, seed=self.seed)
+        if self.gradient_checkpointing:
+            # The reentrant kind would need inputs that require gradients, and fails under DDP with unused parameters.
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self._keep_only = takes_logits_to_keep(model)
+        self.model = model
+
+    def configure_optimizers(self) -> Any:
+        """Return the optimizer over trainable parameters and its schedule; no decay on biases and norms."""
+        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        groups: list[dict[str, Any]] = [
+            {"params": [parameter for parameter in parameters if parameter.ndim >= 2]},
+            {"params": [parameter for parameter in parameters if parameter.ndim < 2], "weight_decay": 0.0},
+        ]
+        optimizer = self.optimizer_callable([group for group in groups if group["params"]])
+        num_steps = int(self.trainer.estimated_stepping_batches)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: learning_rate_share(step, num_steps, self.schedule)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+    def training_step(self, step: Step, batch_idx: int) -> dict[str, Any]:
+        """Compute the gradient of the whole step over its micro-batches, then update once.
+
+        Returns:
+            `loss_sum`: this rank's summed cross-entropy (float64); `gradient_norm`: before clipping (float32);
+            `learning_rate`: the one used.
+        """
+        # Seeded by step and rank, dropout does not depend on what else drew random numbers, nor on interruptions.
+        torch.manual_seed(mixed_seed(self.seed, step.index, self.global_rank))
+        optimizer: Any = self.optimizers()
+        # DDP averages over ranks; the loss is a sum over ranks divided by the supervised tokens of all of them.
+        scale = self.trainer.world_size / step.num_supervised
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        for number, batch in enumerate(step.micro_batches, 1):
+            with self._gradient_sync(last=number == len(step.micro_batches)):
+                loss = loss_sum(self.model, batch, keep_only=self._keep_only)
+                self.manual_backward(loss * scale)
+            total += loss.detach()
+        norm = self._clip()
+        learning_rate = float(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        optimizer.zero_grad()
+        scheduler: Any = self.lr_schedulers()
+        scheduler.step()
+        self.trainer.datamodule.position.next_step = step.index + 1  # type: ignore[attr-defined]
+        return {"loss_sum": total, "gradient_norm": norm, "learning_rate": learning_rate}
+
+    def on_validation_epoch_start(self) -> None:
+        """Start the sums anew."""
+        self.validation_result = None
+        self._validation_sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+
+    def validation_step(self, step: Step, batch_idx: int) -> None:
+        """Add this rank's summed cross-entropy and number of supervised tokens."""
+        for batch in step.micro_batches:
+            count = (shifted_targets(batch.labels) != IGNORE_INDEX).sum()
+            loss = loss_sum(self.model, batch, keep_only=self._keep_only)
+            self._validation_sums += torch.stack((loss.double(), count.double()))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log loss and perplexity per supervised token, over all ranks."""
+        total, count = self.trainer.strategy.reduce(self._validation_sums, reduce_op="sum").tolist()
+        loss = torch.tensor(total / max(1.0, count), dtype=torch.float64)
+        values = {"validation/loss": loss, "validation/perplexity": loss.exp()}
+        # The same on every rank already; sync_dist only tells Lightning so.
+        self.log_dict({name: value.float() for name, value in values.items()}, logger=False, sync_dist=True)
+        # A sanity check of a few batches is no result; of all (num_sanity_val_steps -1), it is the loss before.
+        if not self.trainer.sanity_checking or self.trainer.num_sanity_val_steps == float("inf"):
+            self.validation_result = ValidationResult(
+                self.trainer.global_step, loss.item(), loss.exp().item(), supervised_tokens=int(count)
+            )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep trained weights only, and say which base model they belong to."""
+        trained = set(self._trained_names())
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {name: value for name, value in state.items() if name in trained}
+        checkpoint[CHECKPOINT_KEY] = {"base": self.base, "base_fingerprint": fingerprint(self.base)}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint whose weights are not exactly the trained ones of this model.
+
+        Raises:
+            UserError: names or shapes differ.
+        """
+        trained = set(self._trained_names())
+        needed = {name: tuple(value.shape) for name, value in self.state_dict().items() if name in trained}
+        found = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
+        differing = sorted(name for name in needed.keys() | found.keys() if needed.get(name) != found.get(name))
+        if differing:
+            first = differing[0]
+            raise UserError(
+                f"--ckpt_path: the checkpoint is of another model or adapter; {len(differing)} weights differ, first "
+                f"'{first}' (here {needed.get(first, 'absent')}, checkpoint {found.get(first, 'absent')}). "
+                "Resume with the configuration in the run folder."
+            )
+
+    def _trained_names(self) -> list[str]:
+        return [name for name, parameter in self.named_parameters() if parameter.requires_grad]
+
+    def _gradient_sync(self, *, last: bool) -> AbstractContextManager[Any]:
+        """Let DDP exchange gradients at the last micro-batch only."""
+        wrapped = self.trainer.strategy.model
+        return wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) and not last else nullcontext()
+
+    def _clip(self) -> torch.Tensor:
+        limit = self.gradient_clip_norm if self.gradient_clip_norm is not None else float("inf")
+        return torch.nn.utils.clip_grad_norm_([p for p in self.parameters() if p.requires_grad], limit)
+
+
+def mixed_seed(*numbers: int) -> int:
+    """Return one 64-bit seed out of several numbers, such that different numbers give unrelated streams."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])

@@ -1,0 +1,36 @@
+"""The loss: cross-entropy summed over supervised positions, computed at those positions only."""
+
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from ift.data.encoding import IGNORE_INDEX
+from ift.data.steps import MicroBatch
+
+
+def shifted_targets(labels: torch.Tensor) -> torch.Tensor:
+    """Return for each position the label of the next one, `(batch, length)`; the last has none."""
+    return F.pad(labels, (0, 1), value=IGNORE_INDEX)[:, 1:]
+
+
+def loss_sum(model: Any, batch: MicroBatch, *, keep_only: bool) -> torch.Tensor:
+    """Return the summed cross-entropy of a micro-batch's supervised tokens, a float32 scalar in nats.
+
+    Examples are padded on the right and the model is causal, so no real position ever attends to padding and no
+    attention mask is needed.
+
+    Args:
+        model: a causal language model of transformers, wrapped by PEFT or not.
+        batch: of this rank.
+        keep_only: whether the model takes `logits_to_keep` (`takes_logits_to_keep`), so that the head is applied at
+            supervised positions only; the result is the same without, only slower.
+    """
+    targets = shifted_targets(batch.labels)
+    keep = targets != IGNORE_INDEX
+    # With a cache, transformers would look for packed rows differently; without, rows are plain.
+    if keep_only:
+        logits = model(input_ids=batch.input_ids, use_cache=False, logits_to_keep=keep).logits
+    else:
+        logits = model(input_ids=batch.input_ids, use_cache=False).logits[keep]
+    return F.cross_entropy(logits.float().view(-1, logits.shape[-1]), targets[keep], reduction="sum")

@@ -1,0 +1,124 @@
+"""Writes the run folder: at the start what goes in, at the end what came out."""
+
+import shutil
+import time
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from ift.artifacts import RunFolder, fingerprint, versions, write_json
+from ift.hub import fingerprint as base_fingerprint
+from ift.models.loading import count_parameters
+from ift.training.metrics import StepMetrics
+
+
+class RunFolderWriter(Callback):
+    """Writes configuration, manifest, tokenizer and template before training, adapter or model after it.
+
+    A resumed run continues its folder: the first configuration stays, the manifest gains a session.
+
+    Args:
+        run: the folder.
+        config: the resolved configuration, as YAML text.
+        settings: what of the configuration decides the result, for the fingerprint.
+        metrics: for timings and rates.
+    """
+
+    def __init__(self, run: RunFolder, config: str, settings: dict[str, Any], metrics: StepMetrics) -> None:
+        self._run, self._config, self._settings, self._metrics = run, config, settings, metrics
+        self._manifest: dict[str, Any] = {}
+        self._started = time.monotonic()
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write what goes in, once the model is there."""
+        if not trainer.is_global_zero:
+            return
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        self._run.root.mkdir(parents=True, exist_ok=True)
+        resumed = self._run.manifest.is_file()
+        self._manifest = self._run.read_manifest() if resumed else self._new_manifest(pl_module, datamodule)
+        session: dict[str, Any] = {
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "from_step": trainer.global_step,
+            "world_size": trainer.world_size,
+            "versions": versions(),
+        }
+        self._manifest["sessions"].append(session)
+        self._manifest["status"] = "running"
+        number = len(self._manifest["sessions"])
+        config = self._run.config if not resumed else self._run.config.with_name(f"config.session-{number}.yaml")
+        config.write_text(self._config, encoding="utf-8")
+        if not resumed:
+            write_json(self._run.template, datamodule.encoder.template.describe())
+            datamodule.tokenizer.save_pretrained(str(self._run.tokenizer))
+            _join_files(datamodule.rejects_files(), self._run.rejects)
+        write_json(self._run.manifest, self._manifest)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the result."""
+        result: Any = pl_module.validation_result
+        if trainer.is_global_zero and trainer.state.fn == "fit" and result is not None:
+            self._manifest["validation"].append(asdict(result))
+            write_json(self._run.manifest, self._manifest)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Export the trained weights and close the manifest."""
+        if not trainer.is_global_zero:
+            return
+        self._export(pl_module, trainer.datamodule)  # type: ignore[attr-defined]
+        seconds = time.monotonic() - self._started
+        trained = self._metrics.training_seconds
+        self._manifest["status"] = "finished"
+        self._manifest["steps"] = trainer.global_step
+        self._manifest["sessions"][-1] |= {
+            "ended": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": round(seconds, 3),
+            "training_seconds": round(trained, 3),
+            "supervised_tokens": self._metrics.supervised_tokens,
+            "supervised_tokens_per_second": round(self._metrics.supervised_tokens / max(trained, 1e-9), 1),
+        }
+        self._manifest["last_step"] = self._metrics.last
+        write_json(self._run.manifest, self._manifest)
+
+    def _new_manifest(self, pl_module: Any, datamodule: Any) -> dict[str, Any]:
+        data = datamodule.describe()
+        base = {
+            "name": pl_module.base,
+            "path": str(Path(pl_module.base).expanduser().resolve()) if Path(pl_module.base).is_dir() else None,
+            "fingerprint": base_fingerprint(pl_module.base),
+        }
+        parts = {"settings": self._settings, "data": data["prepared"], "base": base["fingerprint"]}
+        parts |= {"validation": data.get("validation_prepared"), "versions": versions()}
+        return {
+            "status": "running",
+            "fingerprint": fingerprint(parts),
+            "base": base,
+            "dtype": pl_module.dtype_name,
+            "adapter": type(pl_module.adapter).__name__ if pl_module.adapter is not None else None,
+            "seed": pl_module.seed,
+            "versions": versions(),
+            "parameters": count_parameters(pl_module),
+            "data": data,
+            "sessions": [],
+            "validation": [],
+        }
+
+    def _export(self, pl_module: Any, datamodule: Any) -> None:
+        target = self._run.adapter if pl_module.adapter is not None else self._run.model
+        building = target.with_name(target.name + ".tmp")
+        shutil.rmtree(building, ignore_errors=True)  # left by a killed export of this same run
+        pl_module.model.save_pretrained(str(building))
+        if pl_module.adapter is None:
+            datamodule.tokenizer.save_pretrained(str(building))
+        shutil.rmtree(target, ignore_errors=True)  # of an earlier session of this same run
+        building.rename(target)
+
+
+def _join_files(sources: list[Path], target: Path) -> None:
+    with target.open("wb") as out:
+        for source in sources:
+            with source.open("rb") as file:
+                shutil.copyfileobj(file, out)

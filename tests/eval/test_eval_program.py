@@ -1,0 +1,178 @@
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ift.records import Prediction, write_jsonl
+
+ROOT = Path(__file__).resolve().parents[2]
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def answer(prompts: Path, predictions: Path, letter: str) -> None:
+    """Stand in for `ift predict`: every prompt gets the same response."""
+    records = [json.loads(line) for line in prompts.read_text(encoding="utf-8").splitlines()]
+    write_jsonl(
+        predictions,
+        [
+            Prediction(item["id"], "…", letter, "stop", reference=item["reference"], meta=item["meta"])
+            for item in records
+        ],
+    )
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture
+def answered(run_eval: Run, quiz_file: Path, tmp_path: Path) -> list[object]:
+    """The arguments of `score` after `prepare` and a stand-in for `ift predict`."""
+    prompts, predictions = tmp_path / "prompts.jsonl", tmp_path / "predictions.jsonl"
+    prepared = run_eval("prepare", "quiz", "--data", quiz_file, "--mode", "generate", "--output", prompts)
+    assert (prepared.returncode, prepared.stdout) == (0, f"{prompts}: 5 prompts\n")
+    answer(prompts, predictions, "B")
+    return ["score", "quiz", "--data", quiz_file, "--predictions", predictions, "--output", tmp_path / "report"]
+
+
+def test_list_shows_every_benchmark(run_eval: Run) -> None:
+    listed = run_eval("list")
+    assert listed.returncode == 0
+    assert [line.split()[0] for line in listed.stdout.splitlines()] == ["exact_match", "quiz"]
+
+
+def test_from_data_to_report(run_eval: Run, answered: list[object], quiz_file: Path, tmp_path: Path) -> None:
+    scored = run_eval(*answered)
+    assert scored.returncode == 0, scored.stderr
+    facts = json.loads((tmp_path / "report" / "report.json").read_text(encoding="utf-8"))
+    predictions = tmp_path / "predictions.jsonl"
+    # Wilson's interval for 2 of 3 and 1 of 2, by hand: (p + z²/2n ± z·sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n), z = 1.96.
+    low, high = facts["overall"].pop("interval")
+    assert (low, high) == (pytest.approx(0.2077, abs=1e-4), pytest.approx(0.9385, abs=1e-4))
+    assert facts["categories"]["医疗"].pop("interval") == pytest.approx([0.0945, 0.9055], abs=1e-4)
+    assert facts["categories"]["法律"].pop("interval") == pytest.approx([0.2065, 1.0], abs=1e-4)
+    assert facts == {
+        "benchmark": "quiz",
+        "protocol": "alpaca_cot_zero_shot",
+        "protocol_version": 1,
+        "answers": "generated",
+        "data": {"path": str(quiz_file), "sha256": sha256(quiz_file), "n": 5},
+        "predictions": {"path": str(predictions), "sha256": sha256(predictions)},
+        "overall": {"n": 3, "score": pytest.approx(2 / 3)},
+        "macro": 0.75,
+        "categories": {"医疗": {"n": 2, "score": 0.5}, "法律": {"n": 1, "score": 1.0}},
+        "excluded": {"several answers": 1, "answer is none of the options": 1},
+        "unparsed": 0,
+        "unparsed_responses": {},
+        "tied": 0,
+        "finish_reasons": {"stop": 5},
+    }
+    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == ["report.json", "report.md"]
+
+
+def test_the_table_has_the_same_facts(run_eval: Run, answered: list[object], tmp_path: Path) -> None:
+    predictions = tmp_path / "predictions.jsonl"
+    predictions.write_text(predictions.read_text(encoding="utf-8").replace('"B"', '"A|B"', 1), encoding="utf-8")
+    assert run_eval(*answered).returncode == 0
+    text = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+    for line in (
+        "| 医疗 | 2 | 0.5000 | 0.0945 – 0.9055 |",
+        "| **overall (micro)** | 3 | 0.6667 | 0.2077 – 0.9385 |",
+        "| **macro (mean of categories)** | | 0.7500 | |",
+        "- excluded: several answers 1, answer is none of the options 1",
+        "- unparsed, counted as wrong: 1",
+        '- quiz-00000: "A|B"',
+    ):
+        assert line in text.splitlines()
+
+
+def test_nothing_is_overwritten(run_eval: Run, answered: list[object], quiz_file: Path, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    again = run_eval("prepare", "quiz", "--data", quiz_file, "--output", prompts)
+    assert (again.returncode, again.stdout) == (2, "")
+    assert again.stderr.startswith(f"error: {prompts}: the file exists")
+    assert run_eval(*answered).returncode == 0
+    before = sha256(tmp_path / "report" / "report.json")
+    again = run_eval(*answered)
+    assert again.returncode == 2 and "report.json exists and nothing is overwritten" in again.stderr
+    assert sha256(tmp_path / "report" / "report.json") == before
+
+
+def test_a_partial_file_gives_no_report(run_eval: Run, answered: list[object], tmp_path: Path) -> None:
+    predictions = tmp_path / "predictions.jsonl"
+    lines = predictions.read_text(encoding="utf-8").splitlines(keepends=True)
+    predictions.write_text("".join(lines[:-2]), encoding="utf-8")
+    scored = run_eval(*answered)
+    assert scored.returncode == 2
+    assert "3 predictions for 5 prompts: 2 missing (quiz-00003, quiz-00004)" in scored.stderr
+    assert not (tmp_path / "report").exists()
+
+
+def test_a_sample_is_scored_with_the_same_limit_and_seed(run_eval: Run, quiz_file: Path, tmp_path: Path) -> None:
+    prompts, predictions = tmp_path / "prompts.jsonl", tmp_path / "predictions.jsonl"
+    sample = ["--limit", 4, "--seed", 0]
+    assert run_eval("prepare", "quiz", "--data", quiz_file, "--output", prompts, *sample).returncode == 0
+    answer(prompts, predictions, "B")
+    score = ["score", "quiz", "--data", quiz_file, "--predictions", predictions, "--output", tmp_path / "report"]
+    whole = run_eval(*score)
+    assert whole.returncode == 2 and "4 predictions for 5 prompts: 1 missing" in whole.stderr
+    assert run_eval(*score, *sample).returncode == 0
+    data = json.loads((tmp_path / "report" / "report.json").read_text(encoding="utf-8"))["data"]
+    assert (data["n"], data["limit"], data["seed"]) == (4, 4, 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["prepare", "quizz", "--data", "x", "--output", "y"], "unknown name 'quizz'. Did you mean 'quiz'?"),
+        (["prepare", "quiz", "--data", "none.json", "--output", "y"], "none.json: no such file."),
+        (["prepare", "quiz", "--data", "x", "--output", "y", "--mode", "chat"], "--mode: unknown name 'chat'"),
+        (["prepare", "exact_match", "--data", "x", "--output", "y", "--mode", "chat"], "has one way to ask only"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(run_eval: Run, arguments: list[str], message: str) -> None:
+    result = run_eval(*arguments)
+    assert result.returncode == 2
+    assert re.fullmatch(r"error: .*\n", result.stderr) and message in result.stderr
+    assert "Traceback" in run_eval(*arguments, "--debug").stderr
+
+
+def test_the_readme_example_is_a_benchmark(run_eval: Run, tmp_path: Path) -> None:
+    """A new file in the folder is all it takes: copied out of the README, listed, prepared and scored."""
+    folder = tmp_path / "copy" / "eval"
+    shutil.copytree(ROOT / "eval", folder, ignore=shutil.ignore_patterns("__pycache__"))
+    block = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert block
+    (folder / "sums.py").write_text(block[1], encoding="utf-8")
+    data, prompts, predictions = tmp_path / "sums.jsonl", tmp_path / "prompts.jsonl", tmp_path / "predictions.jsonl"
+    data.write_text('{"a": "2", "b": "3", "sum": "5"}\n{"a": "2", "b": "2", "sum": "4"}\n', encoding="utf-8")
+    place = {"cwd": folder.parent, "environment": {**os.environ, "PYTHONPATH": str(ROOT)}}
+    assert "sums  plain 1  sums of two numbers" in run_eval("list", **place).stdout
+    assert run_eval("prepare", "sums", "--data", data, "--output", prompts, **place).returncode == 0
+    answer(prompts, predictions, "4")
+    score = ["score", "sums", "--data", data, "--predictions", predictions, "--output", tmp_path / "report"]
+    scored = run_eval(*score, **place)
+    assert scored.returncode == 0, scored.stderr
+    facts = json.loads((tmp_path / "report" / "report.json").read_text(encoding="utf-8"))
+    assert (facts["categories"]["addition"]["n"], facts["overall"]["score"]) == (2, 0.5)
+
+
+@pytest.mark.parametrize("arguments", [["list"], ["--help"]])
+def test_starts_without_heavy_packages(arguments: list[str]) -> None:
+    program = (
+        "import runpy, sys\n"
+        f"sys.argv = ['eval', *{arguments!r}]\n"
+        "try: runpy.run_module('eval', run_name='__main__')\n"
+        "except SystemExit as end: assert not end.code\n"
+        "print('heavy:', {'torch', 'transformers', 'lightning'} & set(sys.modules))"
+    )
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.endswith("heavy: set()\n")
