@@ -17,21 +17,31 @@ def local_folder(base: str) -> Path | None:
     return path if path.is_dir() else None
 
 
+def check_place(key: str, name: str) -> None:
+    """Refuse what is neither a folder nor can be a hub id, without touching the network.
+
+    Raises:
+        UserError: a file, or a path that does not exist.
+    """
+    if local_folder(name) is not None:
+        return
+    if Path(name).expanduser().exists():
+        raise UserError(f"{key}: '{name}' is a file. Name the folder that holds it.")
+    if name.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(name):
+        raise UserError(
+            f"{key}: no folder '{name}' (looked in {Path.cwd()}), and it is no hub id (owner/name). Mend the path."
+        )
+
+
 def check_base(key: str, base: str) -> None:
     """Refuse a base model that cannot be there, without touching the network.
 
     Raises:
         UserError: a path that does not exist, or a folder without `config.json`.
     """
+    check_place(key, base)
     folder = local_folder(base)
-    if folder is None:
-        if Path(base).expanduser().exists():
-            raise UserError(f"{key}: '{base}' is a file. Name the folder that holds config.json and the weights.")
-        if base.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(base):
-            raise UserError(
-                f"{key}: no folder '{base}' (looked in {Path.cwd()}), and it is no hub id (owner/name). Mend the path."
-            )
-    elif not (folder / "config.json").is_file():
+    if folder is not None and not (folder / "config.json").is_file():
         raise UserError(f"{key}: the folder '{base}' holds no config.json, so it is no model in transformers' layout.")
 
 

@@ -1,8 +1,7 @@
-"""Tiny real things for tests: tokenizers trained here, models made from a config, data written here."""
+"""Fixtures that all tests share: a trained tokenizer, a tiny model, rows, and a small run as YAML."""
 
-import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,37 +10,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
-
-ROOT = Path(__file__).parent.parent
-
-WORDS = ["river", "stone", "lamp", "cloud", "paper", "green", "seven", "music", "winter", "bread"]
-CHINESE = ["河流", "石头", "灯光", "云彩", "纸张", "绿色", "音乐", "冬天", "面包", "朋友"]
-
-
-def make_rows(number: int, *, start: int = 0) -> list[dict[str, str]]:
-    """Return alpaca rows of varied length, half of them with an input, in two languages."""
-    rows = []
-    for i in range(start, start + number):
-        words = [WORDS[(i * 3 + k) % 10] for k in range(1 + i % 7)]
-        chinese = [CHINESE[(i + k) % 10] for k in range(1 + i % 4)]
-        if i % 2:
-            rows.append({"instruction": f"Repeat item {i}.", "input": " ".join(words), "output": " ".join(words)})
-        else:
-            rows.append(
-                {"instruction": f"请重复第{i}项：{'、'.join(chinese)}", "input": "", "output": "，".join(chinese)}
-            )
-    return rows
-
-
-def write_json(path: Path, rows: list[Any]) -> Path:
-    path.write_text(json.dumps(rows, ensure_ascii=False, indent=1), encoding="utf-8")
-    return path
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Bit-for-bit comparisons need one way to add numbers up."""
-    yield
+from tiny import make_llama, make_rows, write_json
 
 
 @pytest.fixture(scope="session")
@@ -56,27 +25,6 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = folder / "spm"
     assert main(["train", "--input", str(folder / "text.txt"), "--output", str(target), "--vocab-size", "420"]) == 0
     return target
-
-
-def make_llama(folder: Path, vocabulary: int, **settings: Any) -> Path:
-    """Write a tiny random Llama with a seeded initialisation."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        tie_word_embeddings=False,
-        **settings,
-    )
-    LlamaForCausalLM(config).save_pretrained(str(folder))
-    return folder
 
 
 @pytest.fixture(scope="session")

@@ -1,135 +1,144 @@
 """A parser whose errors name the file, the line, the key and the nearest right one."""
 
-import ast
-import difflib
+import dataclasses
+import importlib
 import inspect
 import re
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, get_args
 
-import yaml
 from jsonargparse import ArgumentError
 from lightning.pytorch.cli import LightningArgumentParser
 
+from ift.commands.config_file import ConfigFile, config_names
+from ift.commands.messages import is_missing, key_in, nearest, simplified
 from ift.errors import UserError
 
 _HELP_KEYS = frozenset({"config", "print_config", "help"})
-
-
-class ConfigFile:
-    """A YAML file with the line of each key.
-
-    Args:
-        name: path as the user typed it.
-
-    Raises:
-        UserError: no such file, or no YAML mapping.
-    """
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        path = Path(name).expanduser()
-        if not path.is_file():
-            raise UserError(f"--config: no file '{name}' (looked in {Path.cwd()}).")
-        try:
-            root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"{name}: not valid YAML: {error}") from error
-        if root is not None and not isinstance(root, yaml.MappingNode):
-            raise UserError(f"{name}: expected keys and values.")
-        self.lines = dict(_walk(root, "")) if root is not None else {}
-        """Dotted path to line, from 1, in the order of the file."""
-
-    def place(self, key: str) -> str | None:
-        """Return `file line N` of a dotted path, or of the last key of that name."""
-        path = key if key in self.lines else next((p for p in self.lines if p.split(".")[-1] == key), None)
-        return f"{self.name} line {self.lines[path]}" if path else None
-
-
-def _walk(node: yaml.Node, prefix: str) -> Iterator[tuple[str, int]]:
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            path = f"{prefix}.{key.value}" if prefix else str(key.value)
-            yield path, key.start_mark.line + 1
-            yield from _walk(value, path)
-    elif isinstance(node, yaml.SequenceNode):
-        for number, value in enumerate(node.value):
-            yield from _walk(value, f"{prefix}[{number}]")
-
-
-def config_names(arguments: list[str]) -> list[str]:
-    """Return the files named by `--config` or `-c`, in order."""
-    names = []
-    for position, argument in enumerate(arguments):
-        if argument in ("--config", "-c") and position + 1 < len(arguments):
-            names.append(arguments[position + 1])
-        elif argument.startswith("--config="):
-            names.append(argument.removeprefix("--config="))
-    return names
+_CLASS_KEYS = ["class_path", "init_args", "dict_kwargs"]
 
 
 class ConfigParser(LightningArgumentParser):
     """Raises `UserError` instead of printing the usage and exiting."""
 
-    _files: list[ConfigFile]
+    _files: Sequence[ConfigFile] = ()
+    _arguments: Sequence[str] = ()
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self._sources: dict[str, str] = {}
+        super().__init__(*args, **options)
+
+    def link_arguments(self, source: Any, target: str, *args: Any, **options: Any) -> None:
+        """Let one key follow another, and remember it: to set it would have no effect."""
+        self._sources[target] = source
+        super().link_arguments(source, target, *args, **options)
 
     def keys(self) -> list[str]:
         """Return every key that a configuration file may hold at a fixed place, sorted."""
-        return sorted({action.dest for action in self._actions if action.dest not in _HELP_KEYS})
+        found = {action.dest for action in self._actions} - _HELP_KEYS - self._sources.keys()
+        return sorted(key for key in found if not key.endswith(".help"))
 
     def check_files(self, arguments: list[str]) -> None:
-        """Read the configuration files and refuse unknown keys.
+        """Read the configuration files and refuse unknown and missing keys, also inside lists and class settings.
 
         Raises:
             UserError: with file, line and the nearest known key.
         """
+        self._arguments = arguments
         self._files = [ConfigFile(name) for name in config_names(arguments)]
         known = self.keys()
         for file in self._files:
-            for path in file.lines:
-                self._check_key(file, path, known)
+            for path, entry in file.entries.items():
+                place = f"{file.name} line {entry.line}"
+                if path in self._sources:
+                    raise UserError(f"{place}: '{path}' always follows '{self._sources[path]}'. Leave it out.")
+                if any(key.startswith(path + ".") for key in known):
+                    if entry.text is not None:
+                        raise UserError(f"{place}: '{path}' needs keys below it, found '{entry.text}'.")
+                elif path not in known:
+                    self._check_inside(place, path, entry.text, known)
+        for file in self._files:
+            self._check_required(file)
 
-    def _check_key(self, file: ConfigFile, path: str, known: list[str]) -> None:
-        if "[" in path or path in known or any(key.startswith(path + ".") for key in known):
-            return
-        parent = path
-        while "." in parent:
-            parent = parent.rpartition(".")[0]
-            if parent in known and not any(key.startswith(parent + ".") for key in known):
-                return  # inside a value; the type of the value decides
-            if parent in known and parent + ".class_path" in file.lines:
-                return  # settings of a class; jsonargparse knows them
-        raise UserError(f"{file.name} line {file.lines[path]}: unknown key '{path}'.{_nearest(path, known)}")
+    def _check_inside(self, place: str, path: str, text: str | None, known: list[str]) -> None:
+        """Check a key that can only stand inside a value: of a list of sources, or of a class's settings."""
+        container, _, name = path.rpartition(".")
+        values = [key for key in known if not any(other.startswith(key + ".") for other in known)]
+        if not any(container == key or container.startswith((f"{key}.", f"{key}[")) for key in values):
+            raise UserError(f"{place}: unknown key '{path}'.{nearest(path, known)}")
+        if name == "class_path":
+            _check_class(f"{place}: {path}", text)
+        allowed = self._names_inside(container)
+        if allowed is not None and name not in allowed:
+            raise UserError(f"{place}: unknown key '{path}'.{nearest(name, allowed)}")
+
+    def _check_required(self, file: ConfigFile) -> None:
+        for path, entry in file.entries.items():
+            container, _, name = path.rpartition(".")
+            for field in _required(self._dataclass(container)):
+                if f"{container}.{field}" not in file.entries:
+                    place = f"{file.name} line {entry.line}"
+                    raise UserError(f"{place}: {container}.{field}: required, and not given. Set it beside '{name}'.")
+
+    def _names_inside(self, container: str) -> list[str] | None:
+        """Return the names that may stand in a mapping inside a value, or `None` where its type does not tell."""
+        owner, _, last = container.rpartition(".")
+        if last == "init_args":
+            class_path = self._typed(f"{owner}.class_path")
+            return _settings(class_path) if class_path else None
+        if self._typed(f"{container}.class_path"):
+            return _CLASS_KEYS
+        found = self._dataclass(container)
+        return [field.name for field in dataclasses.fields(found)] if found is not None else None
+
+    def _dataclass(self, container: str) -> Any:
+        key = re.sub(r"\[\d+\]$", "", container)
+        hints = [getattr(action, "_typehint", None) for action in self._actions if action.dest == key]
+        kinds: list[Any] = [kind for hint in hints for kind in _leaves(hint) if dataclasses.is_dataclass(kind)]
+        # PEFT's are dataclasses too, but named by class_path: a base class tells nothing of its subclass's fields.
+        return next((kind for kind in kinds if not kind.__subclasses__()), None)
+
+    def _typed(self, path: str) -> str | None:
+        """Return the value as typed in the last file that holds the path."""
+        texts = [file.entries[path].text for file in self._files if path in file.entries]
+        return texts[-1] if texts else None
 
     def error(self, message: str, ex: Exception | None = None) -> None:
         """Explain jsonargparse's message in the user's terms."""
         raise UserError(self.explain(message)) from ex
 
     def explain(self, message: str) -> str:
-        """Return the message with file, line and the nearest right name."""
-        if match := re.search(r"[Uu]nrecognized arguments: (\S+)", message):
-            key = match[1].lstrip("-").partition("=")[0]
-            return f"unknown option '{match[1]}'.{_nearest(key, self.keys(), prefix='--')}"
-        key = next(iter(re.findall(r"[Kk]ey \"([^\"]+)\"", message)), "")
-        if "Got value: None" in message and not self._place(key):
-            return f"{key}: required, and not given. Set it in the YAML, or with --{key}."
+        """Return jsonargparse's message with file, line and the nearest right name."""
         text = re.sub(r"\s*\n\s*", " ", message.strip())
-        text = re.sub(r"^Parser key \"([^\"]+)\":", r"\1:", text).replace("typing.", "")
-        unknown = re.findall(r"class_path '([^']+)'[^']*?Option '([^']+)' is not accepted", text)
-        if unknown:
-            class_path, option = unknown[-1]
-            place = self._place(option)
-            nearest = _nearest(option, _settings(class_path))
-            text = f"{key or class_path}: {class_path} has no setting '{option}'.{nearest}"
-            return f"{place}: {text}" if place else text
-        place = self._place(key)
-        text += _nearest_choice(text)
+        if match := re.search(r"[Uu]nrecognized arguments: (\S+)", text):
+            key = match[1].lstrip("-").partition("=")[0]
+            return f"unknown option '{match[1]}'.{nearest(key, self.keys(), prefix='--')}"
+        key = key_in(text)
+        if is_missing(text) or ("Got value: None" in text and not self._place(key)):
+            return f"{key}: required, and not given. Set it in the YAML, or with --{key}."
+        text = simplified(text)
+        if key and (unknown := re.search(r"Option '([^']+)' is not accepted", text)):
+            known = self._names_inside(f"{key}.init_args") or []
+            text = f"{key}: unknown setting '{unknown[1]}'.{nearest(unknown[1], known)}"
+        place = self._place(key, text)
         return f"{place}: {text}" if place else text
 
-    def _place(self, key: str) -> str | None:
-        places = [file.place(key) for file in getattr(self, "_files", [])] if key else []
-        return next((place for place in reversed(places) if place), None)
+    def _place(self, key: str, text: str = "") -> str | None:
+        """Return where the key was typed: an option of the command line, else the last file that holds it."""
+        value = re.search(r"Got value: (\S+?)\.?(?: |$)", text)
+        typed = value[1] if value else ""
+        options = [argument for argument in self._arguments if re.match(rf"--{re.escape(key)}([.=]|$)", argument)]
+        if key and options and typed in "".join(self._arguments):
+            return "command line"
+        inner = re.match(r"\S+: (\w+): ", text)
+        pattern = re.escape(key) + (rf"(\[\d+\]|\.init_args)?\.{inner[1]}" if inner else "")
+        found = [
+            file.place(path)
+            for file in self._files
+            for path, entry in file.entries.items()
+            if re.fullmatch(pattern, path) and (not inner or entry.text == typed)
+        ]
+        return found[-1] if found else None
 
     def parse_args(self, args: Any = None, namespace: Any = None, **options: Any) -> Any:
         """Parse, with the files checked first."""
@@ -139,30 +148,52 @@ class ConfigParser(LightningArgumentParser):
         except ArgumentError as error:
             raise UserError(self.explain(str(error))) from error
 
-
-def _nearest(name: str, known: list[str], *, prefix: str = "") -> str:
-    found = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    if not found:  # the right last name in the wrong place
-        last = name.rpartition(".")[2]
-        found = [key for key in known if key.rpartition(".")[2] == last][:1]
-    if found:
-        return f" Did you mean '{prefix}{found[0]}'?"
-    siblings = [key for key in known if key.rpartition(".")[0] == name.rpartition(".")[0]]
-    return f" Known there: {', '.join(siblings[:30])}." if siblings else ""
+    def instantiate_classes(self, *args: Any, **options: Any) -> Any:
+        """Build the classes; what their constructors refuse is a mistake in their settings."""
+        try:
+            return super().instantiate_classes(*args, **options)
+        except UserError:
+            raise
+        except ValueError as error:
+            raise UserError(self.explain(str(error))) from error
 
 
-def _nearest_choice(text: str) -> str:
-    match = re.search(r"Literal(\[[^\]]*\]).*Got value: (\S+)", text)
-    if not match:
-        return ""
-    found = difflib.get_close_matches(match[2], [str(choice) for choice in ast.literal_eval(match[1])], n=1)
-    return f". Did you mean '{found[0]}'?" if found else ""
+def _leaves(hint: Any) -> list[Any]:
+    arguments = get_args(hint)
+    return [leaf for argument in arguments for leaf in _leaves(argument)] if arguments else [hint]
 
 
-def _settings(class_path: str) -> list[str]:
-    from jsonargparse._util import import_object
+def _required(kind: Any) -> list[str]:
+    """Return the names of a dataclass's fields without a default."""
+    fields = dataclasses.fields(kind) if kind is not None else ()
+    missing = dataclasses.MISSING
+    return [field.name for field in fields if field.default is missing and field.default_factory is missing]
 
+
+def _check_class(place: str, class_path: str | None) -> None:
+    module_name, _, name = (class_path or "").rpartition(".")
+    if not module_name:
+        return  # a bare name of one of Lightning's classes, which jsonargparse completes
     try:
-        return list(inspect.signature(import_object(class_path)).parameters)
-    except (ImportError, AttributeError, ValueError, TypeError):
-        return []
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise UserError(
+            f"{place}: '{class_path}' cannot be imported ({error}). Give 'package.module.Class'."
+        ) from error
+    if not hasattr(module, name):
+        raise UserError(f"{place}: '{module_name}' has no '{name}'.{nearest(name, _class_names(module))}")
+
+
+def _class_names(module: Any) -> list[str]:
+    return [name for name in dir(module) if name[:1].isupper()]
+
+
+def _settings(class_path: str) -> list[str] | None:
+    """Return the names of a class's settings, or `None` where its signature does not tell them all."""
+    module, _, name = class_path.rpartition(".")
+    if not module:
+        return None
+    parameters = inspect.signature(getattr(importlib.import_module(module), name)).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return None
+    return list(parameters)

@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser
@@ -14,6 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from ift import hub
 from ift.artifacts import RunFolder
 from ift.commands.trainer import IftCLI, check_trainer, is_first_process
+from ift.data.encoding import tokenizer_hash
 from ift.data.rows import content_hash
 from ift.errors import UserError
 from ift.inference.module import PredictionModule
@@ -27,7 +29,10 @@ def run_settings(run: RunFolder) -> dict[str, Any]:
     Raises:
         UserError: no run folder, an unfinished one, or one whose base model has changed since.
     """
-    manifest = run.read_manifest()
+    try:
+        manifest = run.read_manifest()
+    except UserError as error:
+        raise UserError(f"run: {error}") from error
     if manifest["status"] != "finished":
         raise UserError(f"run: '{run.root}' is not finished. Continue it with ift fit --ckpt_path last.")
     template = json.loads(run.template.read_text(encoding="utf-8"))
@@ -62,14 +67,19 @@ class PredictCLI(IftCLI):
         parser.add_argument(
             "--run", type=str | None, default=None, help="a run folder: its base model, adapter, tokenizer, template"
         )
-        parser.add_argument("--output_dir", type=str, help="new folder for predictions.jsonl, or one to continue")
+        parser.add_argument(
+            "--output_dir", type=str, required=True, help="new folder for predictions.jsonl, or one to continue"
+        )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Let a run folder set the defaults of what it decides."""
         run = _value_of("run", args)
-        if run is not None:
-            parser.set_defaults(run_settings(RunFolder(run)))
+        settings = run_settings(RunFolder(run)) if run is not None else {}
+        parser.set_defaults(settings)
         super().parse_arguments(parser, args)
+        for key, value in settings.items():
+            if key != "model.dtype" and _plain(self.config[key]) != value:
+                raise UserError(f"{key}: with --run '{run}' it is decided by that run. Leave one of the two out.")
         if self.config["run"] != run:
             raise UserError("run: name the run folder on the command line (--run RUN), not in a YAML file.")
 
@@ -81,11 +91,12 @@ class PredictCLI(IftCLI):
         """Add what writes the predictions."""
         self.datamodule.load()
         folder = PredictionFolder(self.config["output_dir"])
-        done = folder.begin(self._identity(), create=is_first_process())
+        identity = self._identity()
+        done = folder.answered(identity, mend=is_first_process())
         if done:
             print(f"continuing: {len(done)} of {len(self.datamodule.prompts)} prompts are answered already")
         self.datamodule.done = done
-        return [PredictionWriter(folder, done)]
+        return [PredictionWriter(folder, identity, done)]
 
     def instantiate_trainer(self, **options: Any) -> Trainer:
         """Write no log and no checkpoint."""
@@ -100,11 +111,17 @@ class PredictCLI(IftCLI):
             "base": hub.fingerprint(self.config["model"]["base"]),
             "adapter": _adapter_hash(Path(adapter)) if adapter else None,
             "template": self.datamodule.encoder.template.describe(),
+            "tokenizer": tokenizer_hash(self.datamodule.encoder.tokenizer),
             "dtype": self.config["model"]["dtype"],
+            "precision": str(self.config["trainer"]["precision"]),
             "decoding": vars(self.model.decoding),
             "seed": self.model.seed,
             "batch_size": self.datamodule.batch_size,
         }
+
+
+def _plain(value: Any) -> Any:
+    return value.as_dict() if isinstance(value, Namespace) else value
 
 
 def _adapter_hash(folder: Path) -> str:
@@ -115,12 +132,14 @@ def _adapter_hash(folder: Path) -> str:
 
 
 def _value_of(name: str, arguments: list[str]) -> str | None:
+    """Return the value of an option as typed; the last one counts, as for the parser."""
+    found = None
     for position, argument in enumerate(arguments):
         if argument == f"--{name}" and position + 1 < len(arguments):
-            return arguments[position + 1]
-        if argument.startswith(f"--{name}="):
-            return argument.partition("=")[2]
-    return None
+            found = arguments[position + 1]
+        elif argument.startswith(f"--{name}="):
+            found = argument.partition("=")[2]
+    return found
 
 
 def run(command: str, arguments: list[str]) -> None:

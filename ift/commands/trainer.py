@@ -1,8 +1,10 @@
 """`ift fit` and `ift validate`: Lightning's command line around our module and data."""
 
 import logging
+import shutil
 import sys
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from lightning.pytorch.loggers import TensorBoardLogger  # noqa: E402
 from ift.artifacts import RunFolder  # noqa: E402
 from ift.commands.config import ConfigParser  # noqa: E402
 from ift.data.datamodule import InstructionDataModule  # noqa: E402
-from ift.errors import UserError  # noqa: E402
+from ift.errors import UserError, unknown_name  # noqa: E402
 from ift.training.checkpoints import AtomicCheckpointIO, check_checkpoint, resolve_checkpoint  # noqa: E402
 from ift.training.metrics import StepMetrics  # noqa: E402
 from ift.training.module import InstructionModule  # noqa: E402
@@ -30,6 +32,9 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "log_every_n_steps": 10,
     "enable_model_summary": False,
 }
+
+STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "DDPStrategy", "SingleDeviceStrategy")
+"""Strategies whose steps are exact here; a class path may give one of the classes with arguments."""
 
 
 class IftCLI(LightningCLI):
@@ -80,7 +85,9 @@ class IftCLI(LightningCLI):
         logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
         try:
             return super().instantiate_trainer(**options)
-        except MisconfigurationException as error:
+        except UserError:
+            raise
+        except (MisconfigurationException, ValueError) as error:  # what Lightning's Trainer refuses
             raise UserError(f"trainer: {error}") from error
 
 
@@ -94,7 +101,9 @@ class TrainingCLI(IftCLI):
         """Add the run folder, the checkpoint to resume from, checkpointing and sample responses."""
         super().add_arguments_to_parser(parser)
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
-        parser.add_argument("--run_dir", type=str, help="the run folder: new, or continued with --ckpt_path last")
+        parser.add_argument(
+            "--run_dir", type=str, required=True, help="the run folder: new, or continued with --ckpt_path last"
+        )
         parser.add_argument(
             "--ckpt_path", type=str | None, default=None, help="checkpoint to resume from, or 'last' for the newest"
         )
@@ -113,12 +122,18 @@ class TrainingCLI(IftCLI):
         """Refuse what cannot be, before anything is loaded."""
         check_trainer(self.config["trainer"], self.command)
         self.run = RunFolder(self.config["run_dir"])
-        self.checkpoint = resolve_checkpoint(self.config["ckpt_path"], self.run)
+        self.checkpoint = resolve_checkpoint(self.config["ckpt_path"], self.run, required=self.command != "fit")
         if self.checkpoint is not None:
             check_checkpoint(self.checkpoint, self.config["model"]["base"])
         # Only the first process looks: the others start when it has begun to write.
-        if self.command == "fit" and self.config["ckpt_path"] is None and is_first_process():
+        if self.command == "fit" and not self._continues() and is_first_process():
             self.run.check_new()
+
+    def _continues(self) -> bool:
+        """Whether the run folder's own run is resumed; another run's checkpoint begins a new one."""
+        if self.checkpoint is None:
+            return bool(self.config["ckpt_path"] == "last")
+        return self.checkpoint.resolve().parent == self.run.checkpoints.resolve()
 
     def own_callbacks(self) -> list[Callback]:
         """Add what writes the run folder."""
@@ -194,21 +209,64 @@ def check_trainer(trainer: Any, command: str) -> None:
             bool(trainer["reload_dataloaders_every_n_epochs"]),
             "every epoch has an order of its own already",
         ),
+        "fast_dev_run": (bool(trainer["fast_dev_run"]), "it would leave what looks like a whole run; use max_steps"),
+        "limit_predict_batches": (
+            trainer["limit_predict_batches"] is not None,
+            "every prompt is answered; give a file with fewer prompts",
+        ),
+        "barebones": (bool(trainer["barebones"]), "a run without log, checkpoint and progress cannot be traced"),
     }
     for key, (is_refused, repair) in refused.items():
         if is_refused:
             raise UserError(f"trainer.{key}: {trainer[key]} is not possible; {repair}.")
     strategy = trainer["strategy"]
-    if not isinstance(strategy, str) or not (strategy == "auto" or strategy.startswith("ddp")):
-        raise UserError(f"trainer.strategy: '{strategy}' is not offered. Known: auto (one device, or ddp), ddp.")
-    if command == "fit" and trainer["max_epochs"] is None and trainer["max_steps"] == -1:
+    named = strategy if isinstance(strategy, str) else strategy["class_path"].rpartition(".")[2]
+    if named not in STRATEGIES:
+        raise unknown_name("trainer.strategy", named, STRATEGIES, hint="'auto' is one device, or ddp on several.")
+    _check_accelerator(trainer["accelerator"])
+    if command == "fit":
+        _check_duration(trainer["max_epochs"], trainer["max_steps"])
+
+
+def _check_accelerator(name: Any) -> None:
+    import torch
+    from lightning.pytorch.accelerators import AcceleratorRegistry
+
+    known = ("auto", "gpu", *AcceleratorRegistry.available_accelerators())
+    if not isinstance(name, str) or name == "auto":
+        return
+    if name not in known:
+        raise unknown_name("trainer.accelerator", name, known)
+    found = torch.cuda.is_available() or torch.backends.mps.is_available()
+    if not (found if name == "gpu" else AcceleratorRegistry[name]["accelerator"].is_available()):
+        raise UserError(f"trainer.accelerator: '{name}', and torch finds none here. Set it to auto or cpu.")
+
+
+def _check_duration(max_epochs: int | None, max_steps: int) -> None:
+    """The schedule of the learning rate needs an end, and a run without a step is none."""
+    if max_steps != -1:
+        if max_steps < 1:
+            raise UserError(f"trainer.max_steps: {max_steps} is less than 1. Leave it out to train for max_epochs.")
+    elif max_epochs is None:
         raise UserError("trainer.max_epochs: required, or trainer.max_steps: how long to train has no default.")
+    if max_epochs is not None and max_epochs < (-1 if max_steps != -1 else 1):
+        raise UserError(f"trainer.max_epochs: {max_epochs} is less than 1; the learning rate's schedule needs an end.")
+
+
+def _remove_unbegun(run: RunFolder) -> None:
+    """Remove what the logger opened if the model could not be built: a run begins with its manifest."""
+    if not run.manifest.is_file():
+        shutil.rmtree(run.tensorboard, ignore_errors=True)
+        with suppress(OSError):  # absent, or not empty
+            run.root.rmdir()
 
 
 def run(command: str, arguments: list[str]) -> None:
     """Run `fit` or `validate`."""
     # One batch is one step here, so Lightning's advice on workers and batch sizes does not apply.
     warnings.filterwarnings("ignore", module="lightning")
+    # jsonargparse passes every default of a PEFT configuration, and PEFT takes some for a wish.
+    warnings.filterwarnings("ignore", message="`loftq_config` specified")
     cli = TrainingCLI(command, arguments)
     cli.datamodule.load()  # all mistakes in the data come before the weights, and before other processes wait
     checkpoint = str(cli.checkpoint) if cli.checkpoint is not None else None
@@ -219,5 +277,8 @@ def run(command: str, arguments: list[str]) -> None:
         cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=checkpoint, weights_only=True)
     except MisconfigurationException as error:
         raise UserError(f"trainer: {error}") from error
+    finally:
+        if command == "fit" and cli.trainer.is_global_zero:
+            _remove_unbegun(cli.run)
     if cli.trainer.is_global_zero:
         print(f"run folder: {cli.run.root}\ntensorboard --logdir {cli.run.tensorboard}", file=sys.stderr)

@@ -8,7 +8,7 @@ something with the texts that cannot be segmented, and the row is refused with t
 import re
 from typing import Any
 
-from ift.data.conversation import Conversation
+from ift.data.conversation import Conversation, Message
 from ift.data.layouts import RowError
 from ift.data.templates import Segment
 from ift.errors import UserError
@@ -30,6 +30,7 @@ class ChatTemplate:
         self._tokenizer = tokenizer
         tokens = sorted(set(tokenizer.all_special_tokens), key=len, reverse=True)
         self._special = re.compile("(" + "|".join(re.escape(token) for token in tokens) + ")")
+        self._check_prompt()
 
     def describe(self) -> dict[str, Any]:
         """Return the Jinja source."""
@@ -53,6 +54,20 @@ class ChatTemplate:
                 return self._segments(conversation, chat, candidate, pieces)
         raise RowError("the tokenizer's chat template rewrites the text of a message, so it cannot be segmented")
 
+    def _check_prompt(self) -> None:
+        """Refuse a template whose prompt for generation is not what it writes before a response."""
+        conversation = Conversation((Message("user", "a"), Message("assistant", "b")))
+        try:
+            prompt, whole = self.render(conversation.prompt), self.render(conversation)
+        except RowError as error:
+            raise UserError(f"data.template: 'tokenizer' cannot be used: {error}. Name another template.") from error
+        if whole[: len(prompt)] != prompt:
+            raise UserError(
+                "data.template: 'tokenizer' cannot be used: the tokenizer's chat template writes another prompt for "
+                "generation than it writes before a response, so training and prediction would differ. Name another "
+                "template."
+            )
+
     def _chat(self, conversation: Conversation) -> list[dict[str, str]]:
         chat = [{"role": "system", "content": conversation.system}] if conversation.system else []
         for message in conversation.messages:
@@ -74,18 +89,30 @@ class ChatTemplate:
     ) -> list[Segment]:
         offset = len(chat) - len(conversation.messages)
         segments: list[Segment] = []
-        ending = False  # inside what the template writes after a supervised response
+        response: Message | None = None  # the one whose end the template has not written yet
         for position, piece in enumerate(pieces):
             if position % 2:
                 number = int(piece)
-                ending = chat[number]["role"] == "assistant" and conversation.messages[number - offset].supervised
-                segments.append(Segment(texts[number], supervised=ending))
+                response = conversation.messages[number - offset] if chat[number]["role"] == "assistant" else None
+                _add_text(segments, texts[number], response)
                 continue
-            for part in self._special.split(piece):
-                if part:
-                    special = self._special.fullmatch(part) is not None
-                    segments.append(Segment(part, "token" if special else "text", supervised=ending))
-                    ending = ending and not special
-            if ending:
+            for part in filter(None, self._special.split(piece)):
+                if self._special.fullmatch(part):
+                    supervised = response is not None and response.supervised
+                    segments.append(Segment(part, "token", supervised=supervised))
+                    response = None
+                else:
+                    _add_text(segments, part, response)
+            if response is not None:
                 raise RowError("the tokenizer's chat template ends a response without a special token")
         return segments
+
+
+def _add_text(segments: list[Segment], text: str, response: Message | None) -> None:
+    """Add text of a response, or of what stands between two: there, neighbouring texts become one segment."""
+    if response is not None:
+        segments.append(Segment(text, supervised=response.supervised))
+    elif segments and segments[-1].kind == "text":
+        segments[-1] = Segment(segments[-1].text + text)
+    else:
+        segments.append(Segment(text))

@@ -181,10 +181,10 @@ class InstructionDataModule(LightningDataModule):
         return [store.rejects_path for store in stores.values()]
 
     def _open_store(self, key: str, sources: list[Source]) -> ExampleStore:
-        folder = prepare(
-            sources, self.encoder, max_length=self.max_length, cache_dir=self.cache_dir, layout_key=f"{key}.layout"
-        )
+        folder = prepare(sources, self.encoder, max_length=self.max_length, cache_dir=self.cache_dir, key=key)
         store = ExampleStore(folder)
+        for counts, source in zip(store.counts, sources, strict=True):
+            counts.weight = source.weight  # no part of what is prepared, so the store may know an older one
         rows = sum(counts.rows for counts in store.counts)
         rejected = sum(counts.num_rejected for counts in store.counts)
         if rejected > self.max_rejected * rows:

@@ -4,6 +4,8 @@ Segments are tokenized one by one, so the ids of a prompt are the same in traini
 messages never becomes a special token, whatever it contains.
 """
 
+import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +17,7 @@ import numpy.typing as npt
 from ift.data.conversation import Conversation, Message
 from ift.data.templates import Renderer, Segment, Template
 from ift.errors import UserError
-from ift.hub import check_base, local_folder
+from ift.hub import check_place, local_folder
 
 IGNORE_INDEX = -100
 """Label of a position that the loss does not count (the default of PyTorch's cross-entropy)."""
@@ -52,7 +54,7 @@ def load_tokenizer(key: str, base: str) -> Any:
     Raises:
         UserError: no tokenizer there, none with a fast backend, or one without end-of-text.
     """
-    check_base(key, base)
+    check_place(key, base)
     from transformers import AutoTokenizer
 
     folder = local_folder(base)
@@ -69,6 +71,12 @@ def load_tokenizer(key: str, base: str) -> Any:
             f"Name one as 'eos_token' in {Path(base) / 'tokenizer_config.json'}."
         )
     return tokenizer
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """Return a sha256 that changes with the ids that a tokenizer gives, special tokens included."""
+    described = json.dumps([tokenizer.backend_tokenizer.to_str(), tokenizer.special_tokens_map])
+    return hashlib.sha256(described.encode()).hexdigest()
 
 
 class Encoder:
@@ -103,11 +111,10 @@ class Encoder:
         return sorted({int(self.tokenizer.eos_token_id), int(supervised[-1])})
 
     def encode(self, rendered: Sequence[list[Segment]]) -> list[Example]:
-        """Encode rendered conversations; all their texts go through the tokenizer in one call."""
-        merged = [_merge(segments) for segments in rendered]
-        texts = [segment.text for segments in merged for segment in segments if segment.kind == "text"]
+        """Encode rendered conversations, each segment on its own; all texts go through the tokenizer in one call."""
+        texts = [segment.text for segments in rendered for segment in segments if segment.kind == "text"]
         ids = iter(self._text_ids(texts))
-        return [self._example([(s, next(ids) if s.kind == "text" else self._special(s)) for s in m]) for m in merged]
+        return [self._example([(s, next(ids) if s.kind == "text" else self._special(s)) for s in r]) for r in rendered]
 
     def prompt_ids(self, conversation: Conversation) -> list[int]:
         """Return the ids that a model reads before it writes the last response."""
@@ -147,18 +154,6 @@ class Encoder:
         )
         ids: list[list[int]] = encoded["input_ids"]
         return ids
-
-
-def _merge(segments: list[Segment]) -> list[Segment]:
-    """Join neighbouring unsupervised texts, so that a prompt is tokenized as one text."""
-    merged: list[Segment] = []
-    for segment in segments:
-        last = merged[-1] if merged else None
-        if last and last.kind == segment.kind == "text" and not last.supervised and not segment.supervised:
-            merged[-1] = Segment(last.text + segment.text)
-        else:
-            merged.append(segment)
-    return merged
 
 
 def make_renderer(tokenizer: Any, template: Template | None) -> Renderer:

@@ -5,6 +5,7 @@ A layout of one's own is any such function, named in the YAML by its dotted path
 """
 
 import importlib
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from ift.errors import UserError, unknown_name
 
 Row = Mapping[str, Any]
 RowFunction = Callable[[Row], Conversation]
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class RowError(ValueError):
@@ -22,7 +24,7 @@ class RowError(ValueError):
 def _text(row: Row, key: str, layout: str, needs: str) -> str:
     value = row.get(key)
     if value is None:
-        found = ", ".join(f"'{name}'" for name in row) or "no field"
+        found = f"'{key}' null" if key in row else ", ".join(f"'{name}'" for name in row) or "no field"
         raise RowError(f"layout '{layout}' needs {needs}; found {found}")
     if not isinstance(value, str):
         raise RowError(f"'{key}' must be text, found {type(value).__name__}")
@@ -96,15 +98,20 @@ def _conversation(row: Row, turns: Any, *, role: str, text: str, names: Mapping[
 
 
 def check_turns(conversation: Conversation, *, needs_response: bool) -> None:
-    """Refuse a conversation that no template can render or no loss can use.
+    """Refuse a conversation that no template can render, no tokenizer can read or no loss can use.
 
     Args:
         conversation: what a row function returned.
         needs_response: whether a supervised response is required, as for training.
 
     Raises:
-        RowError: no message, turns out of order, or no text to learn from.
+        RowError: no message, turns out of order, no valid text, or none to learn from.
     """
+    texts = [conversation.system, *(text for m in conversation.messages for text in (m.text, m.context))]
+    if not all(isinstance(text, str) for text in texts):
+        raise RowError("the row function gave a message whose text is no str")
+    if _SURROGATE.search("".join(texts)):
+        raise RowError("a text holds half of a surrogate pair (\\ud800 to \\udfff), which is no character")
     roles = [message.role for message in conversation.messages]
     if not roles:
         raise RowError("the row holds no message")

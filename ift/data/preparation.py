@@ -21,9 +21,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ift.data.conversation import Conversation
-from ift.data.encoding import IGNORE_INDEX, Encoder, Example
+from ift.data.encoding import IGNORE_INDEX, Encoder, Example, tokenizer_hash
 from ift.data.layouts import RowError, RowFunction, check_turns, resolve_layout
 from ift.data.rows import RawRow, Source, content_hash, read_rows
+from ift.errors import UserError
 
 _BATCH_ROWS = 1000
 
@@ -100,22 +101,30 @@ class ExampleStore:
         return values
 
 
-def store_key(sources: Sequence[Source], encoder: Encoder, *, max_length: int, layout_key: str) -> str:
+def store_key(sources: Sequence[Source], encoder: Encoder, *, max_length: int, key: str) -> str:
     """Return the hash of all that decides the content of a store, as 32 hexadecimal digits."""
     digest = hashlib.sha256()
-    for source in sources:
-        digest.update(json.dumps([source.path, source.layout, source.split, content_hash(source)]).encode())
-        function = resolve_layout(layout_key, source.layout)
-        digest.update(Path(inspect.getsourcefile(function) or "").read_bytes())
+    for index, source in enumerate(sources):
+        content = content_hash(source, key=f"{key}[{index}]")
+        digest.update(json.dumps([source.path, source.layout, source.split, content]).encode())
+        digest.update(_code(f"{key}[{index}].layout", source.layout))
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())
-    tokenizer = encoder.tokenizer
-    digest.update(tokenizer.backend_tokenizer.to_str().encode())
-    digest.update(json.dumps([encoder.template.describe(), tokenizer.special_tokens_map, max_length]).encode())
+    digest.update(json.dumps([tokenizer_hash(encoder.tokenizer), encoder.template.describe(), max_length]).encode())
     return digest.hexdigest()[:32]
 
 
-def prepare(sources: Sequence[Source], encoder: Encoder, *, max_length: int, cache_dir: Path, layout_key: str) -> Path:
+def _code(key: str, layout: str) -> bytes:
+    """Return the source code of the module that holds a row function."""
+    try:
+        return Path(inspect.getsourcefile(resolve_layout(key, layout)) or "").read_bytes()
+    except (TypeError, OSError) as error:
+        raise UserError(
+            f"{key}: '{layout}' has no Python source, so a change to it could not be noticed. Name a function."
+        ) from error
+
+
+def prepare(sources: Sequence[Source], encoder: Encoder, *, max_length: int, cache_dir: Path, key: str) -> Path:
     """Build the store of these sources, unless it is there already, and return its folder.
 
     Any number of processes may call this at once: one builds, the others wait for it. Nothing half-built is ever seen.
@@ -125,11 +134,11 @@ def prepare(sources: Sequence[Source], encoder: Encoder, *, max_length: int, cac
         encoder: tokenizer and template.
         max_length: longest example, in tokens; longer ones are rejected, never cut.
         cache_dir: holds one folder per store.
-        layout_key: configuration key of the sources, for errors.
+        key: of the sources in the configuration, for errors.
     """
     from filelock import FileLock
 
-    folder = cache_dir / store_key(sources, encoder, max_length=max_length, layout_key=layout_key)
+    folder = cache_dir / store_key(sources, encoder, max_length=max_length, key=key)
     if folder.is_dir():
         return folder
     cache_dir.mkdir(parents=True, exist_ok=True)
@@ -138,19 +147,22 @@ def prepare(sources: Sequence[Source], encoder: Encoder, *, max_length: int, cac
             building = cache_dir / f"{folder.name}.tmp"
             shutil.rmtree(building, ignore_errors=True)  # left by a killed process; the lock says nobody uses it
             building.mkdir()
-            _build(sources, encoder, max_length=max_length, folder=building, layout_key=layout_key)
+            _build(sources, encoder, max_length=max_length, folder=building, key=key)
             os.replace(building, folder)
     return folder
 
 
-def _build(sources: Sequence[Source], encoder: Encoder, *, max_length: int, folder: Path, layout_key: str) -> None:
+def _build(sources: Sequence[Source], encoder: Encoder, *, max_length: int, folder: Path, key: str) -> None:
     started = time.monotonic()
     all_counts = []
-    with _ArrowSink(folder / "examples.arrow") as sink, (folder / "rejects.jsonl").open("w", encoding="utf-8") as file:
+    # A row may hold what UTF-8 cannot say (half of a surrogate pair); it is written as JSON's escape of it.
+    rejects = (folder / "rejects.jsonl").open("w", encoding="utf-8", errors="backslashreplace")
+    with _ArrowSink(folder / "examples.arrow") as sink, rejects as file:
         for index, source in enumerate(sources):
-            function = resolve_layout(layout_key, source.layout)
-            counts = SourceCounts(source.path, source.layout, source.weight, content_hash(source))
-            for batch in _batches(_with_progress(read_rows(source), source.path)):
+            place = f"{key}[{index}]"
+            function = resolve_layout(f"{place}.layout", source.layout)
+            counts = SourceCounts(source.path, source.layout, source.weight, content_hash(source, key=place))
+            for batch in _batches(_with_progress(read_rows(source, key=place), source.path)):
                 for outcome in _encode_rows(batch, function, encoder, max_length=max_length, path=source.path):
                     counts.rows += 1
                     if isinstance(outcome, Reject):
@@ -222,6 +234,8 @@ def to_conversation(row: RawRow, function: RowFunction, *, needs_response: bool)
         raise
     except Exception as error:  # a user's own row function may fail in any way; the row is rejected and counted
         raise RowError(f"the row function failed: {type(error).__name__}: {error}") from error
+    if not isinstance(conversation, Conversation):
+        raise RowError(f"the row function gave {type(conversation).__name__}, not a Conversation")
     check_turns(conversation, needs_response=needs_response)
     return conversation
 

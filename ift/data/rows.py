@@ -12,6 +12,7 @@ from ift.errors import UserError
 
 LOCAL_SUFFIXES = (".json", ".jsonl")
 _BLANK = re.compile(r"[ \t\r\n]*")
+_UNREADABLE = "the array cannot be read beyond this place"
 
 
 @dataclass(frozen=True)
@@ -63,13 +64,20 @@ def check_source(key: str, source: Source) -> None:
         raise UserError(f"{key}.path: '{source.path}' is empty (0 bytes).")
 
 
-def read_rows(source: Source) -> Iterator[RawRow]:
+def read_rows(source: Source, *, key: str = "data") -> Iterator[RawRow]:
     """Yield the rows of a source in file order.
 
     A local file that begins with `[` is one JSON array, whatever its suffix; any other holds one JSON object per line.
+
+    Args:
+        source: checked by `check_source`.
+        key: where it stands in the configuration, for errors.
+
+    Raises:
+        UserError: a hub data set that cannot be had.
     """
     if not source.is_local:
-        yield from _read_hub(source)
+        yield from _read_hub(source, key)
         return
     path = Path(source.path).expanduser()
     with path.open("rb") as file:
@@ -92,7 +100,7 @@ def _read_lines(path: Path) -> Iterator[RawRow]:
 def _parse_line(number: int, line: str) -> RawRow:
     try:
         return RawRow(number, json.loads(line))
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # a ValueError without place: a number with too many digits
         place = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
         return RawRow(number, problem=f"not valid JSON: {getattr(error, 'msg', error)}{place}")
 
@@ -110,20 +118,24 @@ def _read_array(path: Path) -> Iterator[RawRow]:
     decoder = json.JSONDecoder()
     line, counted = 1, 0
     position = _skip_blank(content, _skip_blank(content, 0) + 1)
-    while content[position : position + 1] != "]":
+    more = content[position : position + 1] != "]"
+    while more:
         line, counted = line + content.count("\n", counted, position), position
         try:
             value, end = decoder.raw_decode(content, position)
-            position = _skip_blank(content, end)
-            if content[position : position + 1] not in (",", "]"):
-                raise json.JSONDecodeError("expected ',' or ']' after an element", content, position)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             bad = error.lineno if isinstance(error, json.JSONDecodeError) else line
-            reason = getattr(error, "msg", error)
-            yield RawRow(bad, problem=f"not valid JSON: {reason}; the array cannot be read beyond this place")
+            yield RawRow(bad, problem=f"not valid JSON: {getattr(error, 'msg', error)}; {_UNREADABLE}")
             return
         yield RawRow(line, value)
-        if content[position] == ",":
+        position = _skip_blank(content, end)
+        following = content[position : position + 1]
+        if following not in (",", "]"):
+            bad = line + content.count("\n", counted, position)
+            yield RawRow(bad, problem=f"not valid JSON: expected ',' or ']' after an element; {_UNREADABLE}")
+            return
+        more = following == ","
+        if more:
             position = _skip_blank(content, position + 1)
     rest = _skip_blank(content, position + 1)
     if rest < len(content):
@@ -135,33 +147,43 @@ def _skip_blank(content: str, position: int) -> int:
     return match.end() if match else position
 
 
-def _read_hub(source: Source) -> Iterator[RawRow]:
+def _read_hub(source: Source, key: str) -> Iterator[RawRow]:
     from datasets import load_dataset
 
     try:
         rows = load_dataset(source.path, split=source.split)
     except Exception as error:  # the hub client raises dozens of types; each means that the data cannot be had
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(
-            f"data source '{source.path}': no local file of that name, and the hub gave none (split '{source.split}'): "
-            f"{type(error).__name__}: {reason}"
-        ) from error
+        raise _no_hub_data(source, key, error) from error
     for number, value in enumerate(rows, 1):
         yield RawRow(number, value)
 
 
-def content_hash(source: Source) -> str:
-    """Return the sha256 of a local file's bytes, or of the name and fingerprint of a hub data set."""
+def content_hash(source: Source, *, key: str = "data") -> str:
+    """Return the sha256 of a local file's bytes, or of the name and revision of a hub data set.
+
+    Args:
+        source: checked by `check_source`.
+        key: where it stands in the configuration, for errors.
+
+    Raises:
+        UserError: a hub data set that cannot be had.
+    """
     if source.is_local:
         with Path(source.path).expanduser().open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     from datasets import load_dataset_builder
 
     try:
-        info = load_dataset_builder(source.path).info
+        builder = load_dataset_builder(source.path)
     except Exception as error:  # as in _read_hub
-        raise UserError(
-            f"data source '{source.path}': no local file of that name, and the hub gave none: {type(error).__name__}"
-        ) from error
-    described = json.dumps([source.path, source.split, str(info.version), sorted(info.download_checksums or {})])
+        raise _no_hub_data(source, key, error) from error
+    described = json.dumps([source.path, source.split, builder.config_id, str(builder.hash)])
     return hashlib.sha256(described.encode()).hexdigest()
+
+
+def _no_hub_data(source: Source, key: str, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[:300]
+    return UserError(
+        f"{key}.path: no file '{source.path}' (looked in {Path.cwd()}), and no data set of that name could be had from "
+        f"the hub (split '{source.split}'): {type(error).__name__}: {reason}. Mend the path or the split."
+    )

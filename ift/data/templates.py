@@ -14,7 +14,11 @@ from ift.errors import UserError, unknown_name
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of a rendered conversation."""
+    """A stretch of a rendered conversation, tokenized on its own.
+
+    All text between two responses is one segment, and every response is one, supervised or not: so a response has the
+    same ids wherever it stands.
+    """
 
     text: str
     """The text; for kind `token` the special token as written, for `begin` and `end` empty."""
@@ -58,22 +62,20 @@ class Template:
 
     def __post_init__(self) -> None:
         if "{text}" not in self.user:
-            raise UserError(f"template '{self.name}': 'user' is {self.user!r}; it must contain '{{text}}'.")
+            raise UserError(f"data.template.user: {self.user!r} of template '{self.name}' must contain '{{text}}'.")
         if self.user_with_context and not all(field in self.user_with_context for field in ("{text}", "{context}")):
-            raise UserError(f"template '{self.name}': 'user_with_context' must contain '{{text}}' and '{{context}}'.")
+            raise UserError(
+                f"data.template.user_with_context: {self.user_with_context!r} of template '{self.name}' must contain "
+                "'{text}' and '{context}'."
+            )
 
     def render(self, conversation: Conversation) -> list[Segment]:
         """Return begin-of-text, then each request unsupervised, each response supervised and ended by end-of-text."""
         segments = [Segment("", "begin")]
-        first = conversation.messages[0]
-        if first.role == "user":
-            default = self.system_with_context if first.context and self.system_with_context else self.system
-            if system := conversation.system or default:
-                segments.append(Segment(system + self.after_system))
         for number, message in enumerate(conversation.messages):
             if message.role == "user":
-                separator = self.between_turns if number else ""
-                segments.append(Segment(separator + self._request(message)))
+                before = self.between_turns if number else self._opening(conversation)
+                segments.append(Segment(before + self._request(message)))
             else:
                 segments += [
                     Segment(message.text, supervised=message.supervised),
@@ -84,6 +86,11 @@ class Template:
     def describe(self) -> dict[str, Any]:
         """Return the template's fields."""
         return asdict(self)
+
+    def _opening(self, conversation: Conversation) -> str:
+        with_context = conversation.messages[0].context and self.system_with_context
+        system = conversation.system or (self.system_with_context if with_context else self.system)
+        return system + self.after_system if system else ""
 
     def _request(self, message: Message) -> str:
         # One pass over the pattern: text that itself contains '{context}' must stay as it is.

@@ -31,15 +31,17 @@ class Decoding:
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
-            raise UserError(f"decoding.max_new_tokens: {self.max_new_tokens} is less than 1.")
+            raise UserError(f"model.decoding.max_new_tokens: {self.max_new_tokens} is less than 1.")
         sampling = (self.temperature, self.top_p, self.top_k) != (1.0, 1.0, 0)
         if sampling and not self.do_sample:
             raise UserError(
-                "decoding: temperature, top_p and top_k have no effect without do_sample. Set decoding.do_sample to "
-                "true, or leave them out."
+                "model.decoding: temperature, top_p and top_k have no effect without do_sample. Set "
+                "model.decoding.do_sample to true, or leave them out."
             )
         if self.temperature <= 0:
-            raise UserError(f"decoding.temperature: {self.temperature} is not above 0; greedy is do_sample: false.")
+            raise UserError(
+                f"model.decoding.temperature: {self.temperature} is not above 0; greedy is do_sample: false."
+            )
 
     def options(self) -> dict[str, Any]:
         """Return the arguments for transformers' `generate`."""

@@ -9,9 +9,9 @@ from ift.errors import UserError
 from ift.hub import check_base
 from ift.inference.generation import Decoding, generate, option_scores
 from ift.inference.prompts import Prompt, PromptBatch
-from ift.models.loading import Dtype, check_vocabulary, load_adapter, load_base_model
+from ift.models.loading import Dtype, check_vocabulary, load_adapter, load_base_model, max_positions
 from ift.records import Prediction
-from ift.training.module import mixed_seed
+from ift.seeds import mixed_seed
 
 
 class PredictionModule(LightningModule):
@@ -43,10 +43,10 @@ class PredictionModule(LightningModule):
         """Load the base model and the adapter; does nothing twice."""
         if self.model is not None:
             return
-        model = load_base_model("model.base", self.base, self.dtype_name)
         datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        self._check_lengths(datamodule.prompts)
+        model = load_base_model("model.base", self.base, self.dtype_name)
         check_vocabulary("model.base", model, datamodule.encoder.tokenizer)
-        self._check_lengths(model, datamodule.prompts)
         self.model = load_adapter("model.adapter", model, self.adapter) if self.adapter else model
         self.eval()
 
@@ -105,15 +105,19 @@ class PredictionModule(LightningModule):
     def _shown(self, prompt: Prompt) -> str:
         return str(self._encoder.tokenizer.decode(prompt.ids, skip_special_tokens=False))
 
-    def _check_lengths(self, model: Any, prompts: list[Prompt]) -> None:
-        limit = getattr(model.config, "max_position_embeddings", None)
-        new = self.decoding.max_new_tokens
-        sizes = [(len(prompt.ids) + (0 if prompt.options else new), prompt) for prompt in prompts]
+    def _check_lengths(self, prompts: list[Prompt]) -> None:
+        limit = max_positions(self.base)
+        sizes = [(len(prompt.ids) + self._longest_answer(prompt), prompt) for prompt in prompts]
         long = [(length, prompt) for length, prompt in sizes if limit is not None and length > limit]
         if long:
             length, prompt = long[0]
             raise UserError(
-                f"decoding.max_new_tokens: {len(long)} of {len(prompts)} prompts with their responses are longer than "
-                f"the model's {limit} positions, first '{prompt.id}' with {length} tokens. Lower "
-                "decoding.max_new_tokens, or take those prompts out."
+                f"model.decoding.max_new_tokens: {len(long)} of {len(prompts)} prompts with their responses are longer "
+                f"than the model's {limit} positions, first '{prompt.id}' with {length} tokens. Lower "
+                "model.decoding.max_new_tokens, or take those prompts out."
             )
+
+    def _longest_answer(self, prompt: Prompt) -> int:
+        if not prompt.options:
+            return self.decoding.max_new_tokens
+        return max(len(self._encoder.response_ids(option)) for option in prompt.options)

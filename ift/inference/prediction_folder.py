@@ -31,12 +31,12 @@ class PredictionFolder:
         """Return the file that a rank appends to."""
         return self.predictions if rank == 0 else self.root / f"predictions.rank{rank}.jsonl"
 
-    def begin(self, identity: dict[str, Any], *, create: bool) -> set[str]:
-        """Open the folder for this task and return the ids that an interrupted run of the same task has answered.
+    def answered(self, identity: dict[str, Any], *, mend: bool) -> set[str]:
+        """Return the ids that an interrupted run of the same task has answered.
 
         Args:
             identity: all that decides the predictions.
-            create: whether this process may write (the first rank).
+            mend: cut off a last line torn by a kill; only one process may.
 
         Raises:
             UserError: the folder holds something else, another task, or a finished one.
@@ -45,17 +45,20 @@ class PredictionFolder:
             raise UserError(f"output_dir: '{self.root}' exists and holds no predictions of ift. Give another folder.")
         if self.about.is_file():
             self._check_same(json.loads(self.about.read_text(encoding="utf-8")), identity)
-        elif create:
+        return {line["id"] for path in self._parts() for line in _whole_lines(path, mend=mend)}
+
+    def begin(self, identity: dict[str, Any]) -> None:
+        """Make the folder and write down the task, unless they are there already."""
+        if not self.about.is_file():
             self.root.mkdir(parents=True, exist_ok=True)
             write_json(self.about, {"status": "running", "identity": identity})
-        return {line["id"] for path in self._parts() for line in _whole_lines(path, mend=create)}
 
     def finish(self, order: Iterable[str]) -> int:
         """Join the ranks' lines in the order of the prompts, mark the folder finished, return how many there are."""
         lines = {line["id"]: line for path in self._parts() for line in _whole_lines(path, mend=False)}
         ordered = [lines[name] for name in order]
         temporary = self.predictions.with_name(self.predictions.name + ".tmp")
-        with temporary.open("w", encoding="utf-8") as file:
+        with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
             file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in ordered)
         os.replace(temporary, self.predictions)
         for path in self._parts():
@@ -97,16 +100,21 @@ class PredictionWriter(Callback):
 
     Args:
         folder: where.
+        identity: all that decides the predictions.
         done: ids that are there already.
     """
 
-    def __init__(self, folder: PredictionFolder, done: set[str]) -> None:
-        self._folder, self._done = folder, done
+    def __init__(self, folder: PredictionFolder, identity: dict[str, Any], done: set[str]) -> None:
+        self._folder, self._identity, self._done = folder, identity, done
         self._file: TextIO | None = None
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Open this rank's file."""
-        self._file = self._folder.part(trainer.global_rank).open("a", encoding="utf-8")
+        """Open this rank's file, in a folder made now that the model is there: a failure before leaves nothing."""
+        if trainer.is_global_zero:
+            self._folder.begin(self._identity)
+        trainer.strategy.barrier("prediction folder made")
+        part = self._folder.part(trainer.global_rank)
+        self._file = part.open("a", encoding="utf-8", errors="backslashreplace")
 
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *args: Any

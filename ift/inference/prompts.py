@@ -70,7 +70,7 @@ class PromptDataModule(LightningDataModule):
         check_source("data", self.source)
         self.row_function = resolve_layout("data.layout", layout)
         self.template = resolve_template("data.template", template)
-        self.tokenizer_name, self.batch_size = tokenizer or base, batch_size
+        self.base, self.tokenizer_name, self.batch_size = base, tokenizer, batch_size
         self.done: Container[str] = ()
         """Ids that an interrupted run has answered already."""
         self._loaded = False
@@ -83,7 +83,8 @@ class PromptDataModule(LightningDataModule):
         """
         if self._loaded:
             return
-        tokenizer = load_tokenizer("model.base", self.tokenizer_name)
+        key = "data.tokenizer" if self.tokenizer_name else "model.base"
+        tokenizer = load_tokenizer(key, self.tokenizer_name or self.base)
         self.encoder = Encoder(tokenizer, make_renderer(tokenizer, self.template))
         self.prompts = list(self._read())
         if not self.prompts:
@@ -95,7 +96,7 @@ class PromptDataModule(LightningDataModule):
         self.load()
 
     def predict_dataloader(self) -> DataLoader[PromptBatch]:
-        """Yield this rank's batches that hold a prompt without an answer."""
+        """Yield this rank's batches that hold a prompt without an answer; one without prompts if there is none."""
         size = self.batch_size
         batches = [
             PromptBatch(number, tuple(self.prompts[start : start + size]))
@@ -103,7 +104,8 @@ class PromptDataModule(LightningDataModule):
         ]
         open_batches = [batch for batch in batches if any(prompt.id not in self.done for prompt in batch.prompts)]
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        own: Any = open_batches[rank::world_size]
+        # Never empty: Lightning skips a rank without batches, and the others would wait for it at the end for ever.
+        own: Any = open_batches[rank::world_size] or [PromptBatch(0, ())]
         return DataLoader(own, batch_size=None, sampler=_InOrder(len(own)), collate_fn=_identity)
 
     def _read(self) -> Iterator[Prompt]:
@@ -125,8 +127,10 @@ class PromptDataModule(LightningDataModule):
             raise RowError("the row holds no request")
         meta = dict(conversation.meta)
         options, reference = meta.pop("options", None) or (), meta.pop("reference", None)
-        if not all(isinstance(option, str) and option for option in options):
+        if not isinstance(options, list | tuple) or not all(isinstance(option, str) and option for option in options):
             raise RowError("'options' must be a list of texts")
+        if reference is not None and not isinstance(reference, str):
+            raise RowError(f"'reference' must be text, found {type(reference).__name__}")
         return Prompt(
             id=conversation.id or f"{Path(self.source.path).stem}-{number:06d}",
             ids=self.encoder.prompt_ids(conversation),

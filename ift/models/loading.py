@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 
 from ift.errors import UserError
 from ift.hub import check_base, local_folder
@@ -31,12 +32,25 @@ def load_base_model(key: str, base: str, dtype: Dtype) -> Any:
         model = AutoModelForCausalLM.from_pretrained(
             str(folder) if folder else base, dtype=getattr(torch, dtype), trust_remote_code=False
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:400]
         raise UserError(f"{key}: no model could be loaded from '{base}': {reason}") from error
     # from_pretrained leaves the model in evaluation mode, and Lightning does not change that.
     model.train()
     return model
+
+
+def max_positions(base: str) -> int | None:
+    """Return the longest input of a base model in tokens, or `None` where its config states none; loads no weights."""
+    from transformers import AutoConfig
+
+    folder = local_folder(base)
+    try:
+        config = AutoConfig.from_pretrained(str(folder) if folder else base, trust_remote_code=False)
+    except (OSError, ValueError, KeyError):  # load_base_model says what is wrong
+        return None
+    limit: int | None = getattr(config, "max_position_embeddings", None)
+    return limit
 
 
 def check_vocabulary(key: str, model: Any, tokenizer: Any) -> None:
@@ -87,8 +101,9 @@ def load_adapter(key: str, model: Any, folder: str | Path) -> Any:
         raise UserError(f"{key}: '{folder}' holds no adapter_config.json, so it is no adapter.")
     try:
         return PeftModel.from_pretrained(model, str(folder))
-    except (RuntimeError, ValueError) as error:
-        raise UserError(f"{key}: the adapter '{folder}' does not fit the base model: {error}") from error
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:400]
+        raise UserError(f"{key}: the adapter '{folder}' does not fit the base model: {reason}") from error
 
 
 def takes_logits_to_keep(model: Any) -> bool:

@@ -36,16 +36,24 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             os.close(folder)
 
 
-def resolve_checkpoint(ckpt_path: str | None, run: RunFolder) -> Path | None:
-    """Return the checkpoint to resume from; `last` is the newest of the run folder, or none if it has none yet.
+def resolve_checkpoint(ckpt_path: str | None, run: RunFolder, *, required: bool) -> Path | None:
+    """Return the checkpoint to start from, or `None`.
+
+    Args:
+        ckpt_path: a file, `last` for the newest of the run folder, or none.
+        run: the run folder.
+        required: whether `last` must exist; a job that is started again and again begins without one.
 
     Raises:
-        UserError: a path that is no checkpoint.
+        UserError: a path that is no file, or no last checkpoint where one is required.
     """
     if ckpt_path is None:
         return None
     if ckpt_path == "last":
-        return run.newest_checkpoint()
+        newest = run.newest_checkpoint()
+        if newest is None and required:
+            raise UserError(f"--ckpt_path: there is no checkpoint in '{run.checkpoints}'.")
+        return newest
     path = Path(ckpt_path).expanduser()
     if not path.is_file():
         raise UserError(f"--ckpt_path: no file '{ckpt_path}'. Name a checkpoint, or 'last' for the run's newest.")

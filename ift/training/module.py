@@ -4,7 +4,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
@@ -22,6 +21,7 @@ from ift.models.loading import (
     load_base_model,
     takes_logits_to_keep,
 )
+from ift.seeds import mixed_seed
 from ift.training.objective import loss_sum, shifted_targets
 from ift.training.schedule import Schedule, learning_rate_share
 
@@ -198,8 +198,3 @@ class InstructionModule(LightningModule):
     def _clip(self) -> torch.Tensor:
         limit = self.gradient_clip_norm if self.gradient_clip_norm is not None else float("inf")
         return torch.nn.utils.clip_grad_norm_([p for p in self.parameters() if p.requires_grad], limit)
-
-
-def mixed_seed(*numbers: int) -> int:
-    """Return one 64-bit seed out of several numbers, such that different numbers give unrelated streams."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])

@@ -42,7 +42,7 @@ class RunFolderWriter(Callback):
         self._manifest = self._run.read_manifest() if resumed else self._new_manifest(pl_module, datamodule)
         session: dict[str, Any] = {
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
-            "from_step": trainer.global_step,
+            "from_step": 0,
             "world_size": trainer.world_size,
             "versions": versions(),
         }
@@ -57,11 +57,20 @@ class RunFolderWriter(Callback):
             _join_files(datamodule.rejects_files(), self._run.rejects)
         write_json(self._run.manifest, self._manifest)
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say where the session begins, now that a checkpoint is loaded, and forget what lies beyond."""
+        if trainer.is_global_zero:
+            step = trainer.global_step
+            self._manifest["sessions"][-1]["from_step"] = step
+            self._manifest["validation"] = [one for one in self._manifest["validation"] if one["step"] <= step]
+            write_json(self._run.manifest, self._manifest)
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the result."""
         result: Any = pl_module.validation_result
         if trainer.is_global_zero and trainer.state.fn == "fit" and result is not None:
-            self._manifest["validation"].append(asdict(result))
+            earlier = [one for one in self._manifest["validation"] if one["step"] != result.step]
+            self._manifest["validation"] = [*earlier, asdict(result)]
             write_json(self._run.manifest, self._manifest)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

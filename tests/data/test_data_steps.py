@@ -1,0 +1,248 @@
+"""Steps: exact counts, an order that only the seed decides, and cuts that change nothing."""
+
+import random
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny import make_rows, write_json
+
+from ift.data.datamodule import InstructionDataModule
+from ift.data.rows import Source
+from ift.data.steps import (
+    EpochSampler,
+    Position,
+    Step,
+    cut,
+    epoch_order,
+    epoch_size,
+    share,
+)
+
+
+@pytest.mark.parametrize(("weight", "size"), [(0.5, 10), (1, 20), (2.5, 50), (0.13, 3), (3, 60)])
+def test_weights_are_exact_in_every_epoch(weight: float, size: int) -> None:
+    own = [np.arange(20), np.arange(100, 107)]
+    seen: Counter[int] = Counter()
+    for epoch in range(40):
+        order = epoch_order(own, [weight, 1], seed=3, epoch=epoch)
+        counts = Counter(order.tolist())
+        assert len(order) == epoch_size(own, [weight, 1]) == size + 7
+        assert all(counts[index] == 1 for index in own[1])
+        assert all(int(weight) <= counts[index] <= -int(-weight // 1) for index in own[0])
+        seen.update(counts)
+    # A fraction is drawn anew each epoch, so that over many nothing is left out: 40 draws, 5 standard deviations.
+    fraction = weight - int(weight)
+    spread = 5 * (40 * fraction * (1 - fraction)) ** 0.5
+    assert all(abs(seen[index] - 40 * weight) <= spread for index in own[0])
+
+
+def test_the_order_is_seeded_and_changes_from_epoch_to_epoch() -> None:
+    own = [np.arange(50)]
+    orders = {
+        (seed, epoch): epoch_order(own, [1], seed=seed, epoch=epoch).tolist() for seed in (0, 1) for epoch in (0, 1)
+    }
+    assert len({tuple(order) for order in orders.values()}) == 4
+    assert all(sorted(order) == list(range(50)) for order in orders.values())
+    assert epoch_order(own, [1], seed=1, epoch=1).tolist() == orders[1, 1]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_shares_part_a_step_evenly(seed: int) -> None:
+    generator = random.Random(seed)
+    lengths = np.array([generator.randrange(1, 500) for _ in range(generator.randrange(1, 64))])
+    world_size = generator.randrange(1, 9)
+    shares = share(lengths, world_size)
+    assert len(shares) == world_size
+    assert sorted(np.concatenate(shares).tolist()) == list(range(len(lengths)))
+    loads = [int(lengths[own].sum()) for own in shares]
+    # Graham (1969): longest first is at most 4/3 of the best; that a longest example bounds from below.
+    best = max(int(lengths.max()), -(-int(lengths.sum()) // world_size))
+    assert max(loads) - min(loads) <= lengths.max()
+    assert max(loads) <= best * 4 / 3 + lengths.max() / 3
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_cuts_keep_the_budget(seed: int) -> None:
+    generator = random.Random(seed)
+    lengths = np.array([generator.randrange(1, 300) for _ in range(generator.randrange(1, 64))])
+    budget = generator.choice([100, 300, 1000, 10**6])
+    groups = cut(lengths, budget)
+    assert sorted(np.concatenate(groups).tolist()) == list(range(len(lengths)))
+    for group in groups:
+        assert len(group) == 1 or len(group) * lengths[group].max() <= budget
+    # Grouped by length: no group reaches into the lengths of the next.
+    assert all(lengths[a].min() >= lengths[b].max() for a, b in pairwise(groups))
+    assert budget < 10**6 or len(groups) == 1
+
+
+def module_of(base: Path, tmp_path: Path, rank: int = 0, world_size: int = 1, **options: Any) -> InstructionDataModule:
+    files = [write_json(tmp_path / f"{n}.json", make_rows(count, start=start)) for n, count, start in FILES]
+    weights = options.pop("weights", (1.0, 2.5))
+    sources = [Source(str(path), "alpaca", weight=weight) for path, weight in zip(files, weights, strict=True)]
+    defaults: dict[str, Any] = {"max_length": 256, "global_batch_size": 8, "micro_batch_tokens": 512}
+    module = InstructionDataModule(sources, str(base), cache_dir=str(tmp_path / "cache"), **{**defaults, **options})
+    module.trainer = SimpleNamespace(global_rank=rank, world_size=world_size)  # type: ignore[assignment]
+    module.load()
+    return module
+
+
+FILES = [("a", 21, 0), ("b", 12, 40)]
+
+
+def epoch_of(module: InstructionDataModule, epoch: int = 0) -> list[Step]:
+    module.position.next_step = epoch * module.num_steps_per_epoch
+    return list(module.train_dataloader())
+
+
+def examples_in(steps: list[Step]) -> Counter[tuple[int, ...]]:
+    """Return the examples of micro-batches, told apart by their ids, where their labels count."""
+    found: Counter[tuple[int, ...]] = Counter()
+    for step in steps:
+        for batch in step.micro_batches:
+            for ids, labels, mask in zip(batch.input_ids, batch.labels, batch.attention_mask, strict=True):
+                length = int(mask.sum())
+                assert mask[:length].all() and (labels[length:] == -100).all()
+                if (labels != -100).any():
+                    found[tuple(ids[:length].tolist())] += 1
+    return found
+
+
+def test_steps_per_epoch_are_exact(base: Path, tmp_path: Path) -> None:
+    module = module_of(base, tmp_path)
+    assert module.num_train_examples == 33
+    assert module.num_steps_per_epoch == 7  # 21 + 2.5 * 12 = 51 examples: six steps of 8 and one of 3
+    steps = epoch_of(module)
+    assert [step.num_examples for step in steps] == [8] * 6 + [3]
+    assert [step.index for step in steps] == list(range(7))
+    assert [step.index for step in epoch_of(module, 3)] == list(range(21, 28))
+    counts = examples_in(steps)
+    assert sorted(counts.values()) == [1] * 21 + [2] * 6 + [3] * 6
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 11])
+@pytest.mark.parametrize("budget", [256, 512, 10**6])
+def test_a_step_holds_the_same_whoever_cuts_it(world_size: int, budget: int, base: Path, tmp_path: Path) -> None:
+    plain = epoch_of(module_of(base, tmp_path), 1)
+    ranks = [
+        epoch_of(module_of(base, tmp_path, rank, world_size, micro_batch_tokens=budget), 1)
+        for rank in range(world_size)
+    ]
+    for number, expected in enumerate(plain):
+        parts = [steps[number] for steps in ranks]
+        assert examples_in(parts) == examples_in([expected])
+        whole = (expected.index, expected.num_supervised, expected.num_tokens, expected.num_examples)
+        assert {(p.index, p.num_supervised, p.num_tokens, p.num_examples) for p in parts} == {whole}
+        counted = sum(int((b.labels[:, 1:] != -100).sum()) for part in parts for b in part.micro_batches)
+        assert counted == expected.num_supervised
+        assert all(part.micro_batches for part in parts)  # also for a rank without a share: DDP waits for it
+        assert all(b.input_ids.numel() <= max(budget, 256) for part in parts for b in part.micro_batches)
+        for part in parts:
+            assert part.num_padded == sum(int((b.attention_mask == 0).sum()) for b in part.micro_batches)
+
+
+def test_workers_change_nothing(base: Path, tmp_path: Path) -> None:
+    plain = epoch_of(module_of(base, tmp_path))
+    served = epoch_of(module_of(base, tmp_path, num_workers=2))
+    assert [step.index for step in served] == [step.index for step in plain]
+    assert [examples_in([step]) for step in served] == [examples_in([step]) for step in plain]
+
+
+def test_a_resumed_epoch_begins_where_it_stopped(base: Path, tmp_path: Path) -> None:
+    module = module_of(base, tmp_path)
+    whole = [*epoch_of(module), *epoch_of(module, 1)]
+    for position in range(len(whole)):
+        module.load_state_dict({"next_step": position})
+        assert module.state_dict() == {"next_step": position}
+        rest = list(module.train_dataloader())
+        assert [step.index for step in rest] == list(range(position, position // 7 * 7 + 7))
+        assert examples_in(rest[:1]) == examples_in(whole[position : position + 1])
+
+
+def test_the_sampler_counts_the_whole_epoch() -> None:
+    sampler = EpochSampler(Position(next_step=9), 7)
+    assert len(sampler) == 7 and list(sampler) == [9, 10, 11, 12, 13]
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_seed_decides_the_order(seed: int, base: Path, tmp_path: Path) -> None:
+    first, again = (epoch_of(module_of(base, tmp_path, seed=seed)) for _ in range(2))
+    other = epoch_of(module_of(base, tmp_path, seed=seed + 1))
+    assert [examples_in([s]) for s in first] == [examples_in([s]) for s in again]
+    assert [examples_in([s]) for s in first] != [examples_in([s]) for s in other]
+
+
+class TestValidationSplit:
+    @pytest.mark.parametrize(("asked", "number"), [(0.25, 8), (0.001, 1), (5, 5), (1, 1), (None, 0)])
+    def test_is_disjoint_from_training_and_whole(
+        self, asked: float | int | None, number: int, base: Path, tmp_path: Path
+    ) -> None:
+        module = module_of(base, tmp_path, weights=(1, 1), validation=asked)
+        trained = examples_in(epoch_of(module))
+        held_out = examples_in(list(module.val_dataloader()))  # type: ignore[arg-type]
+        assert sum(held_out.values()) == module.num_validation_examples == number
+        assert sum(trained.values()) == 33 - number
+        assert not trained & held_out
+        assert set((trained + held_out).values()) == {1}
+
+    def test_is_seeded(self, base: Path, tmp_path: Path) -> None:
+        splits = [
+            examples_in(list(module_of(base, tmp_path, validation=10, seed=seed).val_dataloader()))  # type: ignore[arg-type]
+            for seed in (0, 0, 1)
+        ]
+        assert splits[0] == splits[1] != splits[2]
+
+    @pytest.mark.parametrize("world_size", [1, 2, 3])
+    @pytest.mark.parametrize("size", [4, 7])
+    def test_every_example_counts_once_over_all_ranks(
+        self, world_size: int, size: int, base: Path, tmp_path: Path
+    ) -> None:
+        held = [
+            list(module_of(base, tmp_path, rank, world_size, validation=10, global_batch_size=size).val_dataloader())
+            for rank in range(world_size)
+        ]
+        assert {len(steps) for steps in held} == {-(-10 // size)}
+        found = examples_in([step for steps in held for step in steps])  # type: ignore[misc]
+        assert sum(found.values()) == 10 and set(found.values()) == {1}
+
+    def test_of_sources_of_its_own(self, base: Path, rows_file: Path, tmp_path: Path) -> None:
+        module = module_of(base, tmp_path, weights=(1, 1), validation=[Source(str(rows_file), "alpaca")])
+        assert sum(examples_in(epoch_of(module)).values()) == 33
+        assert sum(examples_in(list(module.val_dataloader())).values()) == 40  # type: ignore[arg-type]
+        described = module.describe()
+        assert described["validation_examples"] == 40
+        assert described["validation_sources"][0]["path"] == str(rows_file)
+        assert len(module.rejects_files()) == 2
+
+    @pytest.mark.parametrize(
+        ("asked", "reason"),
+        [
+            (0, "data.validation: 0 is neither"),
+            (1.5, "data.validation: 1.5 is neither"),
+            (-0.1, "data.validation: -0.1 is neither"),
+            (33, "data.validation: 33 examples held out of 33 leave none to train on"),
+        ],
+    )
+    def test_refused(self, asked: float, reason: str, base: Path, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match=reason):
+            module_of(base, tmp_path, validation=asked)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"global_batch_size": 0}, "data.global_batch_size: 0 is less than 1"),
+        ({"max_length": 0}, "data.max_length: 0 is less than 1"),
+        ({"micro_batch_tokens": 255}, "data.micro_batch_tokens: 255 is less than data.max_length 256"),
+        ({"max_rejected": 1.1}, "data.max_rejected: 1.1 is no share"),
+        ({"global_batch_size": 52}, "a step takes 52 examples, and an epoch has only 51"),
+        ({"template": "alpacca"}, "data.template: unknown name 'alpacca'. Did you mean 'alpaca'?"),
+    ],
+)
+def test_settings_that_cannot_be(options: dict[str, Any], reason: str, base: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=reason):
+        module_of(base, tmp_path, **options)

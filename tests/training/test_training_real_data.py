@@ -1,0 +1,87 @@
+"""LoRA on real bilingual records and code, with the LLaMA tokenizer; run where the records are at hand."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tiny import ROOT, make_llama
+
+SHARED = ROOT.parent / "shared" / "data"
+pytestmark = [
+    pytest.mark.real_data,
+    pytest.mark.skipif(not SHARED.is_dir(), reason="the real records are not part of this repository"),
+]
+
+FILES = ["alpaca_en_zh_parallel/en.json", "alpaca_en_zh_parallel/zh.json", "code_alpaca/code_alpaca_2k.json"]
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small random Llama with LLaMA's own vocabulary, in the layout of the original checkpoints."""
+    folder = tmp_path_factory.mktemp("llama") / "base"
+    # With weights as small as at the start of pre-training, a frozen random head could express next to nothing.
+    make_llama(folder, 32_000, initializer_range=0.1, hidden_size=128)
+    shutil.copy(SHARED / "tokenizers" / "llama_tokenizer.model", folder / "tokenizer.model")
+    settings = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "bos_token": "<s>", "eos_token": "</s>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "unk_token": "<unk>"}))
+    return folder
+
+
+def test_lora_learns_on_real_records(llama: Path, tmp_path: Path, fit: Callable[..., Path]) -> None:
+    values: dict[str, Any] = {
+        "run_dir": str(tmp_path / "run"),
+        "trainer": {
+            "accelerator": "cpu",
+            "devices": 1,
+            "max_steps": 300,
+            "num_sanity_val_steps": -1,
+            "val_check_interval": 150,
+            "check_val_every_n_epoch": None,
+        },
+        "model": {
+            "base": str(llama),
+            "adapter": {"class_path": "peft.LoraConfig", "init_args": {"r": 8, "target_modules": "all-linear"}},
+            "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.01}},
+        },
+        "data": {
+            "sources": [{"path": str(SHARED / name), "layout": "alpaca"} for name in FILES],
+            "validation": 64,
+            "max_length": 512,
+            "global_batch_size": 4,
+            "micro_batch_tokens": 2048,
+            "max_rejected": 0.05,
+            "cache_dir": str(tmp_path / "cache"),
+        },
+    }
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(values))
+    manifest = json.loads((fit(path) / "manifest.json").read_text())
+    assert manifest["steps"] == 300
+    for source, name in zip(manifest["data"]["sources"], FILES, strict=True):
+        rows = json.loads((SHARED / name).read_text(encoding="utf-8"))
+        assert source["rows"] == len(rows) == source["examples"] + sum(source["rejected"].values())
+    first, last = manifest["validation"][0]["loss"], manifest["validation"][-1]["loss"]
+    # Knowing nothing costs ln 32000 = 10.37 nats; the random model is worse, as it is wrong with confidence.
+    assert first > 10.37
+    assert last < 10.37 - 0.5
+
+
+@pytest.mark.parametrize("template", ["alpaca", "chinese_alpaca", "plain"])
+def test_supervised_tokens_of_real_records_decode_to_the_outputs(llama: Path, template: str) -> None:
+    from ift.data.encoding import IGNORE_INDEX, Encoder, load_tokenizer
+    from ift.data.layouts import alpaca
+    from ift.data.templates import TEMPLATES
+
+    tokenizer = load_tokenizer("base", str(llama))
+    encoder = Encoder(tokenizer, TEMPLATES[template])
+    rows = [row for name in FILES for row in json.loads((SHARED / name).read_text(encoding="utf-8"))]
+    rows = [row for row in rows if row["output"].strip()]
+    assert len(rows) > 500
+    for row, example in zip(rows, encoder.encode([encoder.template.render(alpaca(r)) for r in rows]), strict=True):
+        supervised = example.input_ids[example.labels != IGNORE_INDEX]
+        assert supervised[-1] == tokenizer.eos_token_id
+        assert encoder.decode(supervised[:-1]) == row["output"]
