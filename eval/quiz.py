@@ -39,6 +39,7 @@ def prepare(path: Path) -> Iterator[PromptRecord]:
 def prepare_generate(path: Path) -> Iterator[PromptRecord]:
     """Yield one prompt per question, to be answered in writing."""
     for row in read_rows(path):
+        _letters(row)  # what cannot be scored is refused before it is asked
         yield _prompt(row, ())
 
 

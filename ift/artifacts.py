@@ -23,6 +23,17 @@ from typing import Any
 from ift.errors import UserError
 
 PACKAGES = ("ift", "torch", "lightning", "transformers", "peft", "datasets", "tokenizers", "safetensors", "numpy")
+DECISIVE = ("seed_everything", "model.", "data.")
+CHANGEABLE = frozenset(
+    {
+        "model.gradient_checkpointing",
+        "data.micro_batch_tokens",
+        "data.num_workers",
+        "data.cache_dir",
+        "data.max_rejected",
+    }
+)
+"""Settings under `DECISIVE` that change speed or memory, never the result."""
 
 
 class RunFolder:
@@ -52,10 +63,48 @@ class RunFolder:
                 "Give another run_dir, or continue that run with --ckpt_path last."
             )
 
-    def newest_checkpoint(self) -> Path | None:
-        """Return the checkpoint with the most steps, or `None`."""
-        found = sorted(self.checkpoints.glob("*.ckpt"), key=lambda path: (path.stat().st_mtime_ns, path.name))
-        return found[-1] if found else None
+    def check_continuable(self) -> None:
+        """Refuse to continue a folder that is no run's; an empty or missing one begins a run.
+
+        A run that was killed while its model loaded has only begun its log.
+
+        Raises:
+            UserError: something that no run writes, and no manifest.
+        """
+        if self.manifest.is_file() or not self.root.exists():
+            return
+        own = {self.tensorboard.name, self.checkpoints.name}
+        if not self.root.is_dir() or any(path.name not in own for path in self.root.iterdir()):
+            raise UserError(
+                f"run_dir: '{self.root}' holds files but no manifest.json, so it is no run to continue. "
+                "Give another run_dir."
+            )
+
+    def check_same(self, config: Mapping[str, Any]) -> None:
+        """Refuse to continue a run with settings that decide its result and differ from those it began with.
+
+        How long to train and how steps are cut may change.
+
+        Args:
+            config: the resolved configuration, as plain values.
+
+        Raises:
+            UserError: with the first key that differs.
+        """
+        if not self.config.is_file():
+            return
+        import yaml
+
+        begun, now = _flat(yaml.safe_load(self.config.read_text(encoding="utf-8"))), _flat(config)
+        decisive = [key for key in begun.keys() | now.keys() if key.startswith(DECISIVE) and key not in CHANGEABLE]
+        differing = sorted(key for key in decisive if begun.get(key) != now.get(key))
+        if differing:
+            first = differing[0]
+            raise UserError(
+                f"{first}: '{self.root}' began with {begun.get(first)!r}, and is to be continued with "
+                f"{now.get(first)!r}. Resume with the same settings, or begin a new run_dir."
+                + (f" Also different: {', '.join(differing[1:6])}." if differing[1:] else "")
+            )
 
     def read_manifest(self) -> dict[str, Any]:
         """Read the manifest.
@@ -65,8 +114,20 @@ class RunFolder:
         """
         if not self.manifest.is_file():
             raise UserError(f"'{self.root}' is no run folder: it holds no manifest.json.")
-        manifest: dict[str, Any] = json.loads(self.manifest.read_text(encoding="utf-8"))
+        try:
+            manifest: dict[str, Any] = json.loads(self.manifest.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"'{self.manifest}' is damaged: {error}.") from error
         return manifest
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Return nested mappings as one, with dotted keys."""
+    if not isinstance(value, Mapping):
+        return {prefix: value}
+    return {
+        key: one for name, part in value.items() for key, one in _flat(part, f"{prefix}.{name}".lstrip(".")).items()
+    }
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: of the command line, without the program's name.
 
     Returns:
-        The exit code: 0, or 2 for a mistake that the user can repair.
+        The exit code: 0, 2 for a mistake that the user can repair, 130 after an interruption.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help", "help"):
@@ -61,6 +61,11 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         importlib.import_module(COMMANDS[command][0]).run(command, rest)
     except UserError as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # a full disk, a read-only folder, a vanished mount
         if debug:
             raise
         print(f"error: {error}", file=sys.stderr)

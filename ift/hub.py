@@ -49,7 +49,7 @@ def fingerprint(base: str) -> str:
     """Return a sha256 that changes with the model: over its config and a sample of its weights.
 
     For a folder: `config.json`, and of every weight file its name, size and 64 blocks of 64 KiB evenly spread; so a
-    model of any size takes milliseconds. For a hub id: the id itself (a revision may be part of it).
+    model of any size takes milliseconds. For a hub id: the id itself, as its files may not be here yet.
     """
     folder = local_folder(base)
     digest = hashlib.sha256()

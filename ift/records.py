@@ -5,6 +5,7 @@ every benchmark's `score` reads). Both are one JSON object per line, UTF-8.
 """
 
 import json
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -66,17 +67,20 @@ def write_jsonl(path: Path, records: Iterable[PromptRecord] | Iterable[Predictio
         raise UserError(f"{path}: the file exists and nothing is overwritten. Give another path, or remove it.")
     path.parent.mkdir(parents=True, exist_ok=True)
     count = 0
-    with path.open("w", encoding="utf-8") as file:
+    temporary = path.with_name(path.name + ".tmp")
+    # Half of a surrogate pair, which UTF-8 cannot say, is written as JSON's escape of it.
+    with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
         for record in records:
             file.write(json.dumps(asdict(record), ensure_ascii=False) + "\n")
             count += 1
+    os.replace(temporary, path)
     return count
 
 
 def _read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     if not path.is_file():
         raise UserError(f"{path}: no such file.")
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue

@@ -1,15 +1,18 @@
 """`ift fit` and `ift validate`: Lightning's command line around our module and data."""
 
+import json
 import logging
 import shutil
 import sys
 import warnings
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it reports kernels that are not needed here at import
 
+import yaml  # noqa: E402
 from lightning.fabric.utilities.exceptions import MisconfigurationException  # noqa: E402
 from lightning.pytorch import Trainer  # noqa: E402
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint  # noqa: E402
@@ -20,6 +23,7 @@ from ift.artifacts import RunFolder  # noqa: E402
 from ift.commands.config import ConfigParser  # noqa: E402
 from ift.data.datamodule import InstructionDataModule  # noqa: E402
 from ift.errors import UserError, unknown_name  # noqa: E402
+from ift.models.loading import max_positions  # noqa: E402
 from ift.training.checkpoints import AtomicCheckpointIO, check_checkpoint, resolve_checkpoint  # noqa: E402
 from ift.training.metrics import StepMetrics  # noqa: E402
 from ift.training.module import InstructionModule  # noqa: E402
@@ -121,13 +125,18 @@ class TrainingCLI(IftCLI):
     def before_instantiate_classes(self) -> None:
         """Refuse what cannot be, before anything is loaded."""
         check_trainer(self.config["trainer"], self.command)
+        self.begun_before = Path(self.config["run_dir"]).expanduser().exists()
         self.run = RunFolder(self.config["run_dir"])
         self.checkpoint = resolve_checkpoint(self.config["ckpt_path"], self.run, required=self.command != "fit")
         if self.checkpoint is not None:
             check_checkpoint(self.checkpoint, self.config["model"]["base"])
         # Only the first process looks: the others start when it has begun to write.
-        if self.command == "fit" and not self._continues() and is_first_process():
-            self.run.check_new()
+        if self.command == "fit" and is_first_process():
+            if self._continues():
+                self.run.check_continuable()
+                self.run.check_same(yaml.safe_load(self.parser.dump(self.config, skip_none=False)))
+            else:
+                self.run.check_new()
 
     def _continues(self) -> bool:
         """Whether the run folder's own run is resumed; another run's checkpoint begins a new one."""
@@ -151,9 +160,9 @@ class TrainingCLI(IftCLI):
         if self.command != "fit":
             options["logger"] = False
         elif logger is None or logger is True:
-            step = _steps_of(self.checkpoint)
             # What a killed run logged after its last checkpoint is replaced, not doubled.
-            purge: dict[str, Any] = {"purge_step": step + 1} if step is not None else {}
+            begun = self.run.tensorboard.is_dir()
+            purge: dict[str, Any] = {"purge_step": _steps_of(self.checkpoint) + 1} if begun else {}
             folder = self.run.tensorboard
             options["logger"] = TensorBoardLogger(str(folder.parent), name=folder.name, version="", **purge)
         options["default_root_dir"] = str(self.run.root)
@@ -171,9 +180,9 @@ def _checkpoint_folder(run_dir: str) -> str:
     return str(RunFolder(run_dir).checkpoints)
 
 
-def _steps_of(checkpoint: Path | None) -> int | None:
+def _steps_of(checkpoint: Path | None) -> int:
     if checkpoint is None:
-        return None
+        return -1
     import torch
 
     return int(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"])
@@ -196,14 +205,22 @@ def check_trainer(trainer: Any, command: str) -> None:
             "gradients are clipped by norm: model.gradient_clip_norm",
         ),
         "precision": (
-            str(trainer["precision"]) in ("16", "16-mixed", "16-true"),
-            "float16 training would need loss scaling; use bf16-mixed or bf16-true, or model.dtype",
+            str(trainer["precision"]) not in ("None", "32", "32-true", "bf16", "bf16-mixed"),
+            "use 32-true or bf16-mixed, and model.dtype for the base model's weights; float16 would need loss scaling",
         ),
         "use_distributed_sampler": (
             bool(trainer["use_distributed_sampler"]),
             "steps are dealt to ranks by ift itself; leave it false",
         ),
         "limit_train_batches": (trainer["limit_train_batches"] is not None, "use trainer.max_steps"),
+        "limit_val_batches": (
+            trainer["limit_val_batches"] not in (None, 0, 1.0)
+            or trainer["limit_val_batches"] is True
+            # A whole 1 is one batch to Lightning, 1.0 is all of them.
+            or (isinstance(trainer["limit_val_batches"], int) and trainer["limit_val_batches"] == 1),
+            "validation counts every example; hold fewer out with data.validation, or set 0 for none",
+        ),
+        "default_root_dir": (trainer["default_root_dir"] is not None, "the run folder is run_dir"),
         "overfit_batches": (bool(trainer["overfit_batches"]), "name a small data source instead"),
         "reload_dataloaders_every_n_epochs": (
             bool(trainer["reload_dataloaders_every_n_epochs"]),
@@ -233,12 +250,13 @@ def _check_accelerator(name: Any) -> None:
     from lightning.pytorch.accelerators import AcceleratorRegistry
 
     known = ("auto", "gpu", *AcceleratorRegistry.available_accelerators())
+    if torch.backends.mps.is_available() and name in ("auto", "gpu", "mps"):
+        raise UserError(f"trainer.accelerator: '{name}' is mps here, which lacks the float64 of exact sums. Set cpu.")
     if not isinstance(name, str) or name == "auto":
         return
     if name not in known:
         raise unknown_name("trainer.accelerator", name, known)
-    found = torch.cuda.is_available() or torch.backends.mps.is_available()
-    if not (found if name == "gpu" else AcceleratorRegistry[name]["accelerator"].is_available()):
+    if not (torch.cuda.is_available() if name == "gpu" else AcceleratorRegistry[name]["accelerator"].is_available()):
         raise UserError(f"trainer.accelerator: '{name}', and torch finds none here. Set it to auto or cpu.")
 
 
@@ -253,12 +271,34 @@ def _check_duration(max_epochs: int | None, max_steps: int) -> None:
         raise UserError(f"trainer.max_epochs: {max_epochs} is less than 1; the learning rate's schedule needs an end.")
 
 
-def _remove_unbegun(run: RunFolder) -> None:
+def _remove_unbegun(run: RunFolder, *, was_there: bool) -> None:
     """Remove what the logger opened if the model could not be built: a run begins with its manifest."""
-    if not run.manifest.is_file():
+    if not was_there and not run.manifest.is_file():
         shutil.rmtree(run.tensorboard, ignore_errors=True)
         with suppress(OSError):  # absent, or not empty
             run.root.rmdir()
+
+
+def _check_data(cli: TrainingCLI) -> None:
+    """Refuse data that the command or the model cannot use, and a run that would go on with other data."""
+    data = cli.datamodule
+    if cli.command == "validate" and not data.num_validation_examples:
+        raise UserError("data.validation: null holds nothing out, so there is nothing to validate. Set it.")
+    limit = max_positions(cli.model.base)
+    if limit is not None and data.longest_example > limit:
+        raise UserError(
+            f"data.max_length: the longest example has {data.longest_example} tokens, and the model only {limit} "
+            f"positions. Set data.max_length to {limit} or less."
+        )
+    if cli.command == "fit" and cli.run.manifest.is_file() and cli._continues():
+        kept = cli.run.read_manifest()["data"]
+        if kept["prepared"] != (now := data.describe())["prepared"] or kept.get("validation_prepared") != now.get(
+            "validation_prepared"
+        ):
+            raise UserError(
+                f"data.sources: the rows, the layout or the tokenizer have changed since '{cli.run.root}' began, so it "
+                "cannot be continued. Begin a new run_dir."
+            )
 
 
 def run(command: str, arguments: list[str]) -> None:
@@ -269,16 +309,21 @@ def run(command: str, arguments: list[str]) -> None:
     warnings.filterwarnings("ignore", message="`loftq_config` specified")
     cli = TrainingCLI(command, arguments)
     cli.datamodule.load()  # all mistakes in the data come before the weights, and before other processes wait
+    if is_first_process() and (rejected := cli.datamodule.rejected()):
+        print(rejected, file=sys.stderr)
+    _check_data(cli)
     checkpoint = str(cli.checkpoint) if cli.checkpoint is not None else None
     try:
         if command == "validate":
-            cli.trainer.validate(cli.model, cli.datamodule, ckpt_path=checkpoint, weights_only=True)
+            cli.trainer.validate(cli.model, cli.datamodule, ckpt_path=checkpoint, weights_only=True, verbose=False)
+            if cli.trainer.is_global_zero and cli.model.validation_result is not None:
+                print(json.dumps(asdict(cli.model.validation_result)))
             return
         cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=checkpoint, weights_only=True)
     except MisconfigurationException as error:
         raise UserError(f"trainer: {error}") from error
     finally:
         if command == "fit" and cli.trainer.is_global_zero:
-            _remove_unbegun(cli.run)
+            _remove_unbegun(cli.run, was_there=cli.begun_before)
     if cli.trainer.is_global_zero:
         print(f"run folder: {cli.run.root}\ntensorboard --logdir {cli.run.tensorboard}", file=sys.stderr)

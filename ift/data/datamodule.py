@@ -125,6 +125,11 @@ class InstructionDataModule(LightningDataModule):
         return len(self._validation_indices)
 
     @property
+    def longest_example(self) -> int:
+        """Tokens of the longest example, to train on or to validate with."""
+        return int(max(self.store.num_tokens.max(), self._validation_store.num_tokens.max()))
+
+    @property
     def num_steps_per_epoch(self) -> int:
         """Optimizer steps of one pass over the training data."""
         return self._training_steps(0, 1).num_steps_per_epoch
@@ -142,14 +147,17 @@ class InstructionDataModule(LightningDataModule):
         return self._loader(steps, None)
 
     def validation_prompts(self, number: int) -> list[tuple[list[int], list[int]]]:
-        """Return `(prompt ids, response ids)` of the first validation examples, for sample generations."""
-        pairs = []
-        for index in self._validation_indices[:number]:
+        """Return `(prompt ids, response ids)` of the first validation examples that have a prompt."""
+        pairs: list[tuple[list[int], list[int]]] = []
+        for index in self._validation_indices:
+            if len(pairs) == number:
+                break
             example = self._validation_store[int(index)]
             supervised = np.flatnonzero(example.labels == example.input_ids)
             last_response = np.split(supervised, np.flatnonzero(np.diff(supervised) > 1) + 1)[-1]
             start, end = last_response[0], last_response[-1] + 1
-            pairs.append((example.input_ids[:start].tolist(), example.input_ids[start:end].tolist()))
+            if start > 0:
+                pairs.append((example.input_ids[:start].tolist(), example.input_ids[start:end].tolist()))
         return pairs
 
     def state_dict(self) -> dict[str, Any]:
@@ -179,6 +187,13 @@ class InstructionDataModule(LightningDataModule):
         """Return the files that hold the rejected rows, one JSON object per line."""
         stores = {store.key: store for store in (self.store, self._validation_store)}
         return [store.rejects_path for store in stores.values()]
+
+    def rejected(self) -> str:
+        """Return how many rows became no example and why, or an empty text where all did."""
+        stores = {store.key: store for store in (self.store, self._validation_store)}.values()
+        counts = [one for store in stores for one in store.counts if one.num_rejected]
+        number, rows = sum(one.num_rejected for one in counts), sum(one.rows for one in counts)
+        return f"{number} of {rows} rows cannot be used and are left out:\n{reject_report(counts)}" if counts else ""
 
     def _open_store(self, key: str, sources: list[Source]) -> ExampleStore:
         folder = prepare(sources, self.encoder, max_length=self.max_length, cache_dir=self.cache_dir, key=key)

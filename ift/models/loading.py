@@ -11,6 +11,8 @@ from ift.errors import UserError
 from ift.hub import check_base, local_folder
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+TrainingDtype = Literal["float32", "bfloat16"]
+"""float16 is for inference only: its small numbers vanish in gradients and in AdamW's denominator."""
 
 
 def load_base_model(key: str, base: str, dtype: Dtype) -> Any:
@@ -22,19 +24,28 @@ def load_base_model(key: str, base: str, dtype: Dtype) -> Any:
         dtype: of the weights in memory.
 
     Raises:
-        UserError: nothing there that transformers can load.
+        UserError: nothing there that transformers can load, or weights missing from the files.
     """
     check_base(key, base)
     from transformers import AutoModelForCausalLM
 
     folder = local_folder(base)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            str(folder) if folder else base, dtype=getattr(torch, dtype), trust_remote_code=False
+        model, report = AutoModelForCausalLM.from_pretrained(
+            str(folder) if folder else base,
+            dtype=getattr(torch, dtype),
+            trust_remote_code=False,
+            output_loading_info=True,
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:400]
         raise UserError(f"{key}: no model could be loaded from '{base}': {reason}") from error
+    # transformers would fill these at random and only log it.
+    if missing := sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"]):
+        raise UserError(
+            f"{key}: {len(missing)} weights of the model are not in the files of '{base}', first '{missing[0]}'. "
+            "The folder is incomplete, or its config.json belongs to another model."
+        )
     # from_pretrained leaves the model in evaluation mode, and Lightning does not change that.
     model.train()
     return model

@@ -36,6 +36,19 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             os.close(folder)
 
 
+def newest_checkpoint(run: RunFolder) -> Path | None:
+    """Return the checkpoint of a run with the most steps, or `None`."""
+    found = {path: _read(path)["global_step"] for path in run.checkpoints.glob("*.ckpt")}
+    return max(found, key=lambda path: (found[path], path.name)) if found else None
+
+
+def _read(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # torch raises many types for what is no checkpoint; each means that it is unusable
+        raise UserError(f"--ckpt_path: '{path}' cannot be read as a checkpoint: {error}") from error
+
+
 def resolve_checkpoint(ckpt_path: str | None, run: RunFolder, *, required: bool) -> Path | None:
     """Return the checkpoint to start from, or `None`.
 
@@ -50,7 +63,7 @@ def resolve_checkpoint(ckpt_path: str | None, run: RunFolder, *, required: bool)
     if ckpt_path is None:
         return None
     if ckpt_path == "last":
-        newest = run.newest_checkpoint()
+        newest = newest_checkpoint(run)
         if newest is None and required:
             raise UserError(f"--ckpt_path: there is no checkpoint in '{run.checkpoints}'.")
         return newest
@@ -66,10 +79,7 @@ def check_checkpoint(path: Path, base: str) -> None:
     Raises:
         UserError: not a checkpoint of ift, or one of another base model.
     """
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # torch raises many types for what is no checkpoint; each means that it is unusable
-        raise UserError(f"--ckpt_path: '{path}' cannot be read as a checkpoint: {error}") from error
+    checkpoint = _read(path)
     own = checkpoint.get(CHECKPOINT_KEY) if isinstance(checkpoint, dict) else None
     if own is None:
         raise UserError(f"--ckpt_path: '{path}' was not written by ift fit.")

@@ -7,25 +7,26 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from ift.data.steps import Step
-from ift.errors import UserError
 
 
 class StepMetrics(Callback):
     """Logs loss, perplexity, gradient norm, learning rate, tokens per second and padding, at optimizer steps.
 
     The loss of a step is exact: summed over all ranks and divided by the supervised tokens of the whole step. Rates are
-    over the time since the last entry, validation and checkpoints not counted. The x axis is the number of optimizer
-    steps done.
+    over the time inside the steps since the last entry: fetching data, validation and checkpoints are not counted. The
+    x axis is the number of optimizer steps done; the last step is always logged.
     """
 
     def __init__(self) -> None:
         self._restart()
         self.last: dict[str, float] = {}
+        self.last_step = 0
         self.training_seconds = 0.0
         self.supervised_tokens = 0
 
     def _restart(self) -> None:
         self._seconds, self._supervised, self._tokens, self._padded = 0.0, 0, 0, 0
+        self._pending: tuple[dict[str, Any], Step] | None = None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Step, batch_idx: int) -> None:
         """Start the clock."""
@@ -41,9 +42,15 @@ class StepMetrics(Callback):
         self.supervised_tokens += batch.num_supervised
         self._tokens += batch.num_tokens
         self._padded += batch.num_padded
-        if trainer.global_step % self._every(trainer) == 0 or trainer.global_step == 1:
-            self._log(trainer, outputs, batch)
-            self._restart()
+        self._pending = (outputs, batch)
+        every = self._every(trainer)
+        if every and (trainer.global_step % every == 0 or trainer.global_step == 1):
+            self._log(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the last step, whatever its number."""
+        if self._pending is not None:
+            self._log(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the validation's result, at the step it was made."""
@@ -54,17 +61,17 @@ class StepMetrics(Callback):
 
     @staticmethod
     def _every(trainer: Any) -> int:
-        return max(1, int(trainer.log_every_n_steps))
+        return int(trainer.log_every_n_steps)
 
-    def _log(self, trainer: Trainer, outputs: dict[str, Any], step: Step) -> None:
+    def _log(self, trainer: Trainer, pl_module: Any) -> None:
+        assert self._pending is not None
+        outputs, step = self._pending
         total: Any = trainer.strategy.reduce(outputs["loss_sum"], reduce_op="sum")
-        padded: Any = trainer.strategy.reduce(torch.tensor(float(self._padded)), reduce_op="sum")
+        padded: Any = trainer.strategy.reduce(
+            torch.tensor(float(self._padded), device=pl_module.device), reduce_op="sum"
+        )
         loss = float(total) / step.num_supervised
-        if loss != loss or loss in (float("inf"), float("-inf")):
-            raise UserError(
-                f"the training loss of step {trainer.global_step} is {loss}. Lower the learning rate "
-                "(model.optimizer.init_args.lr), lengthen model.schedule.warmup, or use dtype float32."
-            )
+        pl_module.check_finite()
         self.last = {
             "train/loss": loss,
             "train/perplexity": float(torch.tensor(loss).exp()),
@@ -74,5 +81,7 @@ class StepMetrics(Callback):
             "train/tokens_per_second": self._tokens / max(self._seconds, 1e-9),
             "train/padding_share": float(padded) / (float(padded) + self._tokens),
         }
+        self.last_step = trainer.global_step
         if trainer.logger is not None:
             trainer.logger.log_metrics(self.last, step=trainer.global_step)
+        self._restart()

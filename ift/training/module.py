@@ -15,7 +15,7 @@ from ift.data.steps import Step
 from ift.errors import UserError
 from ift.hub import check_base, fingerprint
 from ift.models.loading import (
-    Dtype,
+    TrainingDtype,
     attach_adapter,
     check_vocabulary,
     load_base_model,
@@ -59,7 +59,7 @@ class InstructionModule(LightningModule):
         base: str,
         optimizer: OptimizerCallable,
         adapter: PeftConfig | None = None,
-        dtype: Dtype = "float32",
+        dtype: TrainingDtype = "float32",
         schedule: Schedule = Schedule(),  # noqa: B008 (frozen)
         gradient_clip_norm: float | None = 1.0,
         gradient_checkpointing: bool = False,
@@ -79,6 +79,7 @@ class InstructionModule(LightningModule):
         self.model: Any = None
         self._validation_sums = torch.zeros(2, dtype=torch.float64)
         self.validation_result: ValidationResult | None = None
+        self._all_finite: torch.Tensor | None = None
 
     def configure_model(self) -> None:
         """Load the base model and attach the adapter; does nothing twice."""
@@ -129,6 +130,9 @@ class InstructionModule(LightningModule):
                 self.manual_backward(loss * scale)
             total += loss.detach()
         norm = self._clip()
+        # A flag on the device, looked at when weights are kept or losses told: no wait for the device in every step.
+        finite = torch.isfinite(norm)
+        self._all_finite = finite if self._all_finite is None else self._all_finite & finite
         learning_rate = float(optimizer.param_groups[0]["lr"])
         optimizer.step()
         optimizer.zero_grad()
@@ -136,6 +140,19 @@ class InstructionModule(LightningModule):
         scheduler.step()
         self.trainer.datamodule.position.next_step = step.index + 1  # type: ignore[attr-defined]
         return {"loss_sum": total, "gradient_norm": norm, "learning_rate": learning_rate}
+
+    def check_finite(self) -> None:
+        """Stop a run whose loss or gradient has left the numbers, before its weights are kept.
+
+        Raises:
+            UserError: a gradient was infinite or not a number.
+        """
+        if self._all_finite is not None and not bool(self._all_finite):
+            raise UserError(
+                f"the loss or its gradient became infinite or not a number by step {self.trainer.global_step}; the "
+                "weights are not kept. Lower the learning rate (model.optimizer.init_args.lr), lengthen "
+                "model.schedule.warmup, or use model.dtype float32."
+            )
 
     def on_validation_epoch_start(self) -> None:
         """Start the sums anew."""
@@ -164,6 +181,7 @@ class InstructionModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep trained weights only, and say which base model they belong to."""
+        self.check_finite()
         trained = set(self._trained_names())
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {name: value for name, value in state.items() if name in trained}

@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from ift.artifacts import RunFolder, fingerprint, versions, write_json
 from ift.hub import fingerprint as base_fingerprint
+from ift.hub import local_folder
 from ift.models.loading import count_parameters
 from ift.training.metrics import StepMetrics
 
@@ -77,6 +78,15 @@ class RunFolderWriter(Callback):
         """Export the trained weights and close the manifest."""
         if not trainer.is_global_zero:
             return
+        if self._metrics.supervised_tokens or not self._manifest.get("steps"):
+            self._finish(trainer, pl_module)
+        else:  # a finished run was continued, and nothing was left to do
+            self._manifest["sessions"].pop()
+            self._manifest["status"] = "finished"
+        write_json(self._run.manifest, self._manifest)
+
+    def _finish(self, trainer: Trainer, pl_module: Any) -> None:
+        pl_module.check_finite()
         self._export(pl_module, trainer.datamodule)  # type: ignore[attr-defined]
         seconds = time.monotonic() - self._started
         trained = self._metrics.training_seconds
@@ -89,14 +99,14 @@ class RunFolderWriter(Callback):
             "supervised_tokens": self._metrics.supervised_tokens,
             "supervised_tokens_per_second": round(self._metrics.supervised_tokens / max(trained, 1e-9), 1),
         }
-        self._manifest["last_step"] = self._metrics.last
-        write_json(self._run.manifest, self._manifest)
+        self._manifest["last_logged"] = {"step": self._metrics.last_step, **self._metrics.last}
 
     def _new_manifest(self, pl_module: Any, datamodule: Any) -> dict[str, Any]:
         data = datamodule.describe()
+        folder = local_folder(pl_module.base)
         base = {
             "name": pl_module.base,
-            "path": str(Path(pl_module.base).expanduser().resolve()) if Path(pl_module.base).is_dir() else None,
+            "path": str(folder.resolve()) if folder is not None else None,
             "fingerprint": base_fingerprint(pl_module.base),
         }
         parts = {"settings": self._settings, "data": data["prepared"], "base": base["fingerprint"]}

@@ -30,6 +30,8 @@ class SampleResponses(Callback):
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         encoder = datamodule.encoder
         pairs = datamodule.validation_prompts(self.num_samples)
+        if not pairs:  # plain text without begin-of-text has no prompts
+            return
         responses = generate(
             pl_module.model,
             [prompt for prompt, _ in pairs],

@@ -199,6 +199,8 @@ ILLEGAL: list[tuple[dict[str, Any], str]] = [
     ({"fast_dev_run": True}, "trainer.fast_dev_run: True is not possible"),
     ({"barebones": True}, "trainer.barebones: True is not possible"),
     ({"limit_predict_batches": 1}, "trainer.limit_predict_batches: 1 is not possible"),
+    ({"limit_val_batches": 2}, "trainer.limit_val_batches: 2 is not possible"),
+    ({"limit_val_batches": 1}, "trainer.limit_val_batches: 1 is not possible"),
     ({"strategy": "fsdp"}, "trainer.strategy: unknown name 'fsdp'"),
     ({"strategy": {"class_path": "lightning.pytorch.strategies.FSDPStrategy"}}, "trainer.strategy: unknown name"),
     ({"accelerator": "gpuu"}, "trainer.accelerator: unknown name 'gpuu'. Did you mean 'gpu'?"),
