@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Install what the tests need into .venv and run the default suite; further arguments go to pytest.
-# Examples: scripts/test.sh -k layouts      scripts/test.sh -m slow      scripts/test.sh -m real_data
+# Examples: scripts/test.sh -k layouts      scripts/test.sh -m real_data
+#           IFT_TEST_PROCESSES=0 scripts/test.sh -m slow      the whole quickstart, twice, in about ten minutes
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 "$here/install.sh" test

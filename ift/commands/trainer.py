@@ -296,8 +296,8 @@ def _check_data(cli: TrainingCLI) -> None:
             "validation_prepared"
         ):
             raise UserError(
-                f"data.sources: the rows, the layout or the tokenizer have changed since '{cli.run.root}' began, so it "
-                "cannot be continued. Begin a new run_dir."
+                f"data.sources: the rows, their layout, the tokenizer or the version of ift have changed since "
+                f"'{cli.run.root}' began, so it cannot be continued. Begin a new run_dir."
             )
 
 

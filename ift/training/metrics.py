@@ -52,6 +52,12 @@ class StepMetrics(Callback):
         if self._pending is not None:
             self._log(trainer, pl_module)
 
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Bring to disk what was logged: a run resumed from here must not miss it."""
+        experiment: Any = getattr(trainer.logger, "experiment", None)
+        if hasattr(experiment, "flush"):
+            experiment.flush()
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the validation's result, at the step it was made."""
         result: Any = pl_module.validation_result

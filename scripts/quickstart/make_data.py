@@ -24,7 +24,7 @@ NUM_DOCUMENTS_OTHER = 900
 HELD_OUT_SHARE = 0.2
 NUM_TRAIN_PER_SKILL = 220
 NUM_HELD_OUT_PER_SKILL = 30
-NUM_QUIZ_DOCUMENTS, NUM_QUIZ_TRAIN, NUM_QUIZ_HELD_OUT = 3200, 600, 160
+NUM_QUIZ_DOCUMENTS, NUM_QUIZ_TRAIN, NUM_QUIZ_HELD_OUT = 800, 200, 160
 
 # Alpaca-CoT's published wording for MMCU; training and evaluation ask every four-option question with it.
 QUIZ_INSTRUCTION = "请阅读以下选择题并给出正确选项，不要解释原因。\n{question}\n{options}\n正确答案的序号是：\n"

@@ -77,7 +77,7 @@ def test_a_misspelt_key_is_refused_with_the_nearest(
         (["--config"], "--config"),
         (["--config", "none.yaml"], "--config: no file 'none.yaml' (looked in "),
         (["--data.max_length", "many"], "command line: data.max_length: Expected int. Got value: many"),
-        (["--model.dtype=float31"], "command line: model.dtype: Expected one of 'float32', 'bfloat16', 'float16'."),
+        (["--model.dtype=float31"], "command line: model.dtype: Expected one of 'float32', 'bfloat16'."),
     ],
 )
 def test_a_wrong_flag_is_refused(flags: list[str], message: str, config: Config, refused: Refused) -> None:
@@ -85,7 +85,7 @@ def test_a_wrong_flag_is_refused(flags: list[str], message: str, config: Config,
 
 
 WRONG: list[tuple[dict[str, Any], str, str]] = [
-    ({"model": {"dtype": "float31"}}, "dtype", "Expected one of 'float32', 'bfloat16', 'float16'. Got value: float31."),
+    ({"model": {"dtype": "float31"}}, "dtype", "Expected one of 'float32', 'bfloat16'. Got value: float31."),
     ({"model": {"schedule": {"kind": "cosin"}}}, "kind", "Got value: cosin. Did you mean 'cosine'?"),
     ({"data": {"max_length": "many"}}, "max_length", "data.max_length: Expected int. Got value: many"),
     ({"data": {"validation": "five"}}, "validation", "data.validation: Expected int or float or list. Got value: five"),
@@ -199,6 +199,7 @@ ILLEGAL: list[tuple[dict[str, Any], str]] = [
     ({"fast_dev_run": True}, "trainer.fast_dev_run: True is not possible"),
     ({"barebones": True}, "trainer.barebones: True is not possible"),
     ({"limit_predict_batches": 1}, "trainer.limit_predict_batches: 1 is not possible"),
+    ({"default_root_dir": "somewhere"}, "trainer.default_root_dir: somewhere is not possible"),
     ({"limit_val_batches": 2}, "trainer.limit_val_batches: 2 is not possible"),
     ({"limit_val_batches": 1}, "trainer.limit_val_batches: 1 is not possible"),
     ({"strategy": "fsdp"}, "trainer.strategy: unknown name 'fsdp'"),

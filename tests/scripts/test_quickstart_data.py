@@ -55,7 +55,6 @@ def test_documents_are_no_instructions(train: list[dict[str, Any]]) -> None:
     for record in train:
         if record["category"] != "quiz":
             assert json.dumps(record["instruction"], ensure_ascii=False)[1:-1] not in text
-    assert "###" not in text
 
 
 def test_the_quiz_is_new_balanced_and_in_mmcus_layout(train: list[dict[str, Any]]) -> None:
