@@ -8,21 +8,14 @@ from pathlib import Path
 from eval.benchmark import Benchmark, Prepare, find_benchmarks, get_benchmark
 from eval.matching import match, select
 from eval.output import Sources, refuse_existing, write_report
-from ift.errors import UserError, unknown_name
+from ift.errors import UserError, exit_code, unknown_name
 from ift.records import read_predictions, write_jsonl
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code: 0, or 2 for a mistake of the user."""
     options = _parser().parse_args(arguments)
-    try:
-        options.run(options)
-    except UserError as error:
-        if options.debug:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: options.run(options), debug=options.debug)
 
 
 def _list(options: argparse.Namespace) -> None:

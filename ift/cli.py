@@ -1,11 +1,10 @@
 """The command line: finds the command and calls it. Imports nothing heavy until a command needs it."""
 
-import difflib
 import importlib
 import sys
 
 from ift import __version__
-from ift.errors import UserError
+from ift.errors import exit_code, unknown_name
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "fit": ("ift.commands.trainer", "fine-tune a base model on instruction data, into a new run folder"),
@@ -44,33 +43,18 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         The exit code: 0, 2 for a mistake that the user can repair, 130 after an interruption.
     """
-    arguments = sys.argv[1:] if arguments is None else arguments
+    given = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in given
+    arguments = [argument for argument in given if argument != "--debug"]
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())
         return 0
     if arguments[0] == "--version":
         print(f"ift {__version__}")
         return 0
-    debug = "--debug" in arguments
-    command, *rest = [argument for argument in arguments if argument != "--debug"]
+    command, *rest = arguments
     if command not in COMMANDS:
-        nearest = difflib.get_close_matches(command, COMMANDS, n=1)
-        suggestion = f" Did you mean '{nearest[0]}'?" if nearest else ""
-        print(f"error: unknown command '{command}'.{suggestion} Known: {', '.join(COMMANDS)}.", file=sys.stderr)
+        print(f"error: {unknown_name('command', command, COMMANDS)}", file=sys.stderr)
         return 2
-    try:
-        importlib.import_module(COMMANDS[command][0]).run(command, rest)
-    except UserError as error:
-        if debug:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:  # a full disk, a read-only folder, a vanished mount
-        if debug:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    return 0
+    module = COMMANDS[command][0]
+    return exit_code(lambda: importlib.import_module(module).run(command, rest), debug=debug)

@@ -1,7 +1,8 @@
 """What the user did wrong, said so that they can mend it; the command line shows these without a traceback."""
 
 import difflib
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
 
 
 class UserError(ValueError):
@@ -26,3 +27,26 @@ def unknown_name(key: str, value: str, known: Iterable[str], *, hint: str = "") 
     suggestion = f" Did you mean '{nearest[0]}'?" if nearest else ""
     tail = f" {hint}" if hint else ""
     return UserError(f"{key}: unknown name '{value}'.{suggestion} Known: {', '.join(names)}.{tail}")
+
+
+def exit_code(run: Callable[[], None], *, debug: bool) -> int:
+    """Run a command and return its exit code, with one line on stderr for what the user can repair.
+
+    Args:
+        run: the command.
+        debug: whether to let errors through with their traceback.
+
+    Returns:
+        0; 2 for a `UserError` or a file that cannot be read or written; 130 after an interruption.
+    """
+    try:
+        run()
+    except (UserError, OSError) as error:  # OSError: a full disk, a read-only folder, a vanished mount
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from ift.errors import UserError
+from ift.errors import exit_code
 from tokenizer.conversion import ModelType
 from tokenizer.corpus import MAX_SENTENCE_CHARACTERS
 from tokenizer.training import TrainingSettings, train_tokenizer
@@ -15,14 +15,7 @@ from tokenizer.training import TrainingSettings, train_tokenizer
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code: 0, or 2 for a mistake of the user."""
     options = _parser().parse_args(arguments)
-    try:
-        options.run(options)
-    except UserError as error:
-        if options.debug:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: options.run(options), debug=options.debug)
 
 
 def _train(options: argparse.Namespace) -> None:

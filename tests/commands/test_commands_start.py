@@ -40,6 +40,11 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         assert f"  {name}" in text and help_line in text
 
 
+def test_nothing_but_debug_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--debug"]) == 0
+    assert "usage: ift COMMAND" in capsys.readouterr().out
+
+
 def test_version_and_python_dash_m(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "ift", "--version"]
@@ -47,7 +52,7 @@ def test_version_and_python_dash_m(tmp_path: Path) -> None:
     assert (result.returncode, result.stdout, result.stderr) == (0, f"ift {ift.__version__}\n", "")
     wrong = subprocess.run([*command[:-1], "fitt"], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert wrong.returncode == 2
-    assert wrong.stderr == "error: unknown command 'fitt'. Did you mean 'fit'? Known: fit, validate, predict.\n"
+    assert wrong.stderr == "error: command: unknown name 'fitt'. Did you mean 'fit'? Known: fit, predict, validate.\n"
 
 
 def test_the_benchmark_measures_it() -> None:
