@@ -145,6 +145,7 @@ def _value_of(name: str, arguments: list[str]) -> str | None:
 def run(command: str, arguments: list[str]) -> None:
     """Run `predict`."""
     warnings.filterwarnings("ignore", module="lightning")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     logging.getLogger("transformers").setLevel(logging.ERROR)
     cli = PredictCLI(arguments)
     cli.trainer.predict(cli.model, cli.datamodule, return_predictions=False)

@@ -305,6 +305,7 @@ def run(command: str, arguments: list[str]) -> None:
     """Run `fit` or `validate`."""
     # One batch is one step here, so Lightning's advice on workers and batch sizes does not apply.
     warnings.filterwarnings("ignore", module="lightning")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     # jsonargparse passes every default of a PEFT configuration, and PEFT takes some for a wish.
     warnings.filterwarnings("ignore", message="`loftq_config` specified")
     cli = TrainingCLI(command, arguments)

@@ -80,6 +80,7 @@ class InstructionModule(LightningModule):
         self._validation_sums = torch.zeros(2, dtype=torch.float64)
         self.validation_result: ValidationResult | None = None
         self._all_finite: torch.Tensor | None = None
+        self._loaded_step = 0
 
     def configure_model(self) -> None:
         """Load the base model and attach the adapter; does nothing twice."""
@@ -176,7 +177,11 @@ class InstructionModule(LightningModule):
         # A sanity check of a few batches is no result; of all (num_sanity_val_steps -1), it is the loss before.
         if not self.trainer.sanity_checking or self.trainer.num_sanity_val_steps == float("inf"):
             self.validation_result = ValidationResult(
-                self.trainer.global_step, loss.item(), loss.exp().item(), supervised_tokens=int(count)
+                # Trainer.validate loads a checkpoint's weights and leaves its step behind.
+                max(self.trainer.global_step, self._loaded_step),
+                loss.item(),
+                loss.exp().item(),
+                supervised_tokens=int(count),
             )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -193,6 +198,7 @@ class InstructionModule(LightningModule):
         Raises:
             UserError: names or shapes differ.
         """
+        self._loaded_step = int(checkpoint["global_step"])
         trained = set(self._trained_names())
         needed = {name: tuple(value.shape) for name, value in self.state_dict().items() if name in trained}
         found = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}

@@ -112,7 +112,8 @@ def run(options: argparse.Namespace) -> None:
         train = json.loads((DATA / "train.json").read_text(encoding="utf-8"))
         (data / "train.json").write_text(json_array(shuffle_responses(train, seed=0)), encoding="utf-8")
     train_base(output)
-    base = ["--model.base", str(output / "language_model" / "model")]
+    # The template of the tuned run: before and after read the very same prompts.
+    base = ["--model.base", str(output / "language_model" / "model"), "--data.template", "plain"]
     before = score(output, "before", base)
     tune(output, data)
     after = score(output, "after", ["--run", str(output / "lora")])

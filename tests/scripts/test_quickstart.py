@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,9 @@ def test_shuffled_responses_teach_nothing(clone: Path) -> None:
     output = "runs/shuffled"
     run_in(clone, [sys.executable, "scripts/quickstart/run.py", "--shuffle-responses", "--output", output])
     found = json.loads((clone / output / "result.json").read_text())
-    for benchmark in ("exact_match", "quiz"):
-        before, after = found["before"][benchmark], found["after"][benchmark]
-        assert after["interval"][0] <= before["interval"][1], benchmark
-        assert after["score"] < 0.3, benchmark
+    references = [r["output"] for r in json.loads((ROOT / "scripts/quickstart/data/heldout.json").read_text("utf-8"))]
+    most_frequent = Counter(references).most_common(1)[0][1] / len(references)
+    # One answer to everything can be learned from shuffled responses; anything above it would be a leak.
+    assert found["after"]["exact_match"]["interval"][0] <= most_frequent
+    assert found["after"]["exact_match"]["score"] < 0.1
+    assert found["after"]["quiz"]["interval"][0] <= 0.25

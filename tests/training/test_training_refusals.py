@@ -135,7 +135,9 @@ def test_validate_prints_the_result_and_needs_data(
     recorded = json.loads((run / "manifest.json").read_text())["validation"][-1]
     capsys.readouterr()
     assert main(["validate", "--config", str(path), "--ckpt_path", "last"]) == 0
-    assert json.loads(capsys.readouterr().out)["loss"] == pytest.approx(recorded["loss"], abs=1e-6)
+    found = json.loads(capsys.readouterr().out)
+    assert found["loss"] == pytest.approx(recorded["loss"], abs=1e-6)
+    assert found["step"] == recorded["step"] == 4
     other = config("other", data={"validation": None})
     assert "data.validation" in refused(capsys, "validate", "--config", str(other))
 
