@@ -9,6 +9,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+# Lightning's log handlers keep the stderr of the moment of import; inside a test that would be one soon closed.
+import lightning.pytorch  # noqa: F401
 import pytest
 from tiny import make_llama, make_rows, write_json
 
