@@ -126,13 +126,11 @@ def test_the_log_of_a_resumed_run_has_each_step_once(config: Config, fit: Fit, s
     wait_for_step(run, 9, process)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
+    # TensorBoard reads its files in the order of their names, which begin with the second of their making: a resume
+    # within the same second (only possible in a test, in a process that is warm) would be read before what it continues.
+    time.sleep(1.1)
     fit(path, "--ckpt_path", "last")
-    found, expected = curve(run), curve(reference)
-    begun = json.loads((run / "manifest.json").read_text())["sessions"][-1]["from_step"]
-    assert [step for step, _ in found] == sorted({step for step, _ in found})
-    # What was logged before the resume is compared where the reader still shows it; all that came after, always.
-    assert found == expected[-len(found) :]
-    assert len(found) >= len(expected) - begun
+    assert curve(run) == curve(reference)
 
 
 def curve(run: Path) -> list[tuple[int, float]]:
