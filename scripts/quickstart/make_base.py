@@ -37,6 +37,7 @@ def make_base(config_file: Path, tokenizer_folder: Path, output: Path, *, seed: 
 
 
 def main() -> int:
+    """Make the folder that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--tokenizer", type=Path, required=True)

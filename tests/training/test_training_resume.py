@@ -127,7 +127,7 @@ def test_the_log_of_a_resumed_run_has_each_step_once(config: Config, fit: Fit, s
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     # TensorBoard reads its files in the order of their names, which begin with the second of their making: a resume
-    # within the same second (only possible in a test, in a process that is warm) would be read before what it continues.
+    # within the same second (possible only here, in a process that is warm) would be read before what it continues.
     time.sleep(1.1)
     fit(path, "--ckpt_path", "last")
     assert curve(run) == curve(reference)
