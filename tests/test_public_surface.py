@@ -13,6 +13,7 @@ import pytest
 
 from ift.cli import COMMANDS
 from ift.commands.config import ConfigParser
+from ift.commands.data import SUBCOMMANDS
 from ift.commands.predict import PredictCLI
 from ift.commands.trainer import TrainingCLI
 from ift.data.layouts import LAYOUTS
@@ -53,7 +54,11 @@ def test_commands() -> None:
     compare("commands", sorted(COMMANDS))
 
 
-@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_data_subcommands() -> None:
+    compare("data_subcommands", sorted(SUBCOMMANDS))
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS.keys() - {"data"}))
 def test_keys(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     compare(f"keys_{command}", keys_of(command, monkeypatch))
 

@@ -56,7 +56,7 @@ class ChatTemplate:
 
     def _check_prompt(self) -> None:
         """Refuse a template whose prompt for generation is not what it writes before a response."""
-        conversation = Conversation((Message("user", "a"), Message("assistant", "b")))
+        conversation = Conversation((Message("user", "a"), Message("assistant", "b", supervised=True)))
         try:
             prompt, whole = self.render(conversation.prompt), self.render(conversation)
         except RowError as error:
@@ -98,7 +98,7 @@ class ChatTemplate:
                 continue
             for part in filter(None, self._special.split(piece)):
                 if self._special.fullmatch(part):
-                    supervised = response is not None and response.supervised
+                    supervised = response is not None and bool(response.supervised)
                     segments.append(Segment(part, "token", supervised=supervised))
                     response = None
                 else:
@@ -111,7 +111,7 @@ class ChatTemplate:
 def _add_text(segments: list[Segment], text: str, response: Message | None) -> None:
     """Add text of a response, or of what stands between two: there, neighbouring texts become one segment."""
     if response is not None:
-        segments.append(Segment(text, supervised=response.supervised))
+        segments.append(Segment(text, supervised=bool(response.supervised)))
     elif segments and segments[-1].kind == "text":
         segments[-1] = Segment(segments[-1].text + text)
     else:

@@ -4,7 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-Role = Literal["user", "assistant"]
+Role = Literal["user", "assistant", "tool"]
+"""`tool` is what a tool gave back; it stands where a request stands, after a call of the assistant."""
+TrainOn = Literal["outputs", "last_output", "everything"]
+"""What the loss counts: every response, the last response only, or all text."""
 
 
 @dataclass(frozen=True)
@@ -15,13 +18,17 @@ class Message:
     text: str
     context: str = ""
     """What alpaca rows call `input`: material that the request is about. Only for role `user`."""
-    supervised: bool = True
-    """Whether the loss counts this text. Only for role `assistant`."""
+    supervised: bool | None = None
+    """Whether the loss counts this text; `None` leaves it to `train_on`."""
+    thought: str = ""
+    """What the assistant thinks before it writes `text`; the model writes it, the reader does not see it."""
+    call: bool = False
+    """Whether `text` of the assistant is a call of a tool, so that a message of role `tool` follows."""
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages of user and assistant in turn; plain text is a single assistant message."""
+    """Messages of user (or tool) and assistant in turn; plain text is a single assistant message."""
 
     messages: tuple[Message, ...]
     system: str = ""
@@ -43,3 +50,23 @@ class Conversation:
         """The last response, or `None` where the conversation ends with a request."""
         last = self.messages[-1] if self.messages else None
         return last.text if last is not None and last.role == "assistant" else None
+
+
+def supervise(conversation: Conversation, train_on: TrainOn) -> Conversation:
+    """Return the conversation with `supervised` of every message decided; a message's own flag wins.
+
+    Args:
+        conversation: what a row function returned.
+        train_on: what the loss counts where a message does not say so itself.
+    """
+    last = max((i for i, m in enumerate(conversation.messages) if m.role == "assistant"), default=-1)
+
+    def decided(number: int, message: Message) -> bool:
+        if message.supervised is not None:
+            return message.supervised
+        if train_on == "everything":
+            return message.role != "tool"
+        return message.role == "assistant" and (train_on == "outputs" or number == last)
+
+    messages = tuple(replace(m, supervised=decided(i, m)) for i, m in enumerate(conversation.messages))
+    return replace(conversation, messages=messages)

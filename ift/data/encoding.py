@@ -105,7 +105,7 @@ class Encoder:
     @property
     def stop_token_ids(self) -> list[int]:
         """Ids that end a response: end-of-text, and the token by which the template ends one."""
-        probe = Conversation((Message("user", "a"), Message("assistant", "b")))
+        probe = Conversation((Message("user", "a"), Message("assistant", "b", supervised=True)))
         (example,) = self.encode([self.template.render(probe)])
         supervised = example.labels[example.labels != IGNORE_INDEX]
         return sorted({int(self.tokenizer.eos_token_id), int(supervised[-1])})

@@ -1,19 +1,20 @@
-"""Row functions: one raw record in, one conversation out.
+"""Row functions: one raw record in, one conversation out, or several.
 
-A row function takes a mapping and returns a `Conversation`; what is wrong with the row it says by raising `RowError`.
+A row function takes a mapping and returns a `Conversation` or an iterable of them (every thread of a tree); what is
+wrong with the row it says by raising `RowError`.
 A layout of one's own is any such function, named in the YAML by its dotted path (`my_package.my_module.my_function`).
 """
 
 import importlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ift.data.conversation import Conversation, Message
 from ift.errors import UserError, unknown_name
 
 Row = Mapping[str, Any]
-RowFunction = Callable[[Row], Conversation]
+RowFunction = Callable[[Row], Conversation | Iterable[Conversation]]
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -90,7 +91,7 @@ def _conversation(row: Row, turns: Any, *, role: str, text: str, names: Mapping[
         elif names.get(str(speaker)) == "user":
             result.append(Message("user", content, context=str(turn.get("context") or "")))
         elif names.get(str(speaker)) == "assistant":
-            result.append(Message("assistant", content, supervised=bool(turn.get("supervised", True))))
+            result.append(Message("assistant", content, supervised=turn.get("supervised")))
         else:
             raise RowError(f"turn {number} has {role} '{speaker}'; known: system (first), {', '.join(names)}")
     used = ("messages", "conversations")
@@ -115,18 +116,34 @@ def check_turns(conversation: Conversation, *, needs_response: bool) -> None:
     roles = [message.role for message in conversation.messages]
     if not roles:
         raise RowError("the row holds no message")
-    expected = ["assistant"] if roles == ["assistant"] else ["user", "assistant"] * len(roles)
-    if roles != expected[: len(roles)]:
-        raise RowError(f"user and assistant must take turns, beginning with user; found {', '.join(roles)}")
+    if roles != ["assistant"] and not _take_turns(conversation):
+        raise RowError(
+            "user and assistant must take turns, beginning with user, and a call of a tool is followed by its result; "
+            f"found {', '.join(roles)}"
+        )
     if not needs_response:
         return
     if roles[-1] != "assistant":
         raise RowError("the last message must be a response of the assistant")
-    supervised = [m for m in conversation.messages if m.role == "assistant" and m.supervised]
+    supervised = [m for m in conversation.messages if m.role == "assistant" and m.supervised is not False]
     if not supervised:
         raise RowError("no response is supervised, so there is nothing to learn from the row")
     if any(not message.text.strip() for message in supervised):
         raise RowError("a response is empty")
+
+
+def _take_turns(conversation: Conversation) -> bool:
+    """Whether requests and responses alternate, beginning with a request, and results of tools follow calls."""
+    before: Message | None = None
+    for message in conversation.messages:
+        after_response = before is None or before.role == "assistant"
+        if after_response != (message.role != "assistant"):
+            return False
+        called = before is not None and before.call
+        if called != (message.role == "tool"):
+            return False
+        before = message
+    return True
 
 
 LAYOUTS: dict[str, RowFunction] = {"alpaca": alpaca, "messages": messages, "sharegpt": sharegpt, "text": text}

@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ift.data.conversation import Conversation
+from ift.data.conversation import Conversation, supervise
 from ift.data.encoding import IGNORE_INDEX, Encoder, Example, tokenizer_hash
 from ift.data.layouts import RowError, RowFunction, check_turns, resolve_layout
 from ift.data.rows import RawRow, Source, content_hash, read_rows
+from ift.data.templates import Segment
 from ift.errors import UserError
 
 _BATCH_ROWS = 1000
@@ -199,44 +200,57 @@ def _count_reject(reject: Reject, counts: SourceCounts) -> None:
 def _encode_rows(
     rows: list[RawRow], function: RowFunction, encoder: Encoder, *, max_length: int, path: str
 ) -> Iterator[Example | Reject]:
-    """Yield one outcome per row, in order."""
-    rendered: dict[int, Any] = {}
-    problems: dict[int, str] = {}
-    for number, row in enumerate(rows):
-        try:
-            conversation = to_conversation(row, function, needs_response=True)
-            rendered[number] = encoder.template.render(conversation)
-        except RowError as error:
-            problems[number] = str(error)
-    examples = dict(zip(rendered, encoder.encode(list(rendered.values())), strict=True))
-    for number, row in enumerate(rows):
-        kind = reason = problems.get(number, "")
-        if not reason and (length := len(examples[number].input_ids)) > max_length:
+    """Yield one outcome per conversation, in the order of the rows."""
+    outcomes: list[tuple[RawRow, list[Segment] | RowError]] = []
+    for row in rows:
+        for conversation in to_conversations(row, function, needs_response=True):
+            try:
+                if isinstance(conversation, RowError):
+                    raise conversation
+                outcomes.append((row, encoder.template.render(supervise(conversation, "outputs"))))
+            except RowError as error:
+                outcomes.append((row, error))
+    examples = iter(encoder.encode([segments for _, segments in outcomes if not isinstance(segments, RowError)]))
+    for row, segments in outcomes:
+        if isinstance(segments, RowError):
+            yield Reject(path, row.line, str(segments), str(segments), row.value)
+            continue
+        example, length = next(examples), 0
+        kind = reason = ""
+        if (length := len(example.input_ids)) > max_length:
             kind, reason = "longer than data.max_length", f"{length} tokens, data.max_length is {max_length}"
-        elif not reason and examples[number].num_supervised == 0:
+        elif example.num_supervised == 0:
             kind = reason = "no token is supervised"
-        yield Reject(path, row.line, kind, reason, row.value) if reason else examples[number]
+        yield Reject(path, row.line, kind, reason, row.value) if reason else example
 
 
-def to_conversation(row: RawRow, function: RowFunction, *, needs_response: bool) -> Conversation:
-    """Turn a raw row into a checked conversation.
+def to_conversations(row: RawRow, function: RowFunction, *, needs_response: bool) -> list[Conversation | RowError]:
+    """Turn a raw row into checked conversations; in the place of one that cannot be used, the reason.
 
-    Raises:
-        RowError: for whatever is wrong with the row, also where the row function itself fails.
+    Returns:
+        Never empty: a row that cannot be read at all gives its one reason.
     """
     if row.problem:
-        raise RowError(row.problem)
+        return [RowError(row.problem)]
     if not isinstance(row.value, dict):
-        raise RowError(f"a row must be a JSON object, found {type(row.value).__name__}")
+        return [RowError(f"a row must be a JSON object, found {type(row.value).__name__}")]
     try:
-        conversation = function(row.value)
-    except RowError:
-        raise
+        given: Any = function(row.value)
+        conversations = list(given) if isinstance(given, Iterable) else [given]
+    except RowError as error:
+        return [error]
     except Exception as error:  # a user's own row function may fail in any way; the row is rejected and counted
-        raise RowError(f"the row function failed: {type(error).__name__}: {error}") from error
+        return [RowError(f"the row function failed: {type(error).__name__}: {error}")]
+    return [_checked(one, needs_response) for one in conversations] or [RowError("the row holds no conversation")]
+
+
+def _checked(conversation: Any, needs_response: bool) -> Conversation | RowError:
     if not isinstance(conversation, Conversation):
-        raise RowError(f"the row function gave {type(conversation).__name__}, not a Conversation")
-    check_turns(conversation, needs_response=needs_response)
+        return RowError(f"the row function gave {type(conversation).__name__}, not a Conversation")
+    try:
+        check_turns(conversation, needs_response=needs_response)
+    except RowError as error:
+        return error
     return conversation
 
 

@@ -27,6 +27,9 @@ class Segment:
     it uses one) and end-of-text."""
     supervised: bool = False
     """Whether the loss counts its tokens."""
+    stop_label: bool = False
+    """Whether the label of its first token is end-of-text: for chat formats in which a response before the last is
+    followed by the next request without any token that ends it (Baichuan2). Only for unsupervised segments."""
 
 
 class Renderer(Protocol):
@@ -78,8 +81,8 @@ class Template:
                 segments.append(Segment(before + self._request(message)))
             else:
                 segments += [
-                    Segment(message.text, supervised=message.supervised),
-                    Segment("", "end", supervised=message.supervised),
+                    Segment(message.text, supervised=bool(message.supervised)),
+                    Segment("", "end", supervised=bool(message.supervised)),
                 ]
         return segments
 

@@ -8,10 +8,9 @@ from typing import Any
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Sampler
 
-from ift.data.conversation import Conversation
 from ift.data.encoding import Encoder, load_tokenizer, make_renderer
 from ift.data.layouts import RowError, resolve_layout
-from ift.data.preparation import to_conversation
+from ift.data.preparation import to_conversations
 from ift.data.rows import RawRow, Source, check_source, read_rows
 from ift.data.templates import Template, resolve_template
 from ift.errors import UserError
@@ -122,7 +121,11 @@ class PromptDataModule(LightningDataModule):
             yield prompt
 
     def _prompt(self, row: RawRow, number: int) -> Prompt:
-        conversation: Conversation = to_conversation(row, self.row_function, needs_response=False)
+        conversation, *more = to_conversations(row, self.row_function, needs_response=False)
+        if isinstance(conversation, RowError):
+            raise conversation
+        if more:
+            raise RowError("the row holds several conversations, and a prompt is one")
         if not conversation.prompt.messages:
             raise RowError("the row holds no request")
         meta = dict(conversation.meta)
