@@ -1,29 +1,17 @@
-"""Read raw rows from local JSON and JSON-lines files, or through `datasets` from the hub, each with its place."""
+"""Sources of raw rows: local and remote files, and data sets of the hub, each row with its place."""
 
 import hashlib
 import json
-import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from ift.data.files import SUFFIXES, DamagedFileError, DataFile, find_files, format_of, is_remote
+from ift.data.json_rows import RawRow, read_json
+from ift.data.table_rows import read_csv, read_parquet, read_text
 from ift.errors import UserError
 
-LOCAL_SUFFIXES = (".json", ".jsonl")
-_BLANK = re.compile(r"[ \t\r\n]*")
-_UNREADABLE = "the array cannot be read beyond this place"
-
-
-@dataclass(frozen=True)
-class RawRow:
-    """One record as it stands in its file, or the reason why there is none."""
-
-    line: int
-    """Line of the file on which the record begins, from 1; for hub data the number of the row, from 1."""
-    value: Any = None
-    problem: str = ""
-    """Why the text at this place is no record; empty where `value` holds one."""
+__all__ = ["RawRow", "Source", "check_source", "content_hash", "read_file", "read_rows"]
 
 
 @dataclass(frozen=True)
@@ -31,18 +19,26 @@ class Source:
     """One place that instruction data comes from."""
 
     path: str
-    """A local `.json` or `.jsonl` file, or the id of a data set on the hub (`owner/name`)."""
-    layout: str
-    """alpaca, messages, sharegpt, text, or the dotted path of a row function."""
+    """A local file, a pattern of files (`data/*.jsonl`) or an address (`s3://…`): JSON, JSON lines, CSV, TSV, Parquet
+    or text, also compressed (`.gz`, `.zst`); or the id of a data set on the hub (`owner/name`)."""
+    layout: str | None = None
+    """Name of a layout, or the dotted path of a row function; found out from the first rows where it is left out."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """The layout's field names to those in the file, where they differ: `{instruction: question, output: answer}`."""
     weight: float = 1.0
-    """How often each example occurs per epoch: 1 once, 2 twice, 0.5 a seeded half that changes from epoch to epoch."""
+    """How often each example occurs per epoch: 1 once, 2 twice, 0.5 a seeded half that changes from epoch to epoch.
+    With `data.mixing` `examples` or `tokens`, the source's share in relation to the others."""
+    max_examples: int | None = None
+    """At most so many examples are used, a seeded choice."""
     split: str = "train"
-    """Split of a hub data set; local files have none."""
+    """Split of a hub data set; files have none."""
+    subset: str | None = None
+    """Subset (configuration) of a hub data set that has several."""
 
     @property
     def is_local(self) -> bool:
-        """Whether the path names a local file rather than a hub id."""
-        return self.path.endswith(LOCAL_SUFFIXES) or Path(self.path).expanduser().exists()
+        """Whether the path names files rather than a hub id."""
+        return is_remote(self.path) or format_of(self.path) is not None or Path(self.path).expanduser().exists()
 
 
 def check_source(key: str, source: Source) -> None:
@@ -51,23 +47,16 @@ def check_source(key: str, source: Source) -> None:
     Raises:
         UserError: a missing or empty local file, a folder, or a weight that is not above 0.
     """
-    if source.weight <= 0:
+    if not source.weight > 0 or source.weight == float("inf"):
         raise UserError(f"{key}.weight: {source.weight} is not above 0. Leave the source out to use none of it.")
-    if not source.is_local:
-        return
-    path = Path(source.path).expanduser()
-    if path.is_dir():
-        raise UserError(f"{key}.path: '{source.path}' is a folder. Name the {' or '.join(LOCAL_SUFFIXES)} file in it.")
-    if not path.is_file():
-        raise UserError(f"{key}.path: no file '{source.path}' (looked in {Path.cwd()}). Mend the path.")
-    if path.stat().st_size == 0:
-        raise UserError(f"{key}.path: '{source.path}' is empty (0 bytes).")
+    if source.max_examples is not None and source.max_examples < 1:
+        raise UserError(f"{key}.max_examples: {source.max_examples} is less than 1. Leave the source out instead.")
+    if source.is_local:
+        find_files(f"{key}.path", source.path)
 
 
 def read_rows(source: Source, *, key: str = "data") -> Iterator[RawRow]:
-    """Yield the rows of a source in file order.
-
-    A local file that begins with `[` is one JSON array, whatever its suffix; any other holds one JSON object per line.
+    """Yield the rows of a source in order.
 
     Args:
         source: checked by `check_source`.
@@ -79,102 +68,64 @@ def read_rows(source: Source, *, key: str = "data") -> Iterator[RawRow]:
     if not source.is_local:
         yield from _read_hub(source, key)
         return
-    path = Path(source.path).expanduser()
-    with path.open("rb") as file:
-        first = file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
-    yield from _read_array(path) if first == b"[" else _read_lines(path)
+    for file in find_files(f"{key}.path", source.path):
+        for row in read_file(file):
+            yield row._replace(file=file.path)
 
 
-def _read_lines(path: Path) -> Iterator[RawRow]:
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, 1):
-            try:
-                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                yield RawRow(number, problem=f"not UTF-8 at byte {error.start} of the line")
-                continue
-            if line.strip():
-                yield _parse_line(number, line)
-
-
-def _parse_line(number: int, line: str) -> RawRow:
+def read_file(file: DataFile) -> Iterator[RawRow]:
+    """Yield the rows of one file; where it is damaged, a last row says so."""
+    last = 0
     try:
-        return RawRow(number, json.loads(line))
-    except (ValueError, RecursionError) as error:  # a ValueError without place: a number with too many digits
-        place = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
-        return RawRow(number, problem=f"not valid JSON: {getattr(error, 'msg', error)}{place}")
+        for row in _read(file):
+            last = row.line
+            yield row
+    except DamagedFileError as error:
+        yield RawRow(last + 1, problem=f"{error}; the file cannot be read beyond this place")
 
 
-def _read_array(path: Path) -> Iterator[RawRow]:
-    """Yield the elements of one JSON array with the lines on which they begin.
-
-    After broken JSON nothing in an array can be told apart any more, so the rest is one problem.
-    """
-    try:
-        content = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        yield RawRow(1, problem=f"not UTF-8 at byte {error.start} of the file")
+def _read(file: DataFile) -> Iterator[RawRow]:
+    if file.format == "json":
+        yield from read_json(file.open)
         return
-    decoder = json.JSONDecoder()
-    line, counted = 1, 0
-    position = _skip_blank(content, _skip_blank(content, 0) + 1)
-    more = content[position : position + 1] != "]"
-    while more:
-        line, counted = line + content.count("\n", counted, position), position
-        try:
-            value, end = decoder.raw_decode(content, position)
-        except (ValueError, RecursionError) as error:
-            bad = error.lineno if isinstance(error, json.JSONDecodeError) else line
-            yield RawRow(bad, problem=f"not valid JSON: {getattr(error, 'msg', error)}; {_UNREADABLE}")
-            return
-        yield RawRow(line, value)
-        position = _skip_blank(content, end)
-        following = content[position : position + 1]
-        if following not in (",", "]"):
-            bad = line + content.count("\n", counted, position)
-            yield RawRow(bad, problem=f"not valid JSON: expected ',' or ']' after an element; {_UNREADABLE}")
-            return
-        more = following == ","
-        if more:
-            position = _skip_blank(content, position + 1)
-    rest = _skip_blank(content, position + 1)
-    if rest < len(content):
-        yield RawRow(content.count("\n", 0, rest) + 1, problem="text after the end of the JSON array")
-
-
-def _skip_blank(content: str, position: int) -> int:
-    match = _BLANK.match(content, position)
-    return match.end() if match else position
+    with file.open() as opened:
+        if file.format == "parquet":
+            yield from read_parquet(opened)
+        elif file.format == "text":
+            yield from read_text(opened)
+        else:
+            yield from read_csv(opened, delimiter="," if file.format == "csv" else "\t")
 
 
 def _read_hub(source: Source, key: str) -> Iterator[RawRow]:
     from datasets import load_dataset
 
     try:
-        rows = load_dataset(source.path, split=source.split)
+        rows = load_dataset(source.path, source.subset, split=source.split)
     except Exception as error:  # the hub client raises dozens of types; each means that the data cannot be had
         raise _no_hub_data(source, key, error) from error
     for number, value in enumerate(rows, 1):
-        yield RawRow(number, value)
+        yield RawRow(number, value, file=source.path)
 
 
-def content_hash(source: Source, *, key: str = "data") -> str:
-    """Return the sha256 of a local file's bytes, or of the name and revision of a hub data set.
+def content_hash(source: Source, *, key: str = "data", hashes: Path | None = None) -> str:
+    """Return the sha256 of local files' bytes, or of what tells a version of remote or hub data from another.
 
     Args:
         source: checked by `check_source`.
         key: where it stands in the configuration, for errors.
+        hashes: folder that keeps the hashes of files between runs, so that an unchanged file is not read again.
 
     Raises:
         UserError: a hub data set that cannot be had.
     """
     if source.is_local:
-        with Path(source.path).expanduser().open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        found = [file.identity(hashes) for file in find_files(f"{key}.path", source.path)]
+        return found[0] if len(found) == 1 else hashlib.sha256(json.dumps(found).encode()).hexdigest()
     from datasets import load_dataset_builder
 
     try:
-        builder = load_dataset_builder(source.path)
+        builder = load_dataset_builder(source.path, source.subset)
     except Exception as error:  # as in _read_hub
         raise _no_hub_data(source, key, error) from error
     described = json.dumps([source.path, source.split, builder.config_id, str(builder.hash)])
@@ -184,6 +135,7 @@ def content_hash(source: Source, *, key: str = "data") -> str:
 def _no_hub_data(source: Source, key: str, error: Exception) -> UserError:
     reason = " ".join(str(error).split())[:300]
     return UserError(
-        f"{key}.path: no file '{source.path}' (looked in {Path.cwd()}), and no data set of that name could be had from "
-        f"the hub (split '{source.split}'): {type(error).__name__}: {reason}. Mend the path or the split."
+        f"{key}.path: no file '{source.path}' (looked in {Path.cwd()}; files end in {', '.join(SUFFIXES)}), and no "
+        f"data set of that name could be had from the hub (split '{source.split}'): {type(error).__name__}: {reason}. "
+        "Mend the path or the split."
     )

@@ -113,8 +113,9 @@ def test_a_broken_array_keeps_what_stands_before(text: str, line: int, reason: s
 
 
 def test_an_array_that_is_not_utf8(tmp_path: Path) -> None:
-    (row,) = read(tmp_path, '[{"a": "中"}]'.encode("gbk"))
-    assert row.problem.startswith("not UTF-8 at byte 8")
+    row, following = read(tmp_path, '[{"a": "中"}, {"a": "b"}]'.encode("gbk"))
+    assert row.problem.startswith("not UTF-8 at byte 7 of the row")
+    assert following.value == {"a": "b"}
 
 
 def test_nothing_in_it(tmp_path: Path) -> None:
