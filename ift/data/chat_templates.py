@@ -99,7 +99,8 @@ class ChatTemplate:
             for part in filter(None, self._special.split(piece)):
                 if self._special.fullmatch(part):
                     supervised = response is not None and bool(response.supervised)
-                    segments.append(Segment(part, "token", supervised=supervised))
+                    ends = response is not None
+                    segments.append(Segment(part, "token", supervised=supervised, ends_response=ends))
                     response = None
                 else:
                     _add_text(segments, part, response)

@@ -8,20 +8,16 @@ import numpy as np
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
+from ift.data.conversation import TrainOn
+from ift.data.counts import SourceCounts, reject_report
 from ift.data.encoding import Encoder, load_tokenizer, make_renderer
 from ift.data.layouts import resolve_layout
-from ift.data.preparation import ExampleStore, prepare, reject_report
+from ift.data.length import OverLong
+from ift.data.order import IndexArray, Members, Mixing, Mixture, Permutation, uses_per_epoch
+from ift.data.preparation import PreparationSettings, prepare
 from ift.data.rows import Source, check_source
-from ift.data.steps import (
-    EpochSampler,
-    IndexArray,
-    Position,
-    Step,
-    StepPlan,
-    TrainingSteps,
-    ValidationSteps,
-    epoch_size,
-)
+from ift.data.steps import EpochSampler, Position, Step, StepPlan, TrainingSteps, ValidationSteps
+from ift.data.store import ExampleStore
 from ift.data.templates import Template, resolve_template
 from ift.errors import UserError
 
@@ -34,13 +30,18 @@ class InstructionDataModule(LightningDataModule):
     """Streams formatted instruction data with output-only loss masks, in steps of a fixed number of examples.
 
     Args:
-        sources: where the rows come from; each has `path`, `layout`, optional `weight` and `split`.
+        sources: where the rows come from; each has a `path`, and what else is known of it.
         base: folder or hub id whose tokenizer is used; follows `model.base`.
-        max_length: longest example in tokens; longer ones are rejected and counted, never cut.
+        max_length: longest example in tokens; what becomes of longer ones says `over_long`.
         global_batch_size: examples per optimizer step, over all ranks.
         micro_batch_tokens: most positions (rows times longest row) that go through the model at once; changes speed
             and memory, never the result.
         template: alpaca, chinese_alpaca, plain, `tokenizer` (its own chat template), or a template written out.
+        train_on: what the loss counts: `outputs` (every response), `last_output`, or `everything`.
+        over_long: what becomes of examples beyond `max_length`: `drop`, `cut_start`, `cut_end` (tokens on that side),
+            or `cut_turns` (the last turns); each is counted, and none is kept without a supervised token.
+        mixing: what a source's weight means: how often its examples occur (`repeats`), or its share of the `examples`
+            or `tokens` of an epoch.
         validation: what is held out: a share (0.05), a number of examples (200), or a list of own sources.
         max_rejected: largest share of rows that may be unusable before the run stops.
         cache_dir: where prepared examples are kept between runs.
@@ -56,6 +57,9 @@ class InstructionDataModule(LightningDataModule):
         global_batch_size: int,
         micro_batch_tokens: int,
         template: str | Template = "alpaca",
+        train_on: TrainOn = "outputs",
+        over_long: OverLong = "drop",
+        mixing: Mixing = "repeats",
         validation: int | float | list[Source] | None = None,
         max_rejected: float = 0.01,
         cache_dir: str = "~/.cache/ift",
@@ -86,6 +90,7 @@ class InstructionDataModule(LightningDataModule):
         self.sources, self.base, self.max_length = sources, base, max_length
         self.global_batch_size, self.micro_batch_tokens = global_batch_size, micro_batch_tokens
         self.template = resolve_template("data.template", template)
+        self.train_on, self.over_long, self.mixing = train_on, over_long, mixing
         self.validation, self.max_rejected = validation, max_rejected
         self.cache_dir, self.num_workers, self.seed = Path(cache_dir).expanduser(), num_workers, seed
         self.position = Position()
@@ -102,11 +107,9 @@ class InstructionDataModule(LightningDataModule):
         self.tokenizer = load_tokenizer("model.base", self.base)
         self.encoder = Encoder(self.tokenizer, make_renderer(self.tokenizer, self.template))
         self.store = self._open_store("data.sources", self.sources)
-        everything = np.arange(len(self.store))
         held_out = self._held_out()
-        kept = np.setdiff1d(everything, held_out)
-        self._train_indices = [kept[self.store.source[kept] == number] for number in range(len(self.sources))]
-        self.num_train_examples = sum(len(own) for own in self._train_indices)
+        self.mixture = self._mixture(held_out)
+        self.num_train_examples = sum(len(members) for members in self.mixture.members)
         if isinstance(self.validation, list):
             self._validation_store = self._open_store("data.validation", self.validation)
             self._validation_indices: IndexArray = np.arange(len(self._validation_store))
@@ -127,7 +130,7 @@ class InstructionDataModule(LightningDataModule):
     @property
     def longest_example(self) -> int:
         """Tokens of the longest example, to train on or to validate with."""
-        return int(max(self.store.num_tokens.max(), self._validation_store.num_tokens.max()))
+        return max(self.store.longest, self._validation_store.longest)
 
     @property
     def num_steps_per_epoch(self) -> int:
@@ -192,20 +195,23 @@ class InstructionDataModule(LightningDataModule):
         """Return how many rows became no example and why, or an empty text where all did."""
         stores = {store.key: store for store in (self.store, self._validation_store)}.values()
         counts = [one for store in stores for one in store.counts if one.num_rejected]
-        number, rows = sum(one.num_rejected for one in counts), sum(one.rows for one in counts)
-        return f"{number} of {rows} rows cannot be used and are left out:\n{reject_report(counts)}" if counts else ""
+        number = sum(one.num_rejected for one in counts)
+        everything = sum(_num_outcomes(one) for one in counts)
+        if not counts:
+            return ""
+        return f"{number} of {everything} rows cannot be used and are left out:\n{reject_report(counts)}"
 
     def _open_store(self, key: str, sources: list[Source]) -> ExampleStore:
-        folder = prepare(sources, self.encoder, max_length=self.max_length, cache_dir=self.cache_dir, key=key)
-        store = ExampleStore(folder)
+        settings = PreparationSettings(self.max_length, self.over_long, self.train_on)
+        store = ExampleStore(prepare(sources, self.encoder, settings, cache_dir=self.cache_dir, key=key))
         for counts, source in zip(store.counts, sources, strict=True):
             counts.weight = source.weight  # no part of what is prepared, so the store may know an older one
-        rows = sum(counts.rows for counts in store.counts)
+        everything = sum(map(_num_outcomes, store.counts))
         rejected = sum(counts.num_rejected for counts in store.counts)
-        if rejected > self.max_rejected * rows:
+        if rejected > self.max_rejected * everything:
             raise UserError(
-                f"{key}: {rejected} of {rows} rows cannot be used, more than data.max_rejected {self.max_rejected:g} "
-                f"allows:\n{reject_report(store.counts)}\nAll of them: {store.rejects_path}\n"
+                f"{key}: {rejected} of {everything} rows cannot be used, more than data.max_rejected "
+                f"{self.max_rejected:g} allows:\n{reject_report(store.counts)}\nAll of them: {store.rejects_path}\n"
                 "Mend the rows or their layout, or raise data.max_rejected (and data.max_length where rows are long)."
             )
         if not len(store):
@@ -220,16 +226,27 @@ class InstructionDataModule(LightningDataModule):
         if number >= len(self.store):
             raise UserError(f"data.validation: {number} examples held out of {len(self.store)} leave none to train on.")
         # A stream of its own, so that the split does not move when anything else draws random numbers.
-        order = np.random.default_rng([self.seed, 0x5EED]).permutation(len(self.store))
-        return np.sort(order[:number])
+        return np.sort(Permutation(len(self.store), self.seed, 0x5EED)(np.arange(number)))
+
+    def _mixture(self, held_out: IndexArray) -> Mixture:
+        members = []
+        for number, source in enumerate(self.sources):
+            start, stop = self.store.source_range(number)
+            own = held_out[(held_out >= start) & (held_out < stop)]
+            members.append(Members(start, stop, own, cap=source.max_examples, seed=(self.seed, number, 0xCA9)))
+        uses = uses_per_epoch(
+            [len(one) for one in members],
+            [source.weight for source in self.sources],
+            [counts.tokens / max(1, counts.examples) for counts in self.store.counts],
+            mixing=self.mixing,
+        )
+        return Mixture(tuple(members), uses, self.seed)
 
     def _check_size(self) -> None:
-        weights = [source.weight for source in self.sources]
-        size = epoch_size(self._train_indices, weights)
-        if size < self.global_batch_size:
+        if len(self.mixture) < self.global_batch_size:
             raise UserError(
                 f"data.global_batch_size: a step takes {self.global_batch_size} examples, and an epoch has only "
-                f"{size}. Lower it, or add data."
+                f"{len(self.mixture)}. Lower it, or add data."
             )
 
     def _place(self) -> tuple[int, int]:
@@ -245,9 +262,7 @@ class InstructionDataModule(LightningDataModule):
         )
 
     def _training_steps(self, rank: int, world_size: int) -> TrainingSteps:
-        weights = [source.weight for source in self.sources]
-        plan = self._plan(rank, world_size)
-        return TrainingSteps(self.store, self._train_indices, weights, plan=plan, seed=self.seed)
+        return TrainingSteps(self.store, self.mixture, plan=self._plan(rank, world_size))
 
     def _loader(self, steps: Any, sampler: EpochSampler | None) -> DataLoader[Step]:
         return DataLoader(
@@ -263,4 +278,10 @@ class InstructionDataModule(LightningDataModule):
 def _check_sources(key: str, sources: list[Source]) -> None:
     for number, source in enumerate(sources):
         check_source(f"{key}[{number}]", source)
-        resolve_layout(f"{key}[{number}].layout", source.layout)
+        if source.layout is not None:
+            resolve_layout(f"{key}[{number}].layout", source.layout)
+
+
+def _num_outcomes(counts: SourceCounts) -> int:
+    """Return the number of conversations that a source held, used or not."""
+    return counts.examples + counts.num_rejected + counts.num_removed

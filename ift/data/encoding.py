@@ -8,6 +8,8 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +81,62 @@ def tokenizer_hash(tokenizer: Any) -> str:
     return hashlib.sha256(described.encode()).hexdigest()
 
 
+@dataclass(frozen=True)
+class EncodedBatch:
+    """Encoded conversations as columns, the tokens of all of them laid end to end."""
+
+    input_ids: npt.NDArray[np.int32]
+    """`(tokens,)`."""
+    loss: npt.NDArray[np.uint8]
+    """`(tokens,)`: `NO_LOSS`, `LOSS` or `STOP_LOSS` for each token."""
+    num_tokens: npt.NDArray[np.int32]
+    """`(conversations,)`."""
+
+    def __len__(self) -> int:
+        return len(self.num_tokens)
+
+    @cached_property
+    def starts(self) -> IntArray:
+        """int64, `(conversations + 1,)`: where each conversation begins, and the end of the last."""
+        return np.concatenate(([0], np.cumsum(self.num_tokens, dtype=np.int64)))
+
+    @cached_property
+    def num_supervised(self) -> IntArray:
+        """int64, `(conversations,)`: labels that count; the first of a conversation never does."""
+        counted = (self.loss != NO_LOSS).astype(np.int64)
+        total = np.concatenate(([0], np.cumsum(counted)))
+        starts = self.starts
+        first = np.where(self.num_tokens > 0, counted[np.minimum(starts[:-1], max(0, len(counted) - 1))], 0)
+        return total[starts[1:]] - total[starts[:-1]] - first
+
+    def digests(self) -> npt.NDArray[np.uint64]:
+        """Return a hash of each conversation's ids, uint64; equal conversations have equal ones."""
+        data, starts = self.input_ids.tobytes(), (self.starts * self.input_ids.itemsize).tolist()
+        hashes = [hashlib.blake2b(data[start:end], digest_size=8).digest() for start, end in pairwise(starts)]
+        return np.frombuffer(b"".join(hashes), dtype=np.uint64)
+
+    def take(self, kept: npt.NDArray[np.bool_]) -> "EncodedBatch":
+        """Return the conversations where `kept`, bool, `(conversations,)`, is true."""
+        tokens = np.repeat(kept, self.num_tokens)
+        return EncodedBatch(self.input_ids[tokens], self.loss[tokens], self.num_tokens[kept])
+
+
+NO_LOSS, LOSS, STOP_LOSS = 0, 1, 2
+"""What the label of a token is: none; the token itself; end-of-text, though another token stands there."""
+
+
+def labels_of(input_ids: IntArray, loss: npt.NDArray[np.uint8], *, end_token_id: int) -> IntArray:
+    """Return the labels, int64, `(length,)`, of one example.
+
+    Args:
+        input_ids: int64, `(length,)`.
+        loss: uint8, `(length,)`.
+        end_token_id: the label of `STOP_LOSS`.
+    """
+    labels = np.where(loss == LOSS, input_ids, IGNORE_INDEX)
+    return np.where(loss == STOP_LOSS, end_token_id, labels)
+
+
 class Encoder:
     """Tokenizes rendered conversations.
 
@@ -92,7 +150,15 @@ class Encoder:
         self.template = template
         own = tokenizer("a").input_ids
         # Whether begin-of-text stands before every text is the tokenizer's decision, not ours.
-        self._begin = [tokenizer.bos_token_id] if own and own[0] == tokenizer.bos_token_id else []
+        self._begin = [int(tokenizer.bos_token_id)] if own and own[0] == tokenizer.bos_token_id else []
+        self.begin_token_id: int | None = self._begin[0] if self._begin else None
+        self.end_token_id = int(tokenizer.eos_token_id)
+        # transformers' own call builds lists for every text that nobody reads; the backend gives the same ids.
+        self._backend = type(tokenizer.backend_tokenizer).from_str(tokenizer.backend_tokenizer.to_str())
+        self._backend.encode_special_tokens = True  # text never becomes a special token
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self._known: dict[str, list[int] | None] = {}
         # transformers' SentencePiece tokenizers drop the blank that a text begins with; a second one keeps it.
         self._loses_blank = tokenizer.decode(self._ids([" a"])[0]) == "a"
 
@@ -106,15 +172,42 @@ class Encoder:
     def stop_token_ids(self) -> list[int]:
         """Ids that end a response: end-of-text, and the token by which the template ends one."""
         probe = Conversation((Message("user", "a"), Message("assistant", "b", supervised=True)))
-        (example,) = self.encode([self.template.render(probe)])
-        supervised = example.labels[example.labels != IGNORE_INDEX]
-        return sorted({int(self.tokenizer.eos_token_id), int(supervised[-1])})
+        segments = self.template.render(probe)
+        ends = [self._segment_ids(s) for s in segments if s.ends_response or s.kind == "end"]
+        return sorted({self.end_token_id, *(ids[0] for ids in ends if ids)})
 
     def encode(self, rendered: Sequence[list[Segment]]) -> list[Example]:
         """Encode rendered conversations, each segment on its own; all texts go through the tokenizer in one call."""
-        texts = [segment.text for segments in rendered for segment in segments if segment.kind == "text"]
-        ids = iter(self._text_ids(texts))
-        return [self._example([(s, next(ids) if s.kind == "text" else self._special(s)) for s in r]) for r in rendered]
+        batch = self.encode_batch(rendered)
+        starts = batch.starts
+        examples = []
+        for start, end in pairwise(starts.tolist()):
+            input_ids = batch.input_ids[start:end].astype(np.int64)
+            labels = labels_of(input_ids, batch.loss[start:end], end_token_id=self.end_token_id)
+            examples.append(Example(input_ids, labels))
+        return examples
+
+    def encode_batch(self, rendered: Sequence[list[Segment]]) -> EncodedBatch:
+        """Encode rendered conversations into columns."""
+        ids = iter(self._text_ids([s.text for segments in rendered for s in segments if self._is_text(s)]))
+        tokens: list[int] = []
+        sizes: list[int] = []
+        losses: list[int] = []
+        stops: list[int] = []
+        num_tokens = []
+        for segments in rendered:
+            before = len(tokens)
+            for segment in segments:
+                own = next(ids) if self._is_text(segment) else self._segment_ids(segment)
+                if segment.stop_label and own:
+                    stops.append(len(tokens))
+                tokens += own
+                sizes.append(len(own))
+                losses.append(LOSS if segment.supervised else NO_LOSS)
+            num_tokens.append(len(tokens) - before)
+        loss = np.repeat(np.array(losses, dtype=np.uint8), np.array(sizes, dtype=np.int64))
+        loss[stops] = STOP_LOSS
+        return EncodedBatch(np.array(tokens, dtype=np.int32), loss, np.array(num_tokens, dtype=np.int32))
 
     def prompt_ids(self, conversation: Conversation) -> list[int]:
         """Return the ids that a model reads before it writes the last response."""
@@ -129,17 +222,38 @@ class Encoder:
         """Return the text of a response's ids."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
-    def _example(self, pieces: list[tuple[Segment, list[int]]]) -> Example:
-        input_ids = np.array([token for _, ids in pieces for token in ids], dtype=np.int64)
-        mask = np.array([segment.supervised for segment, ids in pieces for _ in ids], dtype=bool)
-        return Example(input_ids, np.where(mask, input_ids, IGNORE_INDEX))
+    def missing_tokens(self) -> dict[str, str]:
+        """Return the special tokens of the template that the tokenizer lacks, and what stands for each."""
+        probe = Conversation(
+            (Message("user", "a"), Message("assistant", "b"), Message("user", "c"), Message("assistant", "d")),
+            system="e",
+        )
+        tokens = [segment for segment in self.template.render(probe) if segment.kind == "token"]
+        return {
+            segment.text: "end-of-text" if segment.ends_response else "its text"
+            for segment in tokens
+            if self._special(segment.text) is None
+        }
 
-    def _special(self, segment: Segment) -> list[int]:
+    def _is_text(self, segment: Segment) -> bool:
+        """Whether a segment goes through the tokenizer: text, or a special token that the tokenizer lacks."""
+        if segment.kind == "text":
+            return True
+        return segment.kind == "token" and not segment.ends_response and self._special(segment.text) is None
+
+    def _segment_ids(self, segment: Segment) -> list[int]:
+        """Return the ids of a segment that is no text."""
         if segment.kind == "begin":
             return self._begin
-        if segment.kind == "end":
-            return [int(self.tokenizer.eos_token_id)]
-        return [int(self.tokenizer.convert_tokens_to_ids(segment.text))]
+        found = self._special(segment.text) if segment.kind == "token" else None
+        return found if found is not None else [self.end_token_id]
+
+    def _special(self, token: str) -> list[int] | None:
+        if token not in self._known:
+            found = self.tokenizer.convert_tokens_to_ids(token)
+            unknown = found is None or (found == self.tokenizer.unk_token_id and token != self.tokenizer.unk_token)
+            self._known[token] = None if unknown else [int(found)]
+        return self._known[token]
 
     def _text_ids(self, texts: list[str]) -> list[list[int]]:
         if self._loses_blank:
@@ -147,13 +261,7 @@ class Encoder:
         return self._ids(texts)
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
-        if not texts:
-            return []
-        encoded = self.tokenizer(
-            texts, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False, verbose=False
-        )
-        ids: list[list[int]] = encoded["input_ids"]
-        return ids
+        return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
 
 
 def make_renderer(tokenizer: Any, template: Template | None) -> Renderer:

@@ -1,7 +1,8 @@
 """Rows to a store of examples on disk: rendered, tokenized and labelled once, then memory-mapped by every process.
 
 The store lies in a cache folder whose name is a hash of all that decides its content (bytes of the data, code of the
-layouts and of this package, template, tokenizer, settings). Every row ends as an example or in `rejects.jsonl`.
+layouts and of this package, template, tokenizer, settings). Every row ends as an example, in `rejects.jsonl`, or, where
+a filter was asked for, in `removed.jsonl`.
 """
 
 import hashlib
@@ -10,113 +11,92 @@ import json
 import os
 import shutil
 import time
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TextIO
 
-import numpy as np
-import numpy.typing as npt
-
-from ift.data.conversation import Conversation, supervise
-from ift.data.encoding import IGNORE_INDEX, Encoder, Example, tokenizer_hash
-from ift.data.layouts import RowError, RowFunction, check_turns, resolve_layout
+from ift.data.conversation import Conversation, TrainOn
+from ift.data.counts import SourceCounts, SpecialTokens
+from ift.data.encoding import EncodedBatch, Encoder, tokenizer_hash
+from ift.data.layouts import RowError, RowFunction
+from ift.data.length import LengthPolicy, OverLong, Reason
+from ift.data.row_conversations import resolve_source, to_conversations
 from ift.data.rows import RawRow, Source, content_hash, read_rows
+from ift.data.store import ExampleSink
 from ift.data.templates import Segment
 from ift.errors import UserError
 
 _BATCH_ROWS = 1000
+_BATCHES_AHEAD = 2
 
 
-@dataclass
-class SourceCounts:
-    """What became of the rows of one source."""
+class ConversationFilter(Protocol):
+    """Leaves conversations out that could be used: duplicates, contaminated ones."""
 
-    path: str
-    layout: str
-    weight: float
-    sha256: str
-    rows: int = 0
-    examples: int = 0
-    tokens: int = 0
-    supervised_tokens: int = 0
-    rejected: dict[str, int] = field(default_factory=dict)
-    """Reason to number of rows."""
-    first_rejects: list[str] = field(default_factory=list)
-    """The first few rejected rows, as `file line N: reason`."""
+    name: str
+    """What is counted: duplicate, near_duplicate, contaminated."""
 
-    @property
-    def num_rejected(self) -> int:
-        """Number of rows that became no example."""
-        return sum(self.rejected.values())
+    def check(self, conversation: Conversation, place: str) -> str | None:
+        """Return why a conversation is left out, or `None` to keep it; called once for each, in order."""
+        ...
+
+    def describe(self) -> Mapping[str, Any]:
+        """Return all that decides the outcome, for the cache key."""
+        ...
 
 
 @dataclass(frozen=True)
-class Reject:
-    """A row that became no example."""
+class PreparationSettings:
+    """What decides the content of a store beside the sources, the template and the tokenizer."""
 
-    file: str
-    line: int
-    kind: str
-    """The reason without this row's own numbers, for counting."""
-    reason: str
-    row: Any
+    max_length: int
+    """Longest example, in tokens."""
+    over_long: OverLong = "drop"
+    train_on: TrainOn = "outputs"
+    filters: tuple[ConversationFilter, ...] = ()
+    """Fresh ones: they remember what they have seen."""
 
-
-class ExampleStore:
-    """Prepared examples, memory-mapped.
-
-    Args:
-        folder: what `prepare` returned.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        from datasets import Dataset
-
-        described = json.loads((folder / "counts.json").read_text(encoding="utf-8"))
-        self.counts = [SourceCounts(**counts) for counts in described["sources"]]
-        self.preparation_seconds: float = described["seconds"]
-        self.rejects_path = folder / "rejects.jsonl"
-        self.key = folder.name
-        self._rows = Dataset.from_file(str(folder / "examples.arrow")).with_format("numpy")
-        self.num_tokens = self._column("num_tokens")
-        """int64, `(examples,)`."""
-        self.num_supervised = self._column("num_supervised")
-        """int64, `(examples,)`: labels that count."""
-        self.source = self._column("source")
-        """int64, `(examples,)`: index into `counts`."""
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> Example:
-        row = self._rows[int(index)]
-        input_ids, supervised = row["input_ids"].astype(np.int64), row["supervised"].astype(bool)
-        labels = np.where(supervised, input_ids, IGNORE_INDEX)
-        return Example(input_ids, labels, source=self.counts[int(row["source"])].path)
-
-    def _column(self, name: str) -> npt.NDArray[np.int64]:
-        values: npt.NDArray[np.int64] = self._rows.data.column(name).to_numpy().astype(np.int64)
-        return values
+    def describe(self) -> dict[str, Any]:
+        """Return plain values, for the cache key."""
+        filters = [{"name": one.name, **one.describe()} for one in self.filters]
+        return {
+            "max_length": self.max_length,
+            "over_long": self.over_long,
+            "train_on": self.train_on,
+            "filters": filters,
+        }
 
 
-def store_key(sources: Sequence[Source], encoder: Encoder, *, max_length: int, key: str) -> str:
+def store_key(
+    sources: Sequence[Source], encoder: Encoder, settings: PreparationSettings, *, cache_dir: Path, key: str
+) -> str:
     """Return the hash of all that decides the content of a store, as 32 hexadecimal digits."""
     digest = hashlib.sha256()
     for index, source in enumerate(sources):
-        content = content_hash(source, key=f"{key}[{index}]")
-        digest.update(json.dumps([source.path, source.layout, source.split, content]).encode())
-        digest.update(_code(f"{key}[{index}].layout", source.layout))
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.read_bytes())
-    digest.update(json.dumps([tokenizer_hash(encoder.tokenizer), encoder.template.describe(), max_length]).encode())
+        place = f"{key}[{index}]"
+        content = content_hash(source, key=place, hashes=cache_dir / "hashes")
+        columns = sorted(source.columns.items())
+        described = [source.path, source.layout, columns, source.split, source.subset, content]
+        digest.update(json.dumps(described).encode())
+        if source.layout is not None:
+            digest.update(_code(f"{place}.layout", source.layout))
+    for path in sorted(Path(__file__).parent.rglob("*")):
+        if path.suffix in (".py", ".yaml"):
+            digest.update(path.read_bytes())
+    encoding = [tokenizer_hash(encoder.tokenizer), encoder.template.describe(), settings.describe()]
+    digest.update(json.dumps(encoding, default=str).encode())
     return digest.hexdigest()[:32]
 
 
 def _code(key: str, layout: str) -> bytes:
     """Return the source code of the module that holds a row function."""
+    from ift.data.layouts import resolve_layout
+
     try:
         return Path(inspect.getsourcefile(resolve_layout(key, layout)) or "").read_bytes()
     except (TypeError, OSError) as error:
@@ -125,7 +105,9 @@ def _code(key: str, layout: str) -> bytes:
         ) from error
 
 
-def prepare(sources: Sequence[Source], encoder: Encoder, *, max_length: int, cache_dir: Path, key: str) -> Path:
+def prepare(
+    sources: Sequence[Source], encoder: Encoder, settings: PreparationSettings, *, cache_dir: Path, key: str
+) -> Path:
     """Build the store of these sources, unless it is there already, and return its folder.
 
     Any number of processes may call this at once: one builds, the others wait for it. Nothing half-built is ever seen.
@@ -133,50 +115,161 @@ def prepare(sources: Sequence[Source], encoder: Encoder, *, max_length: int, cac
     Args:
         sources: checked by `check_source`.
         encoder: tokenizer and template.
-        max_length: longest example, in tokens; longer ones are rejected, never cut.
+        settings: lengths, masks and filters.
         cache_dir: holds one folder per store.
         key: of the sources in the configuration, for errors.
     """
     from filelock import FileLock
 
-    folder = cache_dir / store_key(sources, encoder, max_length=max_length, key=key)
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    folder = cache_dir / store_key(sources, encoder, settings, cache_dir=cache_dir, key=key)
     if folder.is_dir():
         return folder
-    cache_dir.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not folder.is_dir():
             building = cache_dir / f"{folder.name}.tmp"
             shutil.rmtree(building, ignore_errors=True)  # left by a killed process; the lock says nobody uses it
             building.mkdir()
-            _build(sources, encoder, max_length=max_length, folder=building, key=key)
+            _Builder(encoder, settings, folder=building).build(sources, key=key, hashes=cache_dir / "hashes")
             os.replace(building, folder)
     return folder
 
 
-def _build(sources: Sequence[Source], encoder: Encoder, *, max_length: int, folder: Path, key: str) -> None:
-    started = time.monotonic()
-    all_counts = []
+@dataclass(frozen=True)
+class _Place:
+    """A conversation of a row and what has been decided of it."""
+
+    row: RawRow
+    conversation: Conversation | None = None
+    """On its way to an example; `None` where it is left out."""
+    reason: str = ""
+    removed_by: str = ""
+    """Name of the filter that left it out; empty where it cannot be used."""
+
+
+class _Builder:
+    """Builds one store. Rendering and writing happen here, while another thread tokenizes."""
+
+    def __init__(self, encoder: Encoder, settings: PreparationSettings, *, folder: Path) -> None:
+        self._encoder, self._settings, self._folder = encoder, settings, folder
+        self._length = LengthPolicy(encoder, settings.max_length, settings.over_long, settings.train_on)
+        self._special = SpecialTokens(
+            begin=encoder.begin_token_id, stops=tuple(encoder.stop_token_ids), end=encoder.end_token_id
+        )
+        self._files: dict[str, int] = {}
+
+    def build(self, sources: Sequence[Source], *, key: str, hashes: Path) -> None:
+        """Write `examples.arrow`, `rejects.jsonl`, `removed.jsonl` and, last, `counts.json`."""
+        started = time.monotonic()
+        all_counts = []
+        with ExitStack() as stack:
+            self._sink = stack.enter_context(ExampleSink(self._folder / "examples.arrow"))
+            self._rejects = stack.enter_context(_json_lines(self._folder / "rejects.jsonl"))
+            self._removed = stack.enter_context(_json_lines(self._folder / "removed.jsonl"))
+            self._threads = stack.enter_context(ThreadPoolExecutor(1))
+            for index, source in enumerate(sources):
+                content = content_hash(source, key=f"{key}[{index}]", hashes=hashes)
+                resolved = resolve_source(f"{key}[{index}]", source)
+                counts = SourceCounts(source.path, resolved.layout, source.weight, content, resolved.detected)
+                self._build_source(source, resolved.function, counts, index=index, key=f"{key}[{index}]")
+                all_counts.append(counts)
+        described = {
+            "sources": [counts.describe() for counts in all_counts],
+            "files": list(self._files),
+            "end_token_id": self._encoder.end_token_id,
+            "seconds": time.monotonic() - started,
+        }
+        (self._folder / "counts.json").write_text(json.dumps(described, ensure_ascii=False, indent=1), encoding="utf-8")
+
+    def _build_source(
+        self, source: Source, function: RowFunction, counts: SourceCounts, *, index: int, key: str
+    ) -> None:
+        waiting: deque[tuple[list[_Place], Future[EncodedBatch]]] = deque()
+        for rows in _batches(_with_progress(read_rows(source, key=key), source.path)):
+            places, rendered = self._render(rows, function, counts)
+            waiting.append((places, self._threads.submit(self._encoder.encode_batch, rendered)))
+            while len(waiting) > _BATCHES_AHEAD:
+                self._write(*waiting.popleft(), counts=counts, index=index)
+        while waiting:
+            self._write(*waiting.popleft(), counts=counts, index=index)
+
+    def _render(
+        self, rows: list[RawRow], function: RowFunction, counts: SourceCounts
+    ) -> tuple[list[_Place], list[list[Segment]]]:
+        """Return what is decided of every conversation, and the segments of those that go on."""
+        places: list[_Place] = []
+        rendered: list[list[Segment]] = []
+        render, supervised = self._encoder.template.render, self._length.supervised
+        for row in rows:
+            for conversation in to_conversations(row, function, needs_response=True):
+                try:
+                    if isinstance(conversation, RowError):
+                        raise conversation
+                    removed = self._removed_by(row, conversation, counts) if self._settings.filters else None
+                    if removed is not None:
+                        places.append(removed)
+                        continue
+                    rendered.append(render(supervised(conversation)))
+                    places.append(_Place(row, conversation))
+                except RowError as error:
+                    places.append(_Place(row, reason=str(error)))
+        counts.rows += len(rows)
+        return places, rendered
+
+    def _removed_by(self, row: RawRow, conversation: Conversation, counts: SourceCounts) -> _Place | None:
+        for one in self._settings.filters:
+            reason = one.check(conversation, f"{row.file or counts.path} line {row.line}")
+            if reason is not None:
+                return _Place(row, reason=reason, removed_by=one.name)
+        return None
+
+    def _write(self, places: list[_Place], encoded: Future[EncodedBatch], *, counts: SourceCounts, index: int) -> None:
+        """Write a batch's examples, and in the order of the rows what became none."""
+        conversations = [place.conversation for place in places if place.conversation is not None]
+        outcome = self._length.apply(encoded.result(), conversations)
+        kept: list[RawRow] = []
+        number = -1
+        for place in places:
+            if place.removed_by:
+                counts.remove(place.removed_by)
+                _write_row(self._removed, place.row, counts, kind=place.removed_by, reason=place.reason)
+                continue
+            if place.conversation is None:
+                self._reject(place.row, counts, Reason(place.reason, place.reason))
+                continue
+            number += 1
+            if number in outcome.rejected:
+                self._reject(place.row, counts, outcome.rejected[number])
+            else:
+                kept.append(place.row)
+        files = [self._files.setdefault(row.file or counts.path, len(self._files)) for row in kept]
+        self._sink.add(outcome.batch, source=index, files=files, lines=[row.line for row in kept])
+        counts.cut += outcome.num_cut
+        counts.add(outcome.batch, self._special)
+
+    def _reject(self, row: RawRow, counts: SourceCounts, reason: Reason) -> None:
+        counts.reject(reason.kind, f"{row.file or counts.path} line {row.line}: {reason.text}")
+        _write_row(self._rejects, row, counts, kind=reason.kind, reason=reason.text)
+
+
+def _json_lines(path: Path) -> TextIO:
     # A row may hold what UTF-8 cannot say (half of a surrogate pair); it is written as JSON's escape of it.
-    rejects = (folder / "rejects.jsonl").open("w", encoding="utf-8", errors="backslashreplace")
-    with _ArrowSink(folder / "examples.arrow") as sink, rejects as file:
-        for index, source in enumerate(sources):
-            place = f"{key}[{index}]"
-            function = resolve_layout(f"{place}.layout", source.layout)
-            counts = SourceCounts(source.path, source.layout, source.weight, content_hash(source, key=place))
-            for batch in _batches(_with_progress(read_rows(source, key=place), source.path)):
-                for outcome in _encode_rows(batch, function, encoder, max_length=max_length, path=source.path):
-                    counts.rows += 1
-                    if isinstance(outcome, Reject):
-                        _count_reject(outcome, counts)
-                        file.write(json.dumps(asdict(outcome), ensure_ascii=False, default=str) + "\n")
-                    else:
-                        counts.examples += 1
-                        counts.tokens += len(outcome.input_ids)
-                        counts.supervised_tokens += outcome.num_supervised
-                        sink.add(outcome, index)
-            all_counts.append(counts)
-    described = {"sources": [asdict(counts) for counts in all_counts], "seconds": time.monotonic() - started}
-    (folder / "counts.json").write_text(json.dumps(described, ensure_ascii=False, indent=1), encoding="utf-8")
+    return path.open("w", encoding="utf-8", errors="backslashreplace")
+
+
+def _write_row(file: TextIO, row: RawRow, counts: SourceCounts, *, kind: str, reason: str) -> None:
+    described = {
+        "file": row.file or counts.path,
+        "line": row.line,
+        "kind": kind,
+        "reason": reason,
+        "row": row.value,
+    }
+    try:
+        text = json.dumps(described, ensure_ascii=False, default=str)
+    except (ValueError, RecursionError):  # nested too deeply to be written, or an integer with too many digits
+        text = json.dumps({**described, "row": None}, ensure_ascii=False)
+    file.write(text + "\n")
 
 
 def _with_progress(rows: Iterable[RawRow], name: str) -> Iterator[RawRow]:
@@ -189,120 +282,3 @@ def _batches(rows: Iterable[RawRow]) -> Iterator[list[RawRow]]:
     iterator = iter(rows)
     while batch := list(islice(iterator, _BATCH_ROWS)):
         yield batch
-
-
-def _count_reject(reject: Reject, counts: SourceCounts) -> None:
-    counts.rejected[reject.kind] = counts.rejected.get(reject.kind, 0) + 1
-    if len(counts.first_rejects) < 3:
-        counts.first_rejects.append(f"{reject.file} line {reject.line}: {reject.reason}")
-
-
-def _encode_rows(
-    rows: list[RawRow], function: RowFunction, encoder: Encoder, *, max_length: int, path: str
-) -> Iterator[Example | Reject]:
-    """Yield one outcome per conversation, in the order of the rows."""
-    outcomes: list[tuple[RawRow, list[Segment] | RowError]] = []
-    for row in rows:
-        for conversation in to_conversations(row, function, needs_response=True):
-            try:
-                if isinstance(conversation, RowError):
-                    raise conversation
-                outcomes.append((row, encoder.template.render(supervise(conversation, "outputs"))))
-            except RowError as error:
-                outcomes.append((row, error))
-    examples = iter(encoder.encode([segments for _, segments in outcomes if not isinstance(segments, RowError)]))
-    for row, segments in outcomes:
-        if isinstance(segments, RowError):
-            yield Reject(path, row.line, str(segments), str(segments), row.value)
-            continue
-        example, length = next(examples), 0
-        kind = reason = ""
-        if (length := len(example.input_ids)) > max_length:
-            kind, reason = "longer than data.max_length", f"{length} tokens, data.max_length is {max_length}"
-        elif example.num_supervised == 0:
-            kind = reason = "no token is supervised"
-        yield Reject(path, row.line, kind, reason, row.value) if reason else example
-
-
-def to_conversations(row: RawRow, function: RowFunction, *, needs_response: bool) -> list[Conversation | RowError]:
-    """Turn a raw row into checked conversations; in the place of one that cannot be used, the reason.
-
-    Returns:
-        Never empty: a row that cannot be read at all gives its one reason.
-    """
-    if row.problem:
-        return [RowError(row.problem)]
-    if not isinstance(row.value, dict):
-        return [RowError(f"a row must be a JSON object, found {type(row.value).__name__}")]
-    try:
-        given: Any = function(row.value)
-        conversations = list(given) if isinstance(given, Iterable) else [given]
-    except RowError as error:
-        return [error]
-    except Exception as error:  # a user's own row function may fail in any way; the row is rejected and counted
-        return [RowError(f"the row function failed: {type(error).__name__}: {error}")]
-    return [_checked(one, needs_response) for one in conversations] or [RowError("the row holds no conversation")]
-
-
-def _checked(conversation: Any, needs_response: bool) -> Conversation | RowError:
-    if not isinstance(conversation, Conversation):
-        return RowError(f"the row function gave {type(conversation).__name__}, not a Conversation")
-    try:
-        check_turns(conversation, needs_response=needs_response)
-    except RowError as error:
-        return error
-    return conversation
-
-
-class _ArrowSink:
-    """Writes examples into an Arrow stream file that `datasets` maps into memory."""
-
-    def __init__(self, path: Path) -> None:
-        import pyarrow as pa
-
-        self._pa = pa
-        self._schema = pa.schema(
-            {
-                "input_ids": pa.list_(pa.int32()),
-                "supervised": pa.list_(pa.bool_()),
-                "num_tokens": pa.int32(),
-                "num_supervised": pa.int32(),
-                "source": pa.int32(),
-            }
-        )
-        self._writer = pa.ipc.new_stream(str(path), self._schema)
-        self._rows: list[dict[str, Any]] = []
-
-    def add(self, example: Example, source: int) -> None:
-        self._rows.append(
-            {
-                "input_ids": example.input_ids,
-                "supervised": example.labels != IGNORE_INDEX,
-                "num_tokens": len(example.input_ids),
-                "num_supervised": example.num_supervised,
-                "source": source,
-            }
-        )
-        if len(self._rows) >= _BATCH_ROWS:
-            self._flush()
-
-    def _flush(self) -> None:
-        self._writer.write_batch(self._pa.RecordBatch.from_pylist(self._rows, schema=self._schema))
-        self._rows = []
-
-    def __enter__(self) -> "_ArrowSink":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._flush()
-        self._writer.close()
-
-
-def reject_report(counts: Sequence[SourceCounts]) -> str:
-    """Return the rejected rows of all sources in a few lines: how many for which reason, and the first places."""
-    reasons: Counter[str] = Counter()
-    for source in counts:
-        reasons.update(source.rejected)
-    lines = [f"  {number} x {reason}" for reason, number in reasons.most_common(5)]
-    lines += [f"  {place}" for source in counts for place in source.first_rejects][:4]
-    return "\n".join(lines)

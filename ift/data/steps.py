@@ -9,14 +9,12 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset, Sampler
 
 from ift.data.encoding import IGNORE_INDEX, Example
-from ift.data.preparation import ExampleStore
-
-IndexArray = npt.NDArray[np.int64]
+from ift.data.order import IndexArray, Mixture
+from ift.data.store import ExampleStore
 
 
 @dataclass(frozen=True)
@@ -82,29 +80,6 @@ class StepPlan:
     world_size: int = 1
 
 
-def epoch_order(indices: Sequence[IndexArray], weights: Sequence[float], *, seed: int, epoch: int) -> IndexArray:
-    """Return the order of one epoch: every example as often as its source's weight says, shuffled.
-
-    Args:
-        indices: per source, the indices of its training examples.
-        weights: per source, how often each example occurs; of a fraction, a share drawn anew each epoch.
-        seed: of the run.
-        epoch: from 0.
-    """
-    generator = np.random.default_rng([seed, epoch])
-    parts = []
-    for own, weight in zip(indices, weights, strict=True):
-        whole = int(weight)
-        part = round((weight - whole) * len(own))
-        parts += [own] * whole + [generator.permutation(own)[:part]]
-    return generator.permutation(np.concatenate(parts)) if parts else np.zeros(0, dtype=np.int64)
-
-
-def epoch_size(indices: Sequence[IndexArray], weights: Sequence[float]) -> int:
-    """Return the length of every `epoch_order`."""
-    return sum(int(w) * len(own) + round((w - int(w)) * len(own)) for own, w in zip(indices, weights, strict=True))
-
-
 def share(lengths: IndexArray, world_size: int) -> list[IndexArray]:
     """Deal the positions of a step's examples to ranks so that their tokens come out even.
 
@@ -151,7 +126,7 @@ def collate(examples: Sequence[Example], pad_token_id: int) -> MicroBatch:
 
 def make_step(store: ExampleStore, indices: IndexArray, plan: StepPlan, *, index: int) -> Step:
     """Return this rank's part of the step that takes the examples `indices`."""
-    lengths = store.num_tokens[indices]
+    lengths = store.num_tokens(indices)
     own = share(lengths, plan.world_size)[plan.rank]
     if len(own):
         groups = [own[group] for group in cut(lengths[own], plan.micro_batch_tokens)]
@@ -163,7 +138,7 @@ def make_step(store: ExampleStore, indices: IndexArray, plan: StepPlan, *, index
     return Step(
         index=index,
         micro_batches=tuple(micro_batches),
-        num_supervised=int(store.num_supervised[indices].sum()),
+        num_supervised=int(store.num_supervised(indices).sum()),
         num_tokens=int(lengths.sum()),
         num_padded=sum(int((batch.attention_mask == 0).sum()) for batch in micro_batches),
         num_examples=len(indices),
@@ -175,37 +150,23 @@ class TrainingSteps(Dataset[Step]):
 
     Args:
         store: all examples of the training sources.
-        indices: per source, the indices of its training examples.
-        weights: per source, its weight.
+        mixture: which of them stands where in which epoch.
         plan: how steps are cut.
-        seed: of the order.
     """
 
-    def __init__(
-        self,
-        store: ExampleStore,
-        indices: Sequence[IndexArray],
-        weights: Sequence[float],
-        *,
-        plan: StepPlan,
-        seed: int,
-    ) -> None:
-        self._store, self._indices, self._weights = store, indices, weights
-        self._plan, self._seed = plan, seed
-        self._orders: dict[int, IndexArray] = {}
+    def __init__(self, store: ExampleStore, mixture: Mixture, *, plan: StepPlan) -> None:
+        self._store, self._mixture, self._plan = store, mixture, plan
 
     @property
     def num_steps_per_epoch(self) -> int:
         """Steps of an epoch; the last one may have fewer examples."""
-        return -(-epoch_size(self._indices, self._weights) // self._plan.global_batch_size)
+        return -(-len(self._mixture) // self._plan.global_batch_size)
 
     def __getitem__(self, index: int) -> Step:
         epoch, step = divmod(index, self.num_steps_per_epoch)
-        if epoch not in self._orders:
-            order = epoch_order(self._indices, self._weights, seed=self._seed, epoch=epoch)
-            self._orders = {epoch: order}
-        size = self._plan.global_batch_size
-        return make_step(self._store, self._orders[epoch][step * size : (step + 1) * size], self._plan, index=index)
+        start = step * self._plan.global_batch_size
+        positions = np.arange(start, min(start + self._plan.global_batch_size, len(self._mixture)))
+        return make_step(self._store, self._mixture.at(positions, epoch=epoch), self._plan, index=index)
 
 
 class ValidationSteps(Dataset[Step]):

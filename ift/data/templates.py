@@ -30,6 +30,9 @@ class Segment:
     stop_label: bool = False
     """Whether the label of its first token is end-of-text: for chat formats in which a response before the last is
     followed by the next request without any token that ends it (Baichuan2). Only for unsupervised segments."""
+    ends_response: bool = False
+    """Whether it ends a response; end-of-text stands for such a token where the tokenizer lacks it. Any other token
+    that the tokenizer lacks is written as text."""
 
 
 class Renderer(Protocol):
@@ -82,7 +85,7 @@ class Template:
             else:
                 segments += [
                     Segment(message.text, supervised=bool(message.supervised)),
-                    Segment("", "end", supervised=bool(message.supervised)),
+                    Segment("", "end", supervised=bool(message.supervised), ends_response=True),
                 ]
         return segments
 

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from ift.data.encoding import Encoder, load_tokenizer, make_renderer
 from ift.data.layouts import RowError, resolve_layout
-from ift.data.preparation import to_conversations
+from ift.data.row_conversations import to_conversations
 from ift.data.rows import RawRow, Source, check_source, read_rows
 from ift.data.templates import Template, resolve_template
 from ift.errors import UserError

@@ -5,12 +5,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ift.data.datamodule import InstructionDataModule
 from ift.data.encoding import Encoder, load_tokenizer
-from ift.data.preparation import ExampleStore, prepare
+from ift.data.preparation import PreparationSettings, prepare
 from ift.data.rows import Source
+from ift.data.store import ExampleStore
 from ift.data.templates import TEMPLATES
 
 GOOD = {"instruction": "Say yes.", "input": None, "output": "yes"}
@@ -71,7 +73,11 @@ def encoder_of(base: Path) -> Encoder:
 def build(cases: list[tuple[str, str]], layout: str, base: Path, tmp_path: Path) -> tuple[Path, ExampleStore]:
     path = tmp_path / f"{layout}.jsonl"
     path.write_text("\n".join(text for text, _ in cases), encoding="utf-8")
-    arguments: dict[str, Any] = {"max_length": 200, "cache_dir": tmp_path / "cache", "key": "data.sources"}
+    arguments: dict[str, Any] = {
+        "settings": PreparationSettings(200),
+        "cache_dir": tmp_path / "cache",
+        "key": "data.sources",
+    }
     return path, ExampleStore(prepare([Source(str(path), layout)], encoder_of(base), **arguments))
 
 
@@ -102,7 +108,8 @@ def test_every_row_is_an_example_or_a_reject(
     assert (counts.rows, counts.examples, counts.num_rejected) == (len(cases), len(store), len(expected))
     assert len(store) + len(rejects) == len(cases)
     assert counts.rejected == Counter(reject["kind"] for reject in rejects)
-    assert counts.tokens == store.num_tokens.sum() and counts.supervised_tokens == store.num_supervised.sum()
+    assert counts.tokens == store.num_tokens(np.arange(len(store))).sum()
+    assert counts.supervised_tokens == store.num_supervised(np.arange(len(store))).sum()
     assert counts.first_rejects == [f"{path} line {r['line']}: {r['reason']}" for r in rejects[:3]]
 
 
@@ -120,11 +127,11 @@ def test_rows_of_several_sources_are_counted_apart(base: Path, tmp_path: Path) -
         path.write_text((json.dumps(GOOD) + "\n") * number + "{}\n", encoding="utf-8")
         sources.append(Source(str(path), "alpaca"))
     store = ExampleStore(
-        prepare(sources, encoder_of(base), max_length=200, cache_dir=tmp_path / "cache", key="data.sources")
+        prepare(sources, encoder_of(base), PreparationSettings(200), cache_dir=tmp_path / "cache", key="data.sources")
     )
     counted = [(counts.path, counts.rows, counts.examples) for counts in store.counts]
     assert counted == [(sources[0].path, 4, 3), (sources[1].path, 6, 5)]
-    assert store.source.tolist() == [0] * 3 + [1] * 5
+    assert store.column("source").tolist() == [0] * 3 + [1] * 5
 
 
 @pytest.mark.parametrize(("limit", "allowed"), [(0.2, True), (0.19, False), (0.0, False), (1.0, True)])

@@ -1,5 +1,6 @@
 """The store of prepared examples: made once, and anew as soon as anything that decides it changes."""
 
+import hashlib
 import importlib
 import json
 import multiprocessing
@@ -13,8 +14,9 @@ from tiny import make_rows, write_json
 from ift.data import preparation
 from ift.data.datamodule import InstructionDataModule
 from ift.data.encoding import Encoder, load_tokenizer
-from ift.data.preparation import ExampleStore, prepare
+from ift.data.preparation import PreparationSettings, prepare
 from ift.data.rows import Source
+from ift.data.store import ExampleStore
 from ift.data.templates import TEMPLATES, Template
 
 
@@ -34,16 +36,21 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def store(base: Path, source: Source, tmp_path: Path, template: Template = TEMPLATES["alpaca"], length: int = 256):
     encoder = Encoder(load_tokenizer("model.base", str(base)), template)
-    return prepare([source], encoder, max_length=length, cache_dir=tmp_path / "cache", key="data.sources")
+    return prepare([source], encoder, PreparationSettings(length), cache_dir=tmp_path / "cache", key="data.sources")
 
 
-def test_a_second_start_reads_nothing(base: Path, rows_file: Path, tmp_path: Path, reads: list[str]) -> None:
+def test_a_second_start_reads_nothing(
+    base: Path, rows_file: Path, tmp_path: Path, reads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = Source(str(rows_file), "alpaca")
     first = store(base, source, tmp_path)
     assert reads == [str(rows_file)]
-    assert store(base, source, tmp_path) == first
+    with monkeypatch.context() as patch:
+        patch.setattr(hashlib, "file_digest", lambda *_: pytest.fail("the bytes of an unchanged file are read again"))
+        assert store(base, source, tmp_path) == first
     assert reads == [str(rows_file)]
-    assert [path.name for path in (tmp_path / "cache").iterdir() if path.is_dir()] == [first.name]
+    folders = {path.name for path in (tmp_path / "cache").iterdir() if path.is_dir()}
+    assert folders == {first.name, "hashes"}
 
 
 def test_whatever_decides_the_examples_decides_the_store(
@@ -89,10 +96,11 @@ def test_a_killed_preparation_leaves_nothing_that_is_taken_for_whole(
 ) -> None:
     source = Source(str(rows_file), "alpaca")
     with monkeypatch.context() as patch:
-        patch.setattr(preparation._ArrowSink, "__exit__", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(preparation.ExampleSink, "__exit__", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             store(base, source, tmp_path)
-    assert all(path.suffix in (".tmp", ".lock") for path in (tmp_path / "cache").iterdir())
+    left = [path for path in (tmp_path / "cache").iterdir() if path.name != "hashes"]
+    assert left and all(path.suffix in (".tmp", ".lock") for path in left)
     assert len(ExampleStore(store(base, source, tmp_path))) == 40
 
 

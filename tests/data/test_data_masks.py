@@ -9,8 +9,9 @@ import pytest
 from conversations import Talk, row_of, talks_of
 
 from ift.data.encoding import IGNORE_INDEX, Encoder, load_tokenizer, make_renderer
-from ift.data.preparation import ExampleStore, prepare
+from ift.data.preparation import PreparationSettings, prepare
 from ift.data.rows import Source
+from ift.data.store import ExampleStore
 from ift.data.templates import TEMPLATES, Template
 
 LAYOUTS = ["alpaca", "messages", "sharegpt", "text"]
@@ -29,7 +30,9 @@ def store_of(folder: Path, template: Template | None, layout: str, talks: list[T
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row_of(layout, talk)) + "\n" for talk in talks), encoding="utf-8")
     source = Source(str(path), layout)
-    store = ExampleStore(prepare([source], encoder, max_length=9999, cache_dir=tmp_path / "cache", key="data.sources"))
+    store = ExampleStore(
+        prepare([source], encoder, PreparationSettings(9999), cache_dir=tmp_path / "cache", key="data.sources")
+    )
     return encoder, store
 
 
@@ -54,7 +57,8 @@ def check(encoder: Encoder, store: ExampleStore, talks: list[Talk], end: int) ->
         assert [run[-1] for run in runs] == [end] * len(talk.responses)
         texts = [encoder.tokenizer.decode(run[:-1], clean_up_tokenization_spaces=False) for run in runs]
         assert texts == talk.responses
-        assert store.num_supervised[index] == counted[1:].sum() and store.num_tokens[index] == len(example.labels)
+        assert store.num_supervised(np.array([index])) == [counted[1:].sum()]
+        assert store.num_tokens(np.array([index])) == [len(example.labels)]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -114,7 +118,11 @@ def test_an_unsupervised_response_has_the_ids_of_a_supervised_one(any_tokenizer_
         path = tmp_path / f"{supervise_all}.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         folder = prepare(
-            [Source(str(path), "messages")], encoder, max_length=9999, cache_dir=tmp_path / "cache", key="data.sources"
+            [Source(str(path), "messages")],
+            encoder,
+            PreparationSettings(9999),
+            cache_dir=tmp_path / "cache",
+            key="data.sources",
         )
         store = ExampleStore(folder)
         ids.append([store[index].input_ids.tolist() for index in range(len(store))])

@@ -10,8 +10,9 @@ from conversations import NASTY, Talk, Turn, row_of, talks_of
 from ift.data.conversation import Conversation, Message
 from ift.data.datamodule import InstructionDataModule
 from ift.data.encoding import Encoder, load_tokenizer, make_renderer
-from ift.data.preparation import ExampleStore, prepare
+from ift.data.preparation import PreparationSettings, prepare
 from ift.data.rows import Source
+from ift.data.store import ExampleStore
 from ift.data.templates import TEMPLATES
 from ift.inference.prompts import PromptDataModule
 
@@ -29,7 +30,9 @@ def conversation_of(talk: Talk) -> Conversation:
 
 def examples_of(path: Path, layout: str, encoder: Encoder, tmp_path: Path) -> list[Any]:
     source = Source(str(path), layout)
-    store = ExampleStore(prepare([source], encoder, max_length=9999, cache_dir=tmp_path / "cache", key="data.sources"))
+    store = ExampleStore(
+        prepare([source], encoder, PreparationSettings(9999), cache_dir=tmp_path / "cache", key="data.sources")
+    )
     return [store[index] for index in range(len(store))]
 
 

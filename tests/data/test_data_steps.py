@@ -12,43 +12,83 @@ import pytest
 from tiny import make_rows, write_json
 
 from ift.data.datamodule import InstructionDataModule
+from ift.data.order import Members, Mixture, Permutation, uses_per_epoch
 from ift.data.rows import Source
 from ift.data.steps import (
     EpochSampler,
     Position,
     Step,
     cut,
-    epoch_order,
-    epoch_size,
     share,
 )
 
 
 @pytest.mark.parametrize(("weight", "size"), [(0.5, 10), (1, 20), (2.5, 50), (0.13, 3), (3, 60)])
 def test_weights_are_exact_in_every_epoch(weight: float, size: int) -> None:
-    own = [np.arange(20), np.arange(100, 107)]
+    members = (Members(0, 20), Members(100, 107))
+    uses = uses_per_epoch([20, 7], [weight, 1], [1, 1], mixing="repeats")
+    mixture = Mixture(members, uses, seed=3)
+    assert len(mixture) == size + 7
     seen: Counter[int] = Counter()
     for epoch in range(40):
-        order = epoch_order(own, [weight, 1], seed=3, epoch=epoch)
-        counts = Counter(order.tolist())
-        assert len(order) == epoch_size(own, [weight, 1]) == size + 7
-        assert all(counts[index] == 1 for index in own[1])
-        assert all(int(weight) <= counts[index] <= -int(-weight // 1) for index in own[0])
+        counts = Counter(mixture.at(np.arange(size + 7), epoch=epoch).tolist())
+        assert all(counts[index] == 1 for index in range(100, 107))
+        assert all(int(weight) <= counts[index] <= -int(-weight // 1) for index in range(20))
         seen.update(counts)
     # A fraction is drawn anew each epoch, so that over many nothing is left out: 40 draws, 5 standard deviations.
     fraction = weight - int(weight)
     spread = 5 * (40 * fraction * (1 - fraction)) ** 0.5
-    assert all(abs(seen[index] - 40 * weight) <= spread for index in own[0])
+    assert all(abs(seen[index] - 40 * weight) <= spread for index in range(20))
 
 
 def test_the_order_is_seeded_and_changes_from_epoch_to_epoch() -> None:
-    own = [np.arange(50)]
-    orders = {
-        (seed, epoch): epoch_order(own, [1], seed=seed, epoch=epoch).tolist() for seed in (0, 1) for epoch in (0, 1)
-    }
-    assert len({tuple(order) for order in orders.values()}) == 4
-    assert all(sorted(order) == list(range(50)) for order in orders.values())
-    assert epoch_order(own, [1], seed=1, epoch=1).tolist() == orders[1, 1]
+    def order(seed: int, epoch: int) -> list[int]:
+        return Mixture((Members(0, 50),), (50,), seed).at(np.arange(50), epoch=epoch).tolist()
+
+    orders = {(seed, epoch): order(seed, epoch) for seed in (0, 1) for epoch in (0, 1)}
+    assert len({tuple(one) for one in orders.values()}) == 4
+    assert all(sorted(one) == list(range(50)) for one in orders.values())
+    assert order(1, 1) == orders[1, 1]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 16, 17, 63, 64, 65, 1000, 4097])
+def test_a_permutation_is_one(size: int) -> None:
+    for seed in range(3):
+        assert sorted(Permutation(size, seed, 9)(np.arange(size)).tolist()) == list(range(size))
+
+
+def test_all_permutations_of_four_are_equally_likely() -> None:
+    found = Counter(tuple(Permutation(4, seed)(np.arange(4)).tolist()) for seed in range(12_000))
+    # 24 orders, each expected 500 times; chi-square with 23 degrees of freedom exceeds 49.7 once in a thousand.
+    assert len(found) == 24
+    assert sum((number - 500) ** 2 / 500 for number in found.values()) < 49.7
+
+
+def test_neighbours_are_strangers_after_a_permutation() -> None:
+    order = Permutation(100_000, 5)(np.arange(100_000))
+    assert abs(np.corrcoef(order[:-1], order[1:])[0, 1]) < 0.015  # 5 standard deviations of no correlation
+    assert abs(np.corrcoef(order, np.arange(100_000))[0, 1]) < 0.015
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_members_are_the_range_without_what_is_held_out(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    held_out = np.sort(generator.choice(np.arange(10, 60), size=seed * 5, replace=False))
+    members = Members(10, 60, held_out)
+    assert members[np.arange(len(members))].tolist() == sorted(set(range(10, 60)) - set(held_out.tolist()))
+    capped = Members(10, 60, held_out, cap=4, seed=(seed,))
+    chosen = capped[np.arange(len(capped))].tolist()
+    assert len(set(chosen)) == min(4, 50 - seed * 5) and set(chosen) <= set(members[np.arange(len(members))].tolist())
+
+
+@pytest.mark.parametrize("weights", [(1, 1), (3, 1), (0.2, 0.8), (1, 30)])
+def test_shares_of_examples_and_tokens_are_as_asked(weights: tuple[float, float]) -> None:
+    sizes, means = [1000, 50], [10.0, 400.0]
+    asked = weights[0] / sum(weights)
+    examples = uses_per_epoch(sizes, weights, means, mixing="examples")
+    assert abs(sum(examples) - 1050) <= 1 and abs(examples[0] / sum(examples) - asked) < 0.001
+    tokens = [n * m for n, m in zip(uses_per_epoch(sizes, weights, means, mixing="tokens"), means, strict=True)]
+    assert abs(sum(tokens) - 30_000) <= 400 and abs(tokens[0] / sum(tokens) - asked) < 0.01
 
 
 @pytest.mark.parametrize("seed", range(20))

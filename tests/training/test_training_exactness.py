@@ -7,14 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from comparing import largest_difference, trained_weights
 from torch.nn import functional as F
 
 from ift.data.encoding import Encoder, load_tokenizer
+from ift.data.order import Members, Mixture
 from ift.data.rows import Source, read_rows
-from ift.data.steps import epoch_order
 from ift.data.templates import TEMPLATES
 
 Fit = Callable[..., Path]
@@ -103,7 +104,7 @@ def hand_written(base: Path, rows_file: Path, *, epochs: int) -> dict[str, torch
     optimizer = torch.optim.AdamW(groups, lr=0.01, eps=0.001)
     steps = [
         order[start : start + 8]
-        for order in (epoch_order([torch.arange(40).numpy()], [1.0], seed=0, epoch=e) for e in range(epochs))
+        for order in (Mixture((Members(0, 40),), (40,), 0).at(np.arange(40), epoch=e) for e in range(epochs))
         for start in range(0, 40, 8)
     ]
     for number, indices in enumerate(steps):

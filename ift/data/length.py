@@ -1,0 +1,126 @@
+"""What becomes of examples that are longer than `data.max_length`, and of those that have nothing to learn from."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from ift.data.conversation import Conversation, TrainOn, supervise
+from ift.data.encoding import EncodedBatch, Encoder
+
+OverLong = Literal["drop", "cut_start", "cut_end", "cut_turns"]
+"""`drop` rejects an over-long example; `cut_start` and `cut_end` cut its tokens on that side; `cut_turns` leaves out
+its last turns, as few as needed."""
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why a conversation became no example."""
+
+    kind: str
+    """Without the conversation's own numbers, for counting."""
+    text: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a batch."""
+
+    batch: EncodedBatch
+    """The examples, in order."""
+    rejected: dict[int, Reason]
+    """Number of a conversation to why it is none of them."""
+    num_cut: int
+
+
+class LengthPolicy:
+    """Keeps every example within the length.
+
+    Args:
+        encoder: renders and encodes conversations of which turns were left out.
+        max_length: longest example, in tokens.
+        over_long: what becomes of longer ones.
+        train_on: what the loss counts.
+    """
+
+    def __init__(self, encoder: Encoder, max_length: int, over_long: OverLong, train_on: TrainOn) -> None:
+        self._encoder, self._max_length, self._over_long, self._train_on = encoder, max_length, over_long, train_on
+
+    def supervised(self, conversation: Conversation) -> Conversation:
+        """Return the conversation with every message's `supervised` decided."""
+        return supervise(conversation, self._train_on)
+
+    def apply(self, batch: EncodedBatch, conversations: Sequence[Conversation]) -> Outcome:
+        """Cut or reject what is too long, and reject what has no supervised token.
+
+        Args:
+            batch: the encoded conversations.
+            conversations: the same, as their row functions gave them.
+        """
+        long = np.flatnonzero(batch.num_tokens > self._max_length)
+        empty = np.flatnonzero((batch.num_supervised == 0) & (batch.num_tokens <= self._max_length))
+        rejected = {int(i): Reason("no token is supervised", "no token is supervised") for i in empty}
+        if not len(long) and not rejected:
+            return Outcome(batch, {}, 0)
+        shortened: dict[int, EncodedBatch] = {}
+        for i in long.tolist():
+            length = int(batch.num_tokens[i])
+            one = self._shorten(batch, i, conversations[i]) if self._over_long != "drop" else None
+            if one is None:
+                rejected[i] = Reason("longer than data.max_length", self._too_long(length))
+            elif one.num_supervised[0] == 0:
+                text = f"{self._too_long(length)}; {self._over_long} leaves no supervised token"
+                rejected[i] = Reason(f"longer than data.max_length; {self._over_long} leaves nothing to learn", text)
+            else:
+                shortened[i] = one
+        return Outcome(_assembled(batch, shortened, rejected), dict(sorted(rejected.items())), len(shortened))
+
+    def _too_long(self, length: int) -> str:
+        return f"{length} tokens, data.max_length is {self._max_length}"
+
+    def _shorten(self, batch: EncodedBatch, number: int, conversation: Conversation) -> EncodedBatch | None:
+        if self._over_long == "cut_turns":
+            return self._without_last_turns(conversation)
+        start, end = (int(value) for value in batch.starts[number : number + 2])
+        if self._over_long == "cut_end":
+            kept = np.arange(start, start + self._max_length)
+        else:
+            # Begin-of-text stays where the tokenizer writes one: a model has seen no text without it.
+            begin = 1 if batch.input_ids[start] == self._encoder.begin_token_id else 0
+            kept = np.concatenate(
+                (np.arange(start, start + begin), np.arange(end - self._max_length + begin, end, dtype=np.int64))
+            )
+        return EncodedBatch(batch.input_ids[kept], batch.loss[kept], np.array([len(kept)], dtype=np.int32))
+
+    def _without_last_turns(self, conversation: Conversation) -> EncodedBatch | None:
+        ends = [i + 1 for i, message in enumerate(conversation.messages) if message.role == "assistant"]
+        for end in reversed(ends[:-1]):
+            if conversation.messages[end - 1].call:
+                continue  # a call without its result is no whole turn
+            shorter = replace(conversation, messages=conversation.messages[:end])
+            one = self._encoder.encode_batch([self._encoder.template.render(self.supervised(shorter))])
+            if one.num_tokens[0] <= self._max_length:
+                return one
+        return None
+
+
+def _assembled(batch: EncodedBatch, shortened: dict[int, EncodedBatch], rejected: dict[int, Reason]) -> EncodedBatch:
+    """Return the batch without what was rejected, and with what was shortened in its place."""
+    if not shortened:
+        kept = np.ones(len(batch), dtype=bool)
+        kept[list(rejected)] = False
+        return batch.take(kept)
+    starts = batch.starts
+    parts = []
+    for i in range(len(batch)):
+        if i in shortened:
+            parts.append(shortened[i])
+        elif i not in rejected:
+            own = slice(starts[i], starts[i + 1])
+            parts.append(EncodedBatch(batch.input_ids[own], batch.loss[own], batch.num_tokens[i : i + 1]))
+    return EncodedBatch(
+        np.concatenate([part.input_ids for part in parts]),
+        np.concatenate([part.loss for part in parts]),
+        np.concatenate([part.num_tokens for part in parts]),
+    )
