@@ -59,14 +59,16 @@ def supervise(conversation: Conversation, train_on: TrainOn) -> Conversation:
         conversation: what a row function returned.
         train_on: what the loss counts where a message does not say so itself.
     """
-    last = max((i for i, m in enumerate(conversation.messages) if m.role == "assistant"), default=-1)
-
-    def decided(number: int, message: Message) -> bool:
-        if message.supervised is not None:
-            return message.supervised
-        if train_on == "everything":
-            return message.role != "tool"
-        return message.role == "assistant" and (train_on == "outputs" or number == last)
-
-    messages = tuple(replace(m, supervised=decided(i, m)) for i, m in enumerate(conversation.messages))
-    return replace(conversation, messages=messages)
+    messages, last = [], len(conversation.messages) - 1
+    while last >= 0 and conversation.messages[last].role != "assistant":
+        last -= 1
+    for number, m in enumerate(conversation.messages):
+        counted = m.supervised
+        if counted is None and train_on == "everything":
+            counted = m.role != "tool"
+        elif counted is None:
+            counted = m.role == "assistant" and (train_on == "outputs" or number == last)
+        # Written out, as `replace` takes most of the time of preparing a row.
+        messages.append(Message(m.role, m.text, m.context, counted, m.thought, m.call))
+    c = conversation
+    return Conversation(tuple(messages), c.system, c.id, c.source, c.meta)

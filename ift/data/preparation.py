@@ -5,6 +5,7 @@ layouts and of this package, template, tokenizer, settings). Every row ends as a
 a filter was asked for, in `removed.jsonl`.
 """
 
+import gc
 import hashlib
 import inspect
 import json
@@ -14,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -33,6 +34,7 @@ from ift.errors import UserError
 
 _BATCH_ROWS = 1000
 _BATCHES_AHEAD = 2
+_BATCHES_BETWEEN_COLLECTIONS = 20
 
 
 class ConversationFilter(Protocol):
@@ -130,9 +132,22 @@ def prepare(
             building = cache_dir / f"{folder.name}.tmp"
             shutil.rmtree(building, ignore_errors=True)  # left by a killed process; the lock says nobody uses it
             building.mkdir()
-            _Builder(encoder, settings, folder=building).build(sources, key=key, hashes=cache_dir / "hashes")
+            with _few_collections():
+                _Builder(encoder, settings, folder=building).build(sources, key=key, hashes=cache_dir / "hashes")
             os.replace(building, folder)
     return folder
+
+
+@contextmanager
+def _few_collections() -> Iterator[None]:
+    """Leave the collection of cycles to us: millions of short-lived objects make it a fifth of the whole time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @dataclass(frozen=True)
@@ -185,7 +200,9 @@ class _Builder:
         self, source: Source, function: RowFunction, counts: SourceCounts, *, index: int, key: str
     ) -> None:
         waiting: deque[tuple[list[_Place], Future[EncodedBatch]]] = deque()
-        for rows in _batches(_with_progress(read_rows(source, key=key), source.path)):
+        for number, rows in enumerate(_batches(_with_progress(read_rows(source, key=key), source.path))):
+            if number % _BATCHES_BETWEEN_COLLECTIONS == 0:
+                gc.collect(1)
             places, rendered = self._render(rows, function, counts)
             waiting.append((places, self._threads.submit(self._encoder.encode_batch, rendered)))
             while len(waiting) > _BATCHES_AHEAD:
