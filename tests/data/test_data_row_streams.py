@@ -1,6 +1,7 @@
 """Streams of rows: every row once per epoch, seeded, resumable from a place in the middle of a file."""
 
 import gzip
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ KINDS = ["jsonl", "jsonl.gz", "json", "parquet", "csv", "txt"]
 
 def write(folder: Path, kind: str, values: list[int]) -> Path:
     path = folder / f"{values[0]:04d}.{kind}"
-    rows = [{"text": f"row {value}"} for value in values]
+    rows = [{"text": f"row {value} {hashlib.sha256(str(value).encode()).hexdigest()}"} for value in values]
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     if kind == "jsonl":
         path.write_text("\n" + lines)  # a blank line is no row
@@ -32,7 +33,7 @@ def write(folder: Path, kind: str, values: list[int]) -> Path:
         parquet.write_table(pa.Table.from_pylist(rows), path, row_group_size=max(4, len(rows) // 40))
     else:
         head = "text\n" if kind == "csv" else ""
-        path.write_text(head + "".join(f"row {value}\n" for value in values))
+        path.write_text(head + "".join(f"{row['text']}\n" for row in rows))
     return path
 
 
