@@ -178,13 +178,15 @@ class Encoder:
 
     def encode(self, rendered: Sequence[list[Segment]]) -> list[Example]:
         """Encode rendered conversations, each segment on its own; all texts go through the tokenizer in one call."""
-        batch = self.encode_batch(rendered)
-        starts = batch.starts
+        return self.examples(self.encode_batch(rendered))
+
+    def examples(self, batch: EncodedBatch, *, source: str = "") -> list[Example]:
+        """Return the conversations of a batch one by one."""
         examples = []
-        for start, end in pairwise(starts.tolist()):
+        for start, end in pairwise(batch.starts.tolist()):
             input_ids = batch.input_ids[start:end].astype(np.int64)
             labels = labels_of(input_ids, batch.loss[start:end], end_token_id=self.end_token_id)
-            examples.append(Example(input_ids, labels))
+            examples.append(Example(input_ids, labels, source=source))
         return examples
 
     def encode_batch(self, rendered: Sequence[list[Segment]]) -> EncodedBatch:
