@@ -56,7 +56,8 @@ def _size(collection: Collection) -> str:
 def _text(
     x: float, y: float, content: str, *, anchor: str = "start", size: int = _FONT, colour: str = "#222222"
 ) -> str:
-    place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"'
+    # A white rim keeps grid lines out of the letters.
+    place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" stroke="#ffffff" stroke-width="3" paint-order="stroke"'
     return f'<text {place} font-size="{size}" fill="{colour}">{escape(content)}</text>'
 
 
@@ -92,7 +93,7 @@ def _legend() -> list[str]:
         text = f"{tag}: {meaning}"
         lines.append(f'<rect x="{x:.1f}" y="38" width="{_BAR}" height="{_BAR}" fill="{_COLOURS[tag]}"/>')  # type: ignore[index]
         lines.append(_text(x + _BAR + 5, 48, text))
-        x += _BAR + 5 + 6.6 * len(text) + 18
+        x += _BAR + 5 + 6.2 * len(text) + 20
     return lines
 
 
