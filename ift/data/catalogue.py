@@ -5,11 +5,12 @@ In: names and filters. Out: `Collection`s, which say where the rows lie, in whic
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 
 from ift.data.catalogue_schema import Collection, Commercial, Generation, Language, Task, parse_collection
-from ift.errors import UserError, unknown_name
+from ift.errors import UserError
 
 CATALOGUE_PATH = Path(__file__).with_name("catalogue.yaml")
 
@@ -81,8 +82,13 @@ def find_collection(key: str, name: str) -> Collection:
     """
     by_name = {collection.name: collection for collection in load_catalogue()}
     if name not in by_name:
-        hint = "`ift data list` shows them; a file is named with its suffix, a hub data set as owner/name."
-        raise unknown_name(key, name, by_name, hint=hint)
+        # A hundred names would bury the message, so only the nearest are named.
+        nearest = " or ".join(f"'{one}'" for one in get_close_matches(name, by_name, n=3, cutoff=0.5))
+        suggestion = f" Did you mean {nearest}?" if nearest else ""
+        raise UserError(
+            f"{key}: no collection '{name}' in the catalogue.{suggestion} `ift data list` shows all. As a source, a "
+            "file is named with its suffix and a hub data set as owner/name."
+        )
     return by_name[name]
 
 
