@@ -109,7 +109,7 @@ def store_key(sources: Sequence[Source], encoder: Encoder, *, max_length: int, k
         content = content_hash(source, key=f"{key}[{index}]")
         digest.update(json.dumps([source.path, source.layout, source.split, content]).encode())
         digest.update(_code(f"{key}[{index}].layout", source.layout))
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(path.read_bytes())
     digest.update(json.dumps([tokenizer_hash(encoder.tokenizer), encoder.template.describe(), max_length]).encode())
     return digest.hexdigest()[:32]
