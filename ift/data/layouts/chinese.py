@@ -1,6 +1,6 @@
 """Row functions of Chinese collections with fields of their own: COIG, GAOKAO, CSL, medical dialogue."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ift.data.conversation import Conversation, Message
@@ -19,6 +19,7 @@ from ift.data.layouts.fields import (
     rest,
     text_of,
 )
+from ift.data.layouts.instances import each_item
 from ift.data.layouts.pairs import alpaca
 
 CSL_TITLE = "请根据以下论文摘要，写出论文的标题。"
@@ -90,8 +91,15 @@ def gaokao(row: Row) -> Iterator[Conversation | RowError] | Conversation:
     The request is `passage` (where there is one), `question` and `options`, each on a line of its own; the response is
     `label`, else `standard_answer`, else `answer`; of a list, its letters one after another. `analysis` is not used.
     """
-    if "example" in row and "question" not in row:
-        return _examples(needed_list(row, "example", "gaokao"), rest(row, "example"))
+    if "example" not in row or "question" in row:
+        return _question(row)
+    shared = rest(row, "example")
+    return each_item(
+        needed_list(row, "example", "gaokao"), "example", lambda example, _: _question({**shared, **example})
+    )
+
+
+def _question(row: Row) -> Conversation:
     question = needed(row, "question", "gaokao", needs="'question' and 'options', 'label' or 'standard_answer'")
     options = row.get("options") or []
     if not isinstance(options, list | tuple):
@@ -101,25 +109,10 @@ def gaokao(row: Row) -> Iterator[Conversation | RowError] | Conversation:
     key = next((key for key in ("label", "standard_answer", "answer") if row.get(key) not in (None, [])), None)
     if key is None:
         raise RowError(f"layout 'gaokao' needs 'label', 'standard_answer' or 'answer'; found {found_fields(row)}")
+    letters = row[key] if isinstance(row[key], list | tuple) else [row[key]]
+    response = "".join(text_of(letter, key) for letter in letters)
     meta = rest(row, "id", "passage", "question", "options", key)
-    return Conversation(exchange(request, _answer(row[key], key)), id=identifier(row), meta=meta)
-
-
-def _answer(value: Any, key: str) -> str:
-    letters = value if isinstance(value, list | tuple) else [value]
-    return "".join(text_of(letter, key) for letter in letters)
-
-
-def _examples(examples: Sequence[Any], meta: dict[str, Any]) -> Iterator[Conversation | RowError]:
-    for example in examples:
-        try:
-            if not isinstance(example, Mapping) or "example" in example:
-                raise RowError("an item of 'example' must be an object with 'question'")
-            conversation = gaokao({**meta, **example})
-            assert isinstance(conversation, Conversation)  # since it holds no list of examples
-            yield conversation
-        except RowError as error:
-            yield error
+    return Conversation(exchange(request, response), id=identifier(row), meta=meta)
 
 
 def csl(row: Row) -> Iterator[Conversation]:

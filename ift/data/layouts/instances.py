@@ -21,10 +21,10 @@ from ift.data.layouts.fields import (
 )
 from ift.data.layouts.pairs import p3
 
-_Read = Callable[[Mapping[str, Any], int], Conversation]
+ReadItem = Callable[[Mapping[str, Any], int], Conversation]
 
 
-def _each(items: Sequence[Any], name: str, read: _Read) -> Iterator[Conversation | RowError]:
+def each_item(items: Sequence[Any], name: str, read: ReadItem) -> Iterator[Conversation | RowError]:
     """Yield a conversation per item, and the reason where an item is none; the others are not lost with it."""
     if not items:
         yield RowError(f"'{name}' is an empty list")
@@ -54,7 +54,7 @@ def self_instruct(row: Row) -> Iterator[Conversation | RowError] | Conversation:
         name = identifier(row) if len(instances) == 1 else numbered(identifier(row), number)
         return Conversation(messages, id=name, meta={**meta, **rest(item, "input", "output")})
 
-    return _each(instances, "instances", read)
+    return each_item(instances, "instances", read)
 
 
 def unnatural_instructions(row: Row) -> Iterator[Conversation | RowError]:
@@ -73,7 +73,7 @@ def unnatural_instructions(row: Row) -> Iterator[Conversation | RowError]:
         kept = rest(item, "instruction", "input", "instruction_with_input", "output")
         return Conversation(messages, id=numbered(identifier(row), number), meta={**meta, **kept})
 
-    return _each(instances, "instances", read)
+    return each_item(instances, "instances", read)
 
 
 _INSTRUCTION = ("Definition", "Emphasis & Caution", "Things to Avoid", "Prompt")
@@ -99,7 +99,7 @@ def natural_instructions(row: Row) -> Iterator[Conversation | RowError] | Conver
         messages = exchange(instruction, response, context=text_of(item.get("input"), "input"))
         return Conversation(messages, id=identifier(item) or numbered(identifier(row), number), meta=meta)
 
-    return _each(instances, "Instances", read)
+    return each_item(instances, "Instances", read)
 
 
 def _told(row: Row, name: str) -> str:

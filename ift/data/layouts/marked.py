@@ -67,10 +67,11 @@ def alpaca_cot(row: Row) -> Conversation:
     text = conversation.messages[-2].text
     if not text.lstrip().startswith("Human:") or "Assistant:" not in text:
         return conversation
-    _, turns = _split(text, _FLAT, "instruction")
-    if turns[-1].role == "assistant" and not turns[-1].text.strip():
-        turns = turns[:-1]
-    if [turn.role for turn in turns] != [("user", "assistant")[i % 2] for i in range(len(turns))] or not len(turns) % 2:
+    _, marked = _split(text, _FLAT, "instruction")
+    ends_open = marked[-1].role == "assistant" and not marked[-1].text.strip()
+    turns = marked[:-1] if ends_open else marked
+    in_turn = [turn.role for turn in turns] == [("user", "assistant")[i % 2] for i in range(len(turns))]
+    if not in_turn or not len(turns) % 2 or len(marked) == 1:
         raise RowError("the turns of 'instruction' cannot be told apart: 'Human:' and 'Assistant:' must begin a line")
     last = Message("user", turns[-1].text, context=conversation.messages[-2].context)
     messages = (*conversation.messages[:-2], *turns[:-1], last, conversation.messages[-1])

@@ -22,9 +22,10 @@ def moss(row: Row) -> Conversation:
     r"""Read `chat`: `turn_1`, `turn_2`, ... with Human, Inner Thoughts, Commands, Tool Responses, MOSS.
 
     Markers are cut exactly (`<|Human|>: ` before, `<eoh>\n` after, and the newlines on both sides of the results); a
-    part without markers is taken as it is. `meta_instruction` is the system text. Where Commands are not None, the turn
-    becomes request, call (with the inner thoughts before it), result and response; else the thoughts, if any, belong to
-    the response. The older form is `plain_text`: `[Human]: ... <eoh> [MOSS]: ... <eoa>`, with `prefix` as system text.
+    part without markers is taken as it is. `meta_instruction` is the system text. Where Commands are not None or empty,
+    the turn becomes request, call (with the inner thoughts before it), result and response; else the thoughts, if any,
+    belong to the response. The older form is `plain_text`: `[Human]: ... <eoh> [MOSS]: ... <eoa>`, with `prefix` as
+    system text.
     """
     if "plain_text" in row and "chat" not in row:
         return _plain_text(row)
@@ -59,7 +60,8 @@ def _turn(turn: Any, name: str) -> list[Message]:
 
 def _given(said: dict[str, str], field: str) -> str:
     text = said.get(field, "None")
-    return "" if text.strip() == "None" else text
+    # Generated data: the model sometimes ends the word None with a full stop.
+    return "" if text.strip() in ("None", "None.", "") else text
 
 
 def _unmarked(value: Any, field: str, name: str) -> str:

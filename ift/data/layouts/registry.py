@@ -94,7 +94,7 @@ LAYOUTS: dict[str, Layout] = {
         chinese.coig,
         "COIG: translated, exams, human values, counterfactual chats, leetcode",
         _known(
-            {"trans_instruction": str, "trans_output": str},
+            {"trans_instruction": str, "trans_output": _holds(r"\S")},
             {"textbox_question": str, "textbox_answer": str},
             {"conversations[].question": str, "conversations[].answer": str},
             {"round_0.response": str},
@@ -235,9 +235,9 @@ LAYOUTS: dict[str, Layout] = {
 }
 
 
-def described_fields(name: str) -> Iterator[str]:
+def _described_fields(layout: Layout) -> Iterator[str]:
     """Yield the fields of each form of a layout, as one reads them: `instruction`, `output`."""
-    for signature in LAYOUTS[name].signatures:
+    for signature in layout.signatures:
         yield ", ".join(f"`{field}`" for field in signature.fields)
 
 
@@ -246,8 +246,8 @@ def layout_table() -> str:
     lines = ["| layout | fields | what it is |", "|---|---|---|"]
     for name in sorted(LAYOUTS):
         layout = LAYOUTS[name]
-        alike = next(other for other, candidate in LAYOUTS.items() if candidate.function is layout.function)
-        fields = "; ".join(described_fields(name)) or ("see the note" if alike == name else f"as `{alike}`")
+        alike = (other for other, one in LAYOUTS.items() if one.function is layout.function and one.signatures)
+        fields = "; ".join(_described_fields(layout)) or f"as {next((f'`{other}`' for other in alike), 'noted')}"
         lines.append(f"| `{name}` | {fields} | {layout.note} |")
     return "\n".join(lines) + "\n"
 
