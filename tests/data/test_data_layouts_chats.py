@@ -112,6 +112,8 @@ def texts(layout: str, row: Any) -> list[str]:
 def test_markers_take_one_blank_and_one_newline() -> None:
     row = {"instruction": "\nHuman:  a\n\nAssistant:b \nHuman:c: Human: d\nAssistant: ", "output": " e"}
     assert texts("alpaca_cot", row) == [" a\n", "b ", "c: Human: d", " e"]
+    row = {"instruction": "\n\nHuman: a\nb\n\nAssistant: c\n\n\nHuman: d\n\nAssistant:", "output": "e"}
+    assert texts("alpaca_cot", row) == ["a\nb", "c\n", "d", "e"]
     row = {"chosen": "\n\nHuman:  a\nAssistant: no\n\n\nAssistant: b\n\nHuman: c\n\nAssistant:\nd"}
     assert texts("hh_rlhf", row) == [" a\nAssistant: no\n", "b", "c", "\nd"]
     row = {"input": "Talk.\n[|Human|] a\n[|AI|]  b\n\n[|Human|] "}
@@ -129,3 +131,10 @@ def test_the_better_of_two_answers() -> None:
     for scores, better in [((1, 0), "zero"), ((0, 1), "one"), ((-1, -0.5), "one"), ((0.0, 0), "zero")]:
         one = read("webgpt", {**row, "score_0": scores[0], "score_1": scores[1]})
         assert one.response == better and one.meta.get("tied", False) == (scores[0] == scores[1])
+
+
+def test_the_end_of_a_camel_chat_is_no_request() -> None:
+    row = {f"message_{number}": text for number, text in enumerate(("a", "b", "<CAMEL_TASK_DONE>"), 1)}
+    one = read("camel", row)
+    assert [message.text for message in one.messages] == ["a", "b"] and one.meta == {"done": "<CAMEL_TASK_DONE>"}
+    assert reasons("camel", {**row, "message_3": "and c?"}) == ["the last message must be a response of the assistant"]

@@ -42,6 +42,8 @@ def test_what_is_said_where_no_layout_fits() -> None:
         "data.sources[2].layout: no layout is known by the fields 'instruction_text', 'output', 'q'."
     )
     assert "'alpaca' (lacks 'instruction')" in said and "'columns'" in said and "dotted path" in said
+    with pytest.raises(UserError, match=r"Nearest: .*'question_answer' \(lacks 'answer'\), "):
+        detect_layout([{"question": "a", "std_answer": "b", "class": "c"}])
     with pytest.raises(UserError, match="there is no row"):
         detect_layout([])
     with pytest.raises(UserError, match="no layout is known by the fields 'x'. Name a layout"):

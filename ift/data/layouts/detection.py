@@ -2,7 +2,8 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from difflib import SequenceMatcher
 from typing import Any
 
 from ift.data.layouts.fields import Row
@@ -74,15 +75,22 @@ def _no_layout(rows: Sequence[Row], key: str) -> str:
 
 
 def _nearest(rows: Sequence[Row]) -> str:
-    """Name the layouts of which most fields are there, and what they lack."""
-    near: dict[str, tuple[float, list[str]]] = {}
+    """Name the layouts of which most fields are there, and what they lack; of equal ones those with similar names."""
+    near: dict[str, tuple[float, float, list[str]]] = {}
+    fields = {str(field) for row in rows for field in row}
     for name, signature in _signatures():
         missing = [
             path for path, wanted in signature.fields.items() if not any(_meets(row, path, wanted) for row in rows)
         ]
         having = 1 - len(missing) / len(signature.fields)
-        if having > near.get(name, (0.0, []))[0]:
-            near[name] = (having, missing)
-    best = sorted(near.items(), key=lambda item: -item[1][0])[:3]
-    named = [f"'{name}' (lacks {', '.join(map(repr, missing)) or 'it in most rows'})" for name, (_, missing) in best]
+        if having:
+            near[name] = max(near.get(name, (0.0, 0.0, [])), (having, _likeness(missing, fields), missing))
+    best = sorted(near.items(), key=lambda item: item[1][:2], reverse=True)[:3]
+    named = [f"'{name}' (lacks {', '.join(map(repr, told[2])) or 'it in most rows'})" for name, told in best]
     return f"Nearest: {', '.join(named)}. " if named else ""
+
+
+def _likeness(missing: Sequence[str], fields: Collection[str]) -> float:
+    """Return how much the missing fields are like those found, from 0 to 1."""
+    likest = [max(SequenceMatcher(None, path, field).ratio() for field in fields) for path in missing]
+    return sum(likest) / len(likest) if likest else 1.0

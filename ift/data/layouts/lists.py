@@ -7,6 +7,8 @@ from ift.data.conversation import Conversation, Message, Role
 from ift.data.layouts.fields import Row, RowError, exchange, found_fields, identifier, needed_list, rest, text_of
 from ift.data.layouts.pairs import pclue
 
+CAMEL_DONE = "<CAMEL_TASK_DONE>"
+
 
 def _alternating(texts: Sequence[Any], key: str) -> tuple[Message, ...]:
     roles: tuple[Role, Role] = ("user", "assistant")
@@ -50,7 +52,10 @@ def firefly(row: Row) -> Conversation:
 
 
 def camel(row: Row) -> Conversation:
-    """Read `message_1`, `message_2`, ...: texts or objects with `content`, user first, in turn (CAMEL)."""
+    """Read `message_1`, `message_2`, ...: texts or objects with `content`, user first, in turn (CAMEL).
+
+    A chat ends when the user says `CAMEL_DONE`; such a last message is no request and stays in `meta` as `done`.
+    """
     texts: list[Any] = []
     while (value := row.get(f"message_{len(texts) + 1}")) is not None:
         texts.append(value.get("content") if isinstance(value, Mapping) else value)
@@ -60,5 +65,8 @@ def camel(row: Row) -> Conversation:
     later = [key for key in row if str(key).startswith("message_") and key not in used and row[key] is not None]
     if later:
         raise RowError(f"'message_{len(texts) + 1}' is missing, but there is '{later[0]}'")
-    messages = tuple(_alternating(texts, "message"))
-    return Conversation(messages, id=identifier(row), meta=rest(row, "id", *used))
+    messages, meta = _alternating(texts, "message"), rest(row, "id", *used)
+    if messages[-1].role == "user" and CAMEL_DONE in messages[-1].text:
+        meta["done"] = messages[-1].text
+        messages = messages[:-1]
+    return Conversation(messages, id=identifier(row), meta=meta)

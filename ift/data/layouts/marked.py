@@ -48,6 +48,7 @@ def _dialogue(row: Row, key: str, layout: str, marks: _Marks) -> Conversation:
 
 _HUMAN: dict[str, Role] = {"Human": "user", "Assistant": "assistant"}
 _FLAT = _Marks(re.compile(r"(?:\A\s*|\n)(Human|Assistant): ?"), _HUMAN)
+_FLAT_APART = _Marks(re.compile(r"(?:\A\s*|\n\n)(Human|Assistant): ?"), _HUMAN)
 _ANTHROPIC = _Marks(re.compile(r"(?:\A|\n\n)(Human|Assistant):(?: |\Z|(?=\n))"), _HUMAN)
 _OPEN_ASSISTANT = _Marks(re.compile(r"### (Human|Assistant): ?"), _HUMAN)
 _GUANACO = _Marks(re.compile(r"(?:\A|\n)(User|Assistant): ?"), {"User": "user", "Assistant": "assistant"})
@@ -60,14 +61,15 @@ def alpaca_cot(row: Row) -> Conversation:
     r"""Read an alpaca row whose `instruction` may hold a dialogue: `Human:...\nAssistant:...\nHuman:...\nAssistant:`.
 
     It does where it begins with `Human:` and an `Assistant:` follows; other rows are plain alpaca. Markers stand at the
-    beginning of a line; one blank after a marker and one newline before the next are cut. `output` is the last
-    response.
+    beginning of a line; one blank after a marker and one newline before the next (or an empty line, if there is one
+    before every marker) are cut. `output` is the last response.
     """
     conversation = alpaca(row)
     text = conversation.messages[-2].text
     if not text.lstrip().startswith("Human:") or "Assistant:" not in text:
         return conversation
-    _, marked = _split(text, _FLAT, "instruction")
+    all_apart = len(_FLAT_APART.pattern.findall(text)) == len(_FLAT.pattern.findall(text))
+    _, marked = _split(text, _FLAT_APART if all_apart else _FLAT, "instruction")
     ends_open = marked[-1].role == "assistant" and not marked[-1].text.strip()
     turns = marked[:-1] if ends_open else marked
     in_turn = [turn.role for turn in turns] == [("user", "assistant")[i % 2] for i in range(len(turns))]

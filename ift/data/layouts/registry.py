@@ -71,8 +71,11 @@ LAYOUTS: dict[str, Layout] = {
         # One dialogue among ten rows is enough, since the function reads the plain rows too.
         _known({"instruction": _holds(r"\A\s*Human:[\s\S]*Assistant:"), "output": str}, share=0.1),
     ),
-    "baize": Layout(marked.baize, "Baize", _known({"input": _holds(r"\[\|Human\|\]")})),
-    "belle": Layout(marked.belle, "BELLE: `alpaca`, `alpaca_cot` or `sharegpt`, whichever the row is"),
+    "baize": Layout(marked.baize, "Baize: marked turns inside `input`", _known({"input": _holds(r"\[\|Human\|\]")})),
+    "belle": Layout(
+        marked.belle,
+        "BELLE, single and several turns: each row as `alpaca`, `alpaca_cot` or `sharegpt`, whichever it is",
+    ),
     "camel": Layout(
         lists.camel,
         "CAMEL, `message_1` to `message_n`",
@@ -106,9 +109,7 @@ LAYOUTS: dict[str, Layout] = {
         "CSL: two conversations per paper, title and keywords out of the abstract",
         _known({"abst": str, "title": str}, {"abstract": str, "title": str}, {"abst": str, "keywords": object}),
     ),
-    "dolly": Layout(
-        pairs.dolly, "Dolly 2.0", _known({"instruction": str, "response": str, "context": str, "category": str})
-    ),
+    "dolly": Layout(pairs.dolly, "Dolly 2.0", _known({"instruction": str, "response": str, "context": str})),
     "evol_instruct": Layout(
         pairs.evol_instruct,
         "Evol-Instruct (WizardLM); chats are `sharegpt`; the test set has no responses and is refused",
@@ -136,7 +137,7 @@ LAYOUTS: dict[str, Layout] = {
     "gpteacher": Layout(pairs.gpteacher, "GPTeacher", _known({"instruction": str, "response": str})),
     "guanaco": Layout(
         marked.guanaco,
-        "GuanacoDataset's chats and openassistant-guanaco's `text`",
+        "GuanacoDataset's chats (`User:` inside `input`) and openassistant-guanaco (`### Human:` inside `text`)",
         (
             Signature({"instruction": str, "input": _holds(r"\A(?:User|System):"), "output": str}, share=0.1),
             Signature({"text": _holds(r"\A### Human:")}),
@@ -177,7 +178,11 @@ LAYOUTS: dict[str, Layout] = {
         "OpenAssistant trees: one conversation per thread, best rank first",
         _known({"prompt.text": str, "prompt.replies": list}, {"message_id": str, "role": str, "text": str}),
     ),
-    "oig": Layout(marked.oig, "Open Instruction Generalist", _known({"text": _holds(r"\A<human>:")})),
+    "oig": Layout(
+        marked.oig,
+        "Open Instruction Generalist: `<human>:` and `<bot>:` inside `text`",
+        _known({"text": _holds(r"\A<human>:")}),
+    ),
     "p3": Layout(
         pairs.p3,
         "P3 and T0",
@@ -247,7 +252,7 @@ def layout_table() -> str:
     for name in sorted(LAYOUTS):
         layout = LAYOUTS[name]
         alike = (other for other, one in LAYOUTS.items() if one.function is layout.function and one.signatures)
-        fields = "; ".join(_described_fields(layout)) or f"as {next((f'`{other}`' for other in alike), 'noted')}"
+        fields = "; ".join(_described_fields(layout)) or f"as {next((f'`{other}`' for other in alike), 'described')}"
         lines.append(f"| `{name}` | {fields} | {layout.note} |")
     return "\n".join(lines) + "\n"
 
