@@ -15,6 +15,7 @@ from ift.data.layouts import resolve_layout
 from ift.data.length import OverLong
 from ift.data.order import IndexArray, Members, Mixing, Mixture, Permutation, uses_per_epoch
 from ift.data.preparation import PreparationSettings, prepare
+from ift.data.row_conversations import locate
 from ift.data.rows import Source, check_source
 from ift.data.steps import EpochSampler, Position, Step, StepPlan, TrainingSteps, ValidationSteps
 from ift.data.store import ExampleStore
@@ -79,15 +80,15 @@ class InstructionDataModule(LightningDataModule):
             )
         if not 0 <= max_rejected <= 1:
             raise UserError(f"data.max_rejected: {max_rejected} is no share between 0 and 1.")
-        _check_sources("data.sources", sources)
+        self.sources = _located("data.sources", sources)
         if isinstance(validation, list):
-            _check_sources("data.validation", validation)
+            validation = _located("data.validation", validation)
         elif validation is not None and not (validation >= 1 if isinstance(validation, int) else 0 < validation < 1):
             raise UserError(
                 f"data.validation: {validation} is neither a share between 0 and 1 (0.05), nor a number of examples "
                 "(200), nor a list of sources."
             )
-        self.sources, self.base, self.max_length = sources, base, max_length
+        self.base, self.max_length = base, max_length
         self.global_batch_size, self.micro_batch_tokens = global_batch_size, micro_batch_tokens
         self.template = resolve_template("data.template", template)
         self.train_on, self.over_long, self.mixing = train_on, over_long, mixing
@@ -201,6 +202,23 @@ class InstructionDataModule(LightningDataModule):
             return ""
         return f"{number} of {everything} rows cannot be used and are left out:\n{reject_report(counts)}"
 
+    def notes(self) -> list[str]:
+        """Return what was decided for the user and may not be what they expect, one line each."""
+        stores = {store.key: store for store in (self.store, self._validation_store)}.values()
+        lines = []
+        for counts in (one for store in stores for one in store.counts):
+            if counts.detected:
+                lines.append(f"{counts.path}: no layout is named; its first rows have layout '{counts.layout}'")
+            if counts.cut:
+                lines.append(f"{counts.path}: {counts.cut} examples cut to data.max_length {self.max_length}")
+            for name, number in counts.removed.items():
+                lines.append(f"{counts.path}: {number} conversations left out ({name})")
+        for token, instead in self.encoder.missing_tokens().items():
+            lines.append(
+                f"data.template: the tokenizer lacks the special token '{token}'; {instead} is written instead"
+            )
+        return lines
+
     def _open_store(self, key: str, sources: list[Source]) -> ExampleStore:
         settings = PreparationSettings(self.max_length, self.over_long, self.train_on)
         store = ExampleStore(prepare(sources, self.encoder, settings, cache_dir=self.cache_dir, key=key))
@@ -275,11 +293,16 @@ class InstructionDataModule(LightningDataModule):
         )
 
 
-def _check_sources(key: str, sources: list[Source]) -> None:
+def _located(key: str, sources: list[Source]) -> list[Source]:
+    """Return the sources with what the catalogue knows of them, each checked."""
+    located = []
     for number, source in enumerate(sources):
+        source = locate(f"{key}[{number}]", source)
         check_source(f"{key}[{number}]", source)
         if source.layout is not None:
             resolve_layout(f"{key}[{number}].layout", source.layout)
+        located.append(source)
+    return located
 
 
 def _num_outcomes(counts: SourceCounts) -> int:
