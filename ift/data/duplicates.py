@@ -8,13 +8,12 @@ import hashlib
 import importlib.metadata
 import json
 import sqlite3
-import unicodedata
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ift.data.conversation import Conversation
-from ift.data.text_windows import Hashes, code_points, normalised, window_hashes
+from ift.data.text_windows import UNICODE_VERSION, Hashes, code_points, normalised, window_hashes
 from ift.errors import UserError
 
 if TYPE_CHECKING:
@@ -136,7 +135,7 @@ class NearDuplicates:
             "ngram": self.ngram,
             "seed": self.seed,
             "datasketch": importlib.metadata.version("datasketch"),
-            "unicode": unicodedata.unidata_version,
+            "unicode": UNICODE_VERSION,
         }
 
     def _bands(self, shingles: Hashes) -> list[int]:

@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 Hashes = npt.NDArray[np.uint64]
+UNICODE_VERSION = unicodedata.unidata_version
+"""Of the tables by which text is normalised; it comes with Python."""
 
 
 def normalised(text: str) -> str:
