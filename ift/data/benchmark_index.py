@@ -27,7 +27,7 @@ LONGEST_EXCERPT = 300
 
 # Hiragana to Han with its extensions and compatibility forms; Thai, Lao, Myanmar and Khmer.
 _ALONE = "\u3005-\u3007\u3041-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-_ALONE += "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
+_ALONE += "\u0e00-\u0eff\u1000-\u109f\ua9e0-\ua9ff\uaa60-\uaa7f\u1780-\u17ff"
 # The look-ahead leaves out marks and punctuation of those ranges.
 TOKEN = re.compile(f"(?=\\w)[{_ALONE}]|[^\\W_{_ALONE}]+")
 

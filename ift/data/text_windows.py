@@ -47,8 +47,9 @@ def window_hashes(values: Hashes, length: int) -> Hashes:
     values = mixed(values)
     number = len(values) - length + 1
     total = np.zeros(number, dtype=np.uint64)
-    # Odd factors, one per place, so that the same values in another order give another sum.
-    factors = mixed(np.arange(1, length + 1, dtype=np.uint64)) | np.uint64(1)
+    # Odd factors, one per place, so that the same values in another order give another sum. They are SplitMix64's own
+    # sequence: mixed small numbers would be among the mixed values, and value i at place j would weigh as j at i.
+    factors = mixed(np.arange(1, length + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)) | np.uint64(1)
     for offset, factor in enumerate(factors):
         total += values[offset : offset + number] * factor
     return mixed(total)
