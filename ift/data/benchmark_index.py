@@ -62,6 +62,22 @@ class NgramTable:
     items: npt.NDArray[np.int64]
     first: int
     """Position of the first n-gram in the whole index."""
+    marks: npt.NDArray[np.bool_] = field(init=False)
+    """Set at the low bits of every hash: tells at one look that most other hashes are not in the table."""
+
+    def __post_init__(self) -> None:
+        self.marks = np.zeros(1 << (8 * len(self.hashes)).bit_length(), dtype=np.bool_)
+        self.marks[self._low(self.hashes)] = True
+
+    def find(self, hashes: Hashes) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Return the indices of the given hashes that are in the table, and their indices in the table."""
+        likely = np.flatnonzero(self.marks[self._low(hashes)])
+        places = np.searchsorted(self.hashes, hashes[likely])
+        found = self.hashes[np.minimum(places, len(self.hashes) - 1)] == hashes[likely]
+        return likely[found], places[found]
+
+    def _low(self, hashes: Hashes) -> npt.NDArray[np.int64]:
+        return (hashes & np.uint64(len(self.marks) - 1)).astype(np.int64)
 
 
 @dataclass

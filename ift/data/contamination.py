@@ -45,12 +45,9 @@ def _search(index: BenchmarkIndex, text: str, *, shared: dict[int, set[int]], st
     for length, own in index.lengths.items():
         if len(tokens) < length:
             continue
-        hashes = window_hashes(tokens, length)
-        places = np.minimum(np.searchsorted(own.hashes, hashes), len(own.hashes) - 1)
-        windows = np.flatnonzero(own.hashes[places] == hashes)
         by_item: dict[int, list[int]] = {}
-        for window in windows.tolist():
-            place = int(places[window])
+        windows, places = own.find(window_hashes(tokens, length))
+        for window, place in zip(windows.tolist(), places.tolist(), strict=True):
             for item in own.items[own.starts[place] : own.starts[place + 1]].tolist():
                 shared.setdefault(item, set()).add(own.first + place)
                 by_item.setdefault(item, []).append(window)
