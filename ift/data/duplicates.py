@@ -7,10 +7,14 @@ flat for any number of conversations. The database is gone when the filter is.
 import hashlib
 import importlib.metadata
 import json
+import math
 import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ift.data.conversation import Conversation
 from ift.data.text_windows import UNICODE_VERSION, Hashes, code_points, normalised, window_hashes
@@ -19,7 +23,7 @@ from ift.errors import UserError
 if TYPE_CHECKING:
     from datasketch import MinHash
 
-CACHE_KIBIBYTES = 65_536
+CACHE_KIBIBYTES = 16_384
 """Memory of a filter's database; beyond it, SQLite writes to the folder for temporary files."""
 RECALL = 0.95
 """Least probability that a pair just as similar as the threshold is compared at all."""
@@ -36,7 +40,7 @@ class ExactDuplicates:
     name = "duplicate"
 
     def __init__(self) -> None:
-        self._database = _temporary_database()
+        self._database = _TemporaryDatabase()
         self._database.execute("CREATE TABLE seen (digest BLOB PRIMARY KEY, place TEXT) WITHOUT ROWID")
 
     def check(self, conversation: Conversation, place: str) -> str | None:
@@ -91,10 +95,12 @@ class NearDuplicates:
         self.threshold, self.ngram, self.seed = threshold, ngram, seed
         self.num_permutations = num_permutations
         self.num_bands, self.band_rows = choose_bands(threshold, num_permutations)
-        self._empty_sketch = _sketch(num_permutations, seed)
-        self._database = _temporary_database()
+        self._margin = 3 * math.sqrt(threshold * (1 - threshold) / num_permutations)
+        self._number = 0
+        self._empty_sketch = _empty_sketch(num_permutations, seed)
+        self._database = _TemporaryDatabase()
         self._database.execute(
-            "CREATE TABLE texts (id INTEGER PRIMARY KEY, place TEXT, num_shingles INTEGER, text TEXT)"
+            "CREATE TABLE texts (id INTEGER PRIMARY KEY, place TEXT, num_shingles INTEGER, sketch BLOB, text TEXT)"
         )
         self._database.execute("CREATE TABLE bands (band INTEGER, id INTEGER, PRIMARY KEY (band, id)) WITHOUT ROWID")
 
@@ -107,19 +113,23 @@ class NearDuplicates:
         """
         text = comparable_text(conversation)
         shingles = shingle_hashes(text, self.ngram)
-        bands = self._bands(shingles)
-        for number in self._candidates(bands):
-            found_place, num_shingles, found_text = self._database.execute(
-                "SELECT place, num_shingles, text FROM texts WHERE id = ?", (number,)
-            ).fetchone()
-            # The similarity cannot exceed the quotient of the sizes, so most candidates need no further look.
-            smaller, larger = sorted((num_shingles, len(shingles)))
-            if found_place == place or smaller < self.threshold * larger:
+        sketch = self._sketch(shingles)
+        bands = self._bands(sketch)
+        for number, found_place in self._candidates(bands, sketch, len(shingles)):
+            if found_place == place:
                 continue
+            (found_text,) = self._database.execute("SELECT text FROM texts WHERE id = ?", (number,)).fetchone()
             similarity = jaccard(shingles, shingle_hashes(found_text, self.ngram))
             if similarity >= self.threshold:
                 return f"Jaccard similarity {similarity:.3f} with {found_place}"
-        self._add(place, text, len(shingles), bands)
+        self._database.execute(
+            "INSERT INTO texts (id, place, num_shingles, sketch, text) VALUES (?, ?, ?, ?, ?)",
+            (self._number, place, len(shingles), sketch.astype(np.uint8).tobytes(), text),
+        )
+        self._database.execute_many(
+            "INSERT OR IGNORE INTO bands VALUES (?, ?)", [(band, self._number) for band in bands]
+        )
+        self._number += 1
         return None
 
     def recall(self, similarity: float) -> float:
@@ -138,24 +148,43 @@ class NearDuplicates:
             "unicode": UNICODE_VERSION,
         }
 
-    def _bands(self, shingles: Hashes) -> list[int]:
-        """Return one number for each band of the MinHash; texts that share one of them are candidates."""
+    def _sketch(self, shingles: Hashes) -> npt.NDArray[np.uint32]:
+        """Return the MinHash of a set, `(num_permutations,)`."""
         sketch = self._empty_sketch.copy()
         short = (shingles >> np.uint64(32)).astype(np.uint32)
         for start in range(0, len(short), _CHUNK_SHINGLES):
             sketch.update_batch(short[start : start + _CHUNK_SHINGLES].tolist())
-        rows = sketch.hashvalues[: self.num_bands * self.band_rows].astype("<u4").reshape(self.num_bands, -1)
+        values: npt.NDArray[np.uint32] = sketch.hashvalues.astype("<u4")
+        return values
+
+    def _bands(self, sketch: npt.NDArray[np.uint32]) -> list[int]:
+        """Return one number for each band of the MinHash; texts that share one of them are candidates."""
+        rows = sketch[: self.num_bands * self.band_rows].reshape(self.num_bands, self.band_rows)
         return [_band_number(band, row.tobytes()) for band, row in enumerate(rows)]
 
-    def _candidates(self, bands: list[int]) -> list[int]:
-        marks = ",".join("?" * len(bands))
-        found = self._database.execute(f"SELECT DISTINCT id FROM bands WHERE band IN ({marks})", bands)
-        return sorted(number for (number,) in found)
+    def _candidates(
+        self, bands: list[int], sketch: npt.NDArray[np.uint32], num_shingles: int
+    ) -> Iterator[tuple[int, str]]:
+        """Yield number and place of the texts that share a band and may be similar enough, in their order.
 
-    def _add(self, place: str, text: str, num_shingles: int, bands: list[int]) -> None:
-        row = (place, num_shingles, text)
-        number = self._database.execute("INSERT INTO texts (place, num_shingles, text) VALUES (?, ?, ?)", row).lastrowid
-        self._database.executemany("INSERT OR IGNORE INTO bands VALUES (?, ?)", [(band, number) for band in bands])
+        The similarity cannot exceed the quotient of the sizes. The share of equal values in two sketches estimates it;
+        a text whose estimate lies three standard deviations below the threshold is not compared. Of each value, the
+        table holds the low byte, by which one in 256 different values seems equal.
+        """
+        marks = ",".join("?" * len(bands))
+        sizes = (math.floor(self.threshold * num_shingles), math.ceil(num_shingles / self.threshold))
+        found = self._database.execute(
+            f"SELECT id, place, sketch FROM texts WHERE id IN (SELECT id FROM bands WHERE band IN ({marks})) "
+            "AND num_shingles BETWEEN ? AND ? ORDER BY id",
+            (*bands, *sizes),
+        ).fetchall()
+        if not found:
+            return
+        others = np.frombuffer(b"".join(own for _, _, own in found), dtype=np.uint8).reshape(len(found), -1)
+        estimates = (others == sketch.astype(np.uint8)).mean(axis=1)
+        for index in np.flatnonzero(estimates >= self.threshold - self._margin):
+            number, place, _ = found[index]
+            yield number, place
 
 
 def conversation_digest(conversation: Conversation) -> bytes:
@@ -212,16 +241,39 @@ def _band_number(band: int, content: bytes) -> int:
     return int.from_bytes(digest, "big", signed=True)  # SQLite's integers are signed
 
 
-def _temporary_database() -> sqlite3.Connection:
-    # The empty name is a private database that SQLite deletes by itself; nothing of it must survive, so no journal.
-    database = sqlite3.connect("", isolation_level=None, check_same_thread=False)
-    for setting in ("journal_mode = OFF", "synchronous = OFF", f"cache_size = -{CACHE_KIBIBYTES}"):
-        database.execute(f"PRAGMA {setting}")
-    database.execute("BEGIN")
-    return database
+class _TemporaryDatabase:
+    """A private database that SQLite deletes by itself."""
+
+    def __init__(self) -> None:
+        # The empty name makes it private and temporary; nothing of it must survive, so there is no journal.
+        self._connection = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+        for setting in ("journal_mode = OFF", "synchronous = OFF", f"cache_size = -{CACHE_KIBIBYTES}"):
+            self._connection.execute(f"PRAGMA {setting}")
+        self._connection.execute("BEGIN")
+
+    def execute(self, statement: str, values: Sequence[object] = ()) -> sqlite3.Cursor:
+        """Execute a statement."""
+        with _room_needed():
+            return self._connection.execute(statement, values)
+
+    def execute_many(self, statement: str, rows: Sequence[Sequence[object]]) -> None:
+        """Execute a statement for each of several rows."""
+        with _room_needed():
+            self._connection.executemany(statement, rows)
 
 
-def _sketch(num_permutations: int, seed: int) -> "MinHash":
+@contextmanager
+def _room_needed() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        raise UserError(
+            f"the temporary database of seen conversations cannot be written: {error}. Name a folder with more room in "
+            "the environment variable SQLITE_TMPDIR."
+        ) from error
+
+
+def _empty_sketch(num_permutations: int, seed: int) -> "MinHash":
     try:
         from datasketch import MinHash
     except ImportError as error:

@@ -237,6 +237,14 @@ def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ExactDuplicates().check(talk("a"), "f line 1") is None
 
 
+def test_a_full_disk_is_told_with_its_remedy() -> None:
+    for duplicates in (ExactDuplicates(), NearDuplicates()):
+        duplicates._database.execute("PRAGMA max_page_count = 8")
+        with pytest.raises(ValueError, match="database or disk is full.*SQLITE_TMPDIR"):
+            for number in range(2000):
+                duplicates.check(talk(f"text number {number}"), f"f line {number}")
+
+
 def write_lines(path: Path, lines: Iterable[Any]) -> str:
     text = "".join((one if isinstance(one, str) else json.dumps(one, ensure_ascii=False)) + "\n" for one in lines)
     path.write_text(text, encoding="utf-8")
