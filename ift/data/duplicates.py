@@ -1,30 +1,26 @@
 """Filters that leave out a conversation which an earlier one equals, exactly or nearly; the first one stays.
 
-Both ask a temporary database that SQLite keeps in memory up to a bound and on disk beyond it, so that memory stays
-flat for any number of conversations. The database is gone when the filter is.
+What was seen lies in a temporary database, so that memory stays flat for any number of conversations. Near duplicates
+take about 1 KiB of disk and the text for each conversation that stays.
 """
 
 import hashlib
 import importlib.metadata
 import json
 import math
-import sqlite3
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ift.data.conversation import Conversation
+from ift.data.temporary_database import TemporaryDatabase
 from ift.data.text_windows import UNICODE_VERSION, Hashes, code_points, normalised, window_hashes
 from ift.errors import UserError
 
 if TYPE_CHECKING:
     from datasketch import MinHash
 
-CACHE_KIBIBYTES = 16_384
-"""Memory of a filter's database; beyond it, SQLite writes to the folder for temporary files."""
 RECALL = 0.95
 """Least probability that a pair just as similar as the threshold is compared at all."""
 _CHUNK_SHINGLES = 16_384  # bounds the matrix of shingles by permutations to 8 MiB, however long a text is
@@ -40,7 +36,7 @@ class ExactDuplicates:
     name = "duplicate"
 
     def __init__(self) -> None:
-        self._database = _TemporaryDatabase()
+        self._database = TemporaryDatabase()
         self._database.execute("CREATE TABLE seen (digest BLOB PRIMARY KEY, place TEXT) WITHOUT ROWID")
 
     def check(self, conversation: Conversation, place: str) -> str | None:
@@ -76,6 +72,10 @@ class NearDuplicates:
     and `recall` says how likely that is.
     Conversations of one row, such as the threads of a tree, are never compared with one another.
 
+    Rows that differ in a short part only, behind a long instruction that all of them share, are near duplicates by this
+    measure: look at what was removed, and raise the threshold where such rows are meant. Very many of them also take
+    time, since each is compared with all that share the instruction.
+
     Args:
         threshold: least Jaccard similarity that counts as nearly equal, above 0, at most 1.
         num_permutations: of MinHash; more cost time and miss less just above the threshold.
@@ -98,11 +98,14 @@ class NearDuplicates:
         self._margin = 3 * math.sqrt(threshold * (1 - threshold) / num_permutations)
         self._number = 0
         self._empty_sketch = _empty_sketch(num_permutations, seed)
-        self._database = _TemporaryDatabase()
-        self._database.execute(
-            "CREATE TABLE texts (id INTEGER PRIMARY KEY, place TEXT, num_shingles INTEGER, sketch BLOB, text TEXT)"
-        )
-        self._database.execute("CREATE TABLE bands (band INTEGER, id INTEGER, PRIMARY KEY (band, id)) WITHOUT ROWID")
+        self._database = TemporaryDatabase()
+        # Two tables, because sketches are read by the thousand where many rows share a long instruction.
+        for table in (
+            "texts (id INTEGER PRIMARY KEY, place TEXT, text TEXT)",
+            "sketches (id INTEGER PRIMARY KEY, num_shingles INTEGER, sketch BLOB)",
+            "bands (band INTEGER, id INTEGER, PRIMARY KEY (band, id)) WITHOUT ROWID",
+        ):
+            self._database.execute(f"CREATE TABLE {table}")
 
     def check(self, conversation: Conversation, place: str) -> str | None:
         """Return why the conversation is left out, or `None`, and then later ones are compared with it.
@@ -115,21 +118,13 @@ class NearDuplicates:
         shingles = shingle_hashes(text, self.ngram)
         sketch = self._sketch(shingles)
         bands = self._bands(sketch)
-        for number, found_place in self._candidates(bands, sketch, len(shingles)):
-            if found_place == place:
-                continue
-            (found_text,) = self._database.execute("SELECT text FROM texts WHERE id = ?", (number,)).fetchone()
+        for number in self._candidates(bands, sketch, len(shingles)):
+            found = self._database.execute("SELECT place, text FROM texts WHERE id = ?", (number,))
+            found_place, found_text = found.fetchone()
             similarity = jaccard(shingles, shingle_hashes(found_text, self.ngram))
-            if similarity >= self.threshold:
+            if similarity >= self.threshold and found_place != place:
                 return f"Jaccard similarity {similarity:.3f} with {found_place}"
-        self._database.execute(
-            "INSERT INTO texts (id, place, num_shingles, sketch, text) VALUES (?, ?, ?, ?, ?)",
-            (self._number, place, len(shingles), sketch.astype(np.uint8).tobytes(), text),
-        )
-        self._database.execute_many(
-            "INSERT OR IGNORE INTO bands VALUES (?, ?)", [(band, self._number) for band in bands]
-        )
-        self._number += 1
+        self._add(place, text, (len(shingles), sketch.astype(np.uint8).tobytes()), bands)
         return None
 
     def recall(self, similarity: float) -> float:
@@ -162,10 +157,8 @@ class NearDuplicates:
         rows = sketch[: self.num_bands * self.band_rows].reshape(self.num_bands, self.band_rows)
         return [_band_number(band, row.tobytes()) for band, row in enumerate(rows)]
 
-    def _candidates(
-        self, bands: list[int], sketch: npt.NDArray[np.uint32], num_shingles: int
-    ) -> Iterator[tuple[int, str]]:
-        """Yield number and place of the texts that share a band and may be similar enough, in their order.
+    def _candidates(self, bands: list[int], sketch: npt.NDArray[np.uint32], num_shingles: int) -> list[int]:
+        """Return the numbers of the texts that share a band and may be similar enough, in their order.
 
         The similarity cannot exceed the quotient of the sizes. The share of equal values in two sketches estimates it;
         a text whose estimate lies three standard deviations below the threshold is not compared. Of each value, the
@@ -174,17 +167,25 @@ class NearDuplicates:
         marks = ",".join("?" * len(bands))
         sizes = (math.floor(self.threshold * num_shingles), math.ceil(num_shingles / self.threshold))
         found = self._database.execute(
-            f"SELECT id, place, sketch FROM texts WHERE id IN (SELECT id FROM bands WHERE band IN ({marks})) "
+            f"SELECT id, sketch FROM sketches WHERE id IN (SELECT id FROM bands WHERE band IN ({marks})) "
             "AND num_shingles BETWEEN ? AND ? ORDER BY id",
             (*bands, *sizes),
         ).fetchall()
         if not found:
-            return
-        others = np.frombuffer(b"".join(own for _, _, own in found), dtype=np.uint8).reshape(len(found), -1)
-        estimates = (others == sketch.astype(np.uint8)).mean(axis=1)
-        for index in np.flatnonzero(estimates >= self.threshold - self._margin):
-            number, place, _ = found[index]
-            yield number, place
+            return []
+        numbers, sketches = zip(*found, strict=True)
+        others = np.frombuffer(b"".join(sketches), dtype=np.uint8).reshape(len(found), -1)
+        num_equal = np.count_nonzero(others == sketch.astype(np.uint8), axis=1)
+        least = (self.threshold - self._margin) * self.num_permutations
+        return [numbers[index] for index in np.flatnonzero(num_equal >= least)]
+
+    def _add(self, place: str, text: str, sketch: tuple[int, bytes], bands: list[int]) -> None:
+        """Let later conversations be compared with this one."""
+        number = self._number
+        self._database.execute("INSERT INTO texts VALUES (?, ?, ?)", (number, place, text))
+        self._database.execute("INSERT INTO sketches VALUES (?, ?, ?)", (number, *sketch))
+        self._database.execute_many("INSERT OR IGNORE INTO bands VALUES (?, ?)", [(band, number) for band in bands])
+        self._number += 1
 
 
 def conversation_digest(conversation: Conversation) -> bytes:
@@ -239,38 +240,6 @@ def _check_range(name: str, value: float, right: bool, rule: str) -> None:
 def _band_number(band: int, content: bytes) -> int:
     digest = hashlib.blake2b(content, digest_size=8, salt=band.to_bytes(2, "big")).digest()
     return int.from_bytes(digest, "big", signed=True)  # SQLite's integers are signed
-
-
-class _TemporaryDatabase:
-    """A private database that SQLite deletes by itself."""
-
-    def __init__(self) -> None:
-        # The empty name makes it private and temporary; nothing of it must survive, so there is no journal.
-        self._connection = sqlite3.connect("", isolation_level=None, check_same_thread=False)
-        for setting in ("journal_mode = OFF", "synchronous = OFF", f"cache_size = -{CACHE_KIBIBYTES}"):
-            self._connection.execute(f"PRAGMA {setting}")
-        self._connection.execute("BEGIN")
-
-    def execute(self, statement: str, values: Sequence[object] = ()) -> sqlite3.Cursor:
-        """Execute a statement."""
-        with _room_needed():
-            return self._connection.execute(statement, values)
-
-    def execute_many(self, statement: str, rows: Sequence[Sequence[object]]) -> None:
-        """Execute a statement for each of several rows."""
-        with _room_needed():
-            self._connection.executemany(statement, rows)
-
-
-@contextmanager
-def _room_needed() -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.OperationalError as error:
-        raise UserError(
-            f"the temporary database of seen conversations cannot be written: {error}. Name a folder with more room in "
-            "the environment variable SQLITE_TMPDIR."
-        ) from error
 
 
 def _empty_sketch(num_permutations: int, seed: int) -> "MinHash":
