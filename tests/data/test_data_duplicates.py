@@ -353,3 +353,23 @@ def test_real_rows_that_occur_in_two_collections(tmp_path: Path) -> None:
     kept, removed = read_lines(tmp_path / "kept.jsonl"), read_lines(tmp_path / "removed.jsonl")
     assert len(removed) == len(rows) - len(different) == 2
     assert len(kept) == len(different)
+
+
+@pytest.mark.real_data
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the real records are not part of this repository")
+@pytest.mark.parametrize("threshold", [0.8, 0.6])
+def test_real_near_duplicates_are_those_of_the_brute_force(threshold: float) -> None:
+    """Questions of one collection that differ in their numbers only."""
+    rows = json.loads((SHARED / "cot_pairs/aqua_formatted.json").read_text(encoding="utf-8"))
+    conversations = [talk(row["instruction"], row["output"]) for row in rows]
+    near = NearDuplicates(threshold)
+    found = [near.check(one, f"f line {line}") is not None for line, one in enumerate(conversations)]
+    kept: list[set[str]] = []
+    expected = []
+    for shingles in map(reference_shingles, conversations):
+        similar = any(len(shingles & other) >= threshold * len(shingles | other) for other in kept)
+        expected.append(similar)
+        if not similar:
+            kept.append(shingles)
+    assert sum(expected) >= 3
+    assert found == expected
