@@ -60,8 +60,10 @@ def sources_of(paths: Sequence[str], layout: str | None, *, key: str = "--input"
     """Return the files as sources that can be read.
 
     Raises:
-        UserError: a file that cannot, or one that stands there twice.
+        UserError: a file that cannot, one that stands there twice, or an unknown layout.
     """
+    if layout is not None:
+        resolve_layout("--layout", layout)
     sources = [Source(path=path, layout=layout or DEFAULT_LAYOUT) for path in paths]
     for source in sources:
         check_source(key, source)

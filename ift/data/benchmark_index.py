@@ -120,7 +120,7 @@ def index_benchmarks(
         key: where the files stand in the configuration, for errors.
 
     Raises:
-        UserError: a file that cannot be read or holds no item, too short n-grams, or a field that no row has.
+        UserError: no file, no item or none that can be read, too short n-grams, or a field that no row has.
     """
     if ngram < SHORTEST_WHOLE:
         raise UserError(f"ngram: {ngram} is below {SHORTEST_WHOLE}; so few tokens are shared by chance. Usual is 13.")
@@ -135,6 +135,9 @@ def index_benchmarks(
         builder.read(source, place)
     if not builder.items:
         raise UserError(f"{key}: no item in {', '.join(sha256)}.")
+    if all(item.how == "unreadable" for item in builder.items):
+        first = builder.items[0]
+        raise UserError(f"{key}: no item can be read. {first.place}: {first.excerpt}.")
     return builder.index(sha256)
 
 
@@ -149,8 +152,10 @@ class _IndexBuilder:
 
     def read(self, source: Source, key: str) -> None:
         """Add the items of a file."""
+        from tqdm import tqdm
+
         seen: Counter[str] = Counter()
-        for row in read_rows(source, key=key):
+        for row in tqdm(read_rows(source, key=key), desc=f"Indexing {source.path}", unit=" items", delay=2.0):
             if isinstance(row.value, dict):
                 seen.update(str(name) for name in row.value)
             self.items.append(self._item(source.path, row))
@@ -191,14 +196,14 @@ class _IndexBuilder:
         for length, found in sorted(self._found.items()):
             hashes = np.concatenate([own for _, own in found])
             items = np.repeat([item for item, _ in found], [len(own) for _, own in found])
-            unique, place, count = np.unique(hashes, return_inverse=True, return_counts=True)
-            counts = count <= (self.max_items or len(self.items))
-            order = np.argsort(place, kind="stable")
-            order = order[counts[place[order]]]
-            starts = np.concatenate([[0], np.cumsum(count[counts])])
-            lengths[length] = NgramTable(unique[counts], starts, items[order], first)
-            holders.append(count[counts])
-            first += int(counts.sum())
+            unique, place, held_by = np.unique(hashes, return_inverse=True, return_counts=True)
+            rare = held_by <= (self.max_items or len(self.items))
+            order = np.argsort(place, kind="stable")  # by hash, and for each hash in the order of the items
+            order = order[rare[place[order]]]
+            starts = np.concatenate([[0], np.cumsum(held_by[rare])])
+            lengths[length] = NgramTable(unique[rare], starts, items[order], first)
+            holders.append(held_by[rare])
+            first += int(rare.sum())
         items_left = self._recounted(lengths) if self.max_items else self.items
         return BenchmarkIndex(
             self.ngram,
@@ -223,9 +228,11 @@ class _IndexBuilder:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """Yield every text in a JSON value."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list | tuple):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from _texts(part)
+    """Yield every text in a JSON value, in order; without recursion, as lists may be nested as deep as JSON allows."""
+    waiting = [value]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, str):
+            yield part
+        elif isinstance(part, dict | list | tuple):
+            waiting += reversed(part.values() if isinstance(part, dict) else part)

@@ -185,6 +185,15 @@ def test_only_the_named_fields_count(tmp_path: Path) -> None:
         index_of(tmp_path, rows, fields=["questoin"])
 
 
+def test_texts_are_found_at_any_depth(tmp_path: Path) -> None:
+    deep = '{"a": ' + "[" * 700 + json.dumps(FRAGE) + "]" * 700 + "}"
+    index = index_of(tmp_path, [deep, QUESTION, json.dumps([1, {"a": [QUESTION]}])])
+    assert [item.how for item in index.items] == ["ngrams", "unreadable", "ngrams"]
+    assert [overlap.item for overlap in find_overlaps(index, talk(FRAGE, QUESTION))] == [0, 2]
+    with pytest.raises(ValueError, match="no item can be read.*line 1: not valid JSON"):
+        index_of(tmp_path, ["{", "nonsense"])
+
+
 def test_phrases_of_the_form_can_be_left_out(tmp_path: Path) -> None:
     """Three items begin with the same phrase; one of them holds nothing else."""
     phrase = "Answer the following question with one of the letters A, B, C or D"
