@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, TextIO
@@ -26,7 +26,7 @@ from ift.data.counts import SourceCounts, SpecialTokens
 from ift.data.encoding import EncodedBatch, Encoder, tokenizer_hash
 from ift.data.layouts import RowError, RowFunction
 from ift.data.length import LengthPolicy, OverLong, Reason
-from ift.data.row_conversations import resolve_source, to_conversations
+from ift.data.row_conversations import Reject, resolve_source, to_conversations
 from ift.data.rows import RawRow, Source, content_hash, read_rows
 from ift.data.store import ExampleSink
 from ift.data.templates import Segment
@@ -275,13 +275,7 @@ def _json_lines(path: Path) -> TextIO:
 
 
 def _write_row(file: TextIO, row: RawRow, counts: SourceCounts, *, kind: str, reason: str) -> None:
-    described = {
-        "file": row.file or counts.path,
-        "line": row.line,
-        "kind": kind,
-        "reason": reason,
-        "row": row.value,
-    }
+    described = asdict(Reject(row.file or counts.path, row.line, kind, reason, None)) | {"row": row.value}
     try:
         text = json.dumps(described, ensure_ascii=False, default=str)
     except (ValueError, RecursionError):  # nested too deeply to be written, or an integer with too many digits

@@ -87,6 +87,18 @@ def _with_columns(function: RowFunction, source: Source) -> RowFunction:
     return lambda row: function(map_columns(row, source.columns))
 
 
+@dataclass(frozen=True)
+class Reject:
+    """A row, or a conversation of one, that became no example."""
+
+    file: str
+    line: int
+    kind: str
+    """The reason without this row's own numbers, for counting; for one that a filter left out, the filter's name."""
+    reason: str
+    row: Any
+
+
 def to_conversations(row: RawRow, function: RowFunction, *, needs_response: bool) -> list[Conversation | RowError]:
     """Turn a raw row into checked conversations; in the place of one that cannot be used, the reason.
 
