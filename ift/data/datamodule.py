@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from ift.data.conversation import TrainOn
 from ift.data.counts import SourceCounts, reject_report
 from ift.data.encoding import Encoder, load_tokenizer, make_renderer
+from ift.data.filters import NO_FILTERS, Deduplicate, FilterSettings
 from ift.data.layouts import resolve_layout
 from ift.data.length import OverLong
 from ift.data.order import IndexArray, Members, Mixing, Mixture, Permutation, uses_per_epoch
@@ -43,6 +44,9 @@ class InstructionDataModule(LightningDataModule):
             or `cut_turns` (the last turns); each is counted, and none is kept without a supervised token.
         mixing: what a source's weight means: how often its examples occur (`repeats`), or its share of the `examples`
             or `tokens` of an epoch.
+        deduplicate: which conversations are left out where an earlier one stays: `none`, `exact`, or `near` (MinHash,
+            Jaccard similarity of character 5-grams of at least 0.8). Left out ones are counted and kept in a file.
+        benchmarks: files of benchmark items; a conversation that shares a run of 13 tokens with an item is left out.
         validation: what is held out: a share (0.05), a number of examples (200), or a list of own sources.
         max_rejected: largest share of rows that may be unusable before the run stops.
         cache_dir: where prepared examples are kept between runs.
@@ -61,6 +65,8 @@ class InstructionDataModule(LightningDataModule):
         train_on: TrainOn = "outputs",
         over_long: OverLong = "drop",
         mixing: Mixing = "repeats",
+        deduplicate: Deduplicate = "none",
+        benchmarks: list[str] | None = None,
         validation: int | float | list[Source] | None = None,
         max_rejected: float = 0.01,
         cache_dir: str = "~/.cache/ift",
@@ -92,6 +98,8 @@ class InstructionDataModule(LightningDataModule):
         self.global_batch_size, self.micro_batch_tokens = global_batch_size, micro_batch_tokens
         self.template = resolve_template("data.template", template)
         self.train_on, self.over_long, self.mixing = train_on, over_long, mixing
+        self.filters = FilterSettings(deduplicate, tuple(benchmarks or ()))
+        self.filters.check("data")
         self.validation, self.max_rejected = validation, max_rejected
         self.cache_dir, self.num_workers, self.seed = Path(cache_dir).expanduser(), num_workers, seed
         self.position = Position()
@@ -220,7 +228,9 @@ class InstructionDataModule(LightningDataModule):
         return lines
 
     def _open_store(self, key: str, sources: list[Source]) -> ExampleStore:
-        settings = PreparationSettings(self.max_length, self.over_long, self.train_on)
+        # What validation measures is not the run's to choose: filters are for training data.
+        filters = self.filters if sources is self.sources else NO_FILTERS
+        settings = PreparationSettings(self.max_length, self.over_long, self.train_on, filters)
         store = ExampleStore(prepare(sources, self.encoder, settings, cache_dir=self.cache_dir, key=key))
         for counts, source in zip(store.counts, sources, strict=True):
             counts.weight = source.weight  # no part of what is prepared, so the store may know an older one
