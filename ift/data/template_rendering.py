@@ -63,7 +63,7 @@ def _fixed(pieces: Sequence[Piece], *, supervised: bool, ends: bool) -> list[Seg
 
 
 class Stretch:
-    """All that stands between two responses or before the first, with a place for the texts of one request.
+    """All that stands between two responses or before the first, or a thought: text with places for texts.
 
     Text between two special tokens is one segment. What holds no field is made once.
     """
@@ -108,7 +108,7 @@ class AnswerPieces:
 
     response: ResponsePieces
     earlier_response: ResponsePieces
-    thought: ResponsePieces
+    thought: Stretch
     call: ResponsePieces | None
     """`None`: as a response."""
 
@@ -163,7 +163,7 @@ class Rendering:
         """Append what the model writes; return whether the next segment must say where it stops."""
         answers = self._answers
         if message.thought:
-            answers.thought.write(message.thought, segments, supervised=supervised)
+            answers.thought.write({"thought": message.thought}, segments, supervised=supervised, stop_label=False)
         answer = answers.response if is_last else answers.earlier_response
         if message.call and answers.call:
             answer = answers.call

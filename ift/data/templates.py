@@ -14,7 +14,7 @@ from typing import Any
 from ift.data.conversation import Conversation
 from ift.data.segments import Renderer, Segment
 from ift.data.template_patterns import Piece, Special, parse_pattern
-from ift.data.template_rendering import AnswerPieces, Defaults, Rendering, RequestPieces, ResponsePieces
+from ift.data.template_rendering import AnswerPieces, Defaults, Rendering, RequestPieces, ResponsePieces, Stretch
 from ift.errors import UserError, unknown_name
 
 __all__ = ["TEMPLATES", "TOKENIZER_TEMPLATE", "Renderer", "Segment", "Template", "load_templates", "resolve_template"]
@@ -127,7 +127,7 @@ class Template:
         return AnswerPieces(
             response=response,
             earlier_response=ResponsePieces(earlier) if earlier else response,
-            thought=ResponsePieces(self._pieces("thought", "thought", required=("thought",))),
+            thought=Stretch(self._pieces("thought", "thought", required=("thought",))),
             call=ResponsePieces(call) if call else None,
         )
 
