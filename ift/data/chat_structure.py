@@ -27,15 +27,18 @@ _PLACEHOLDER_PATTERN = re.compile("([\ue0f1\ue0f2])(\\d+)\ue0f3")
 
 @dataclass
 class Slot:
-    """A place for a text, and the text that the template writes before it."""
+    """A place for a text, and what the template writes before it."""
 
     number: int
     """Of the message."""
     part: Part
-    before: str = ""
-    """Written before the text, up to where the model takes over; what ends the response before included."""
+    fixed: str
+    """All that the template writes since the text before."""
+    before: str
+    """What of it the model reads, up to the end of the prompt for generation, from the end of a response before on."""
     written: str = ""
-    """Written before the text and after the prompt for generation: the model writes it as a part of its response."""
+    """What of it the model writes as a part of its response: the marks of a thought. Mere blanks are in neither, as the
+    model goes on right after its prompt."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +67,8 @@ def find_structure(chat: Sequence[ChatMessage], apply: Apply, *, thinks: bool) -
     whole = apply(masked, chat[-1]["role"] != "assistant")
     pieces = _PLACEHOLDER_PATTERN.split(whole)
     slots = [
-        Slot(int(pieces[place + 1]), _PARTS[pieces[place]], before=pieces[place - 1])
-        for place in range(1, len(pieces), 3)
+        Slot(int(number), _PARTS[mark], fixed, fixed)
+        for fixed, mark, number in zip(pieces[0:-1:3], pieces[1::3], pieces[2::3], strict=True)
     ]
     _check_all_written(chat, slots)
     for slot, previous in zip(slots[1:], slots, strict=False):
@@ -115,12 +118,14 @@ def _take_over(
         )
     if "reasoning_content" in masked[number] and len(own) == 1:
         return "the tokenizer's chat template leaves out the thought before a response"
-    first = own[0]
-    if len(prompt) == start or "reasoning_content" in masked[number] or thinks:
-        cut = len(first.before) - (start - len(prompt))
-        first.before, first.written = first.before[:cut], first.before[cut:]
+    extra = whole[len(prompt) : start]
+    own[0].before = own[0].fixed.removesuffix(extra)
+    if extra.strip(" ") == "":
+        return ""
+    own[0].written = extra
+    if "reasoning_content" in masked[number] or thinks:
         return ""
     return (
-        f"the tokenizer's chat template writes {whole[len(prompt) : start]!r} between its prompt for generation and a "
-        "response without a thought, so training and prediction would differ"
+        f"the tokenizer's chat template writes {extra!r} between its prompt for generation and a response without a "
+        "thought, so training and prediction would differ"
     )

@@ -3,7 +3,7 @@
 Where the texts of a conversation come out is found with placeholders, once for all conversations of the same shape
 (`chat_structure`). Each conversation is then rendered with its real texts, and must be exactly what the texts between
 the fixed parts give; else the template does something with the texts that cannot be segmented, and the row is refused
-with that reason.
+with that reason. Mere blanks around a response (Llama 2) are left out, so that the response is what the row says.
 """
 
 import re
@@ -182,6 +182,8 @@ class _Writer:
                 self.text(part, supervised=supervised)
                 continue
             self._flush()
+            if not is_special and part.strip(" ") == "":
+                continue  # Llama 2 writes a blank between a response and its end
             flag = supervised if self._open is None else self._open
             ends = is_special and self._open is not None
             self._segments.append(Segment(part, "token" if is_special else "text", flag, ends_response=ends))
@@ -220,7 +222,7 @@ def _texts(structure: Structure, chat: list[ChatMessage], rendered: str) -> list
     Returns:
         `None` where the rendering is not what the texts between the fixed parts give.
     """
-    fixed = [slot.before + slot.written for slot in structure.slots] + [structure.after]
+    fixed = [slot.fixed for slot in structure.slots] + [structure.after]
     texts, position = [], len(fixed[0])
     if not rendered.startswith(fixed[0]):
         return None
