@@ -256,6 +256,19 @@ def test_a_text_that_is_rewritten(tokenizer: Any) -> None:
         renderer.render(cut)
 
 
+def test_a_template_that_reads_the_texts(tokenizer: Any) -> None:
+    renderer = chat_template(tokenizer, CHATML + "{% if 'bye' in messages[-1].content %}<|endoftext|>{% endif %}")
+    assert renderer.render(Conversation((Message("user", "q"), Message("assistant", "r"))))
+    with pytest.raises(RowError, match="rewrites the text of a message"):
+        renderer.render(Conversation((Message("user", "q"), Message("assistant", "good bye"))))
+
+
+@pytest.mark.parametrize("speaker", ["bot", "the assistant"])
+def test_a_speaker_that_has_another_name(speaker: str, tokenizer: Any) -> None:
+    with pytest.raises(UserError, match="another prompt for generation .* Name another template"):
+        chat_template(tokenizer, CHATML.replace("<|im_start|>assistant", f"<|im_start|>{speaker}"))
+
+
 def test_a_prompt_that_is_another_one(tokenizer: Any) -> None:
     with pytest.raises(UserError, match="another prompt for generation .* Name another template"):
         chat_template(tokenizer, DEEPSEEK)

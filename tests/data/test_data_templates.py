@@ -317,6 +317,14 @@ class TestWrittenOut:
             Segment("<e>", "token", supervised=True, ends_response=True),
         ]
 
+    def test_rounds_count_requests(self) -> None:
+        """The results of tools only where they are written as requests."""
+        answered = Conversation(PROBE.messages)
+        as_request = Template("own", user="{round}{text}", between_turns="")
+        assert as_text(as_request.render(answered)) == "⟨1at\nb⟩2cd⟩3ef⟩"
+        own_way = Template("own", user="{round}{text}", between_turns="", tool="{round}:{text}")
+        assert as_text(own_way.render(answered)) == "⟨1at\nb⟩2:cd⟩2ef⟩"
+
     def test_a_template_survives_its_description(self) -> None:
         for name in NAMES:
             assert Template(**TEMPLATES[name].describe()) == TEMPLATES[name]
