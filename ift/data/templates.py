@@ -39,7 +39,8 @@ class Template:
     single_turn_user: str = ""
     """How the request is written where the conversation has only one. Empty: as `user`."""
     user_with_system: str = ""
-    """How the first request is written where there is a system text, with `{system}`, `{text}`, `{round}`. Empty: as
+    """How the first request is written where there is a system text, with `{system}`, `{text}`, `{round}`; a context
+    follows the text after a newline. Empty: as
     `system_format`, then the request."""
     system: str = ""
     """System text, unless the row gives its own; plain text, in which braces mean themselves."""

@@ -14,6 +14,7 @@ from ift.data.conversation import Conversation, Message, TrainOn, supervise
 from ift.data.encoding import IGNORE_INDEX, Encoder, load_tokenizer
 from ift.data.layouts import RowError
 from ift.data.segments import Segment
+from ift.data.templates import TEMPLATES
 from ift.errors import UserError
 
 CHATML = (
@@ -349,6 +350,21 @@ def test_one_rendering_per_conversation(tokenizer: Any, monkeypatch: pytest.Monk
     for number in range(50):
         renderer.render(Conversation((Message("user", f"q{number}"), Message("assistant", "r", supervised=True))))
     assert len(calls) == 50
+
+
+@pytest.mark.parametrize("name", ["chatml", "llama2", "llama3", "mistral", "zephyr", "gemma"])
+def test_named_templates_write_the_same(name: str, tokenizer: Any) -> None:
+    """Two ways to one format: patterns, and Jinja cut into segments."""
+    renderer = chat_template(tokenizer, STYLES[name].source)
+    named = TEMPLATES["llama2_chat" if name == "llama2" else name]
+    tokens = {"begin": "" if name in ("chatml", "zephyr") else "<s>", "end": "</s>"}
+    for talk in conversations(name):
+        stripped = tuple(replace(m, text=m.text.strip(), context=m.context.strip()) for m in talk.messages)
+        decided = supervise(replace(talk, messages=stripped, system=talk.system.strip()), "outputs")
+        ours, theirs = named.render(decided), renderer.render(decided)
+        assert "".join(tokens.get(s.kind, s.text) for s in ours) == text_of(theirs).removesuffix("\n")
+        learned = [(tokens.get(s.kind, s.text), s.ends_response) for s in ours if s.supervised]
+        assert learned == [(s.text, s.ends_response) for s in theirs if s.supervised]
 
 
 def test_the_mask_is_that_of_transformers(tokenizer: Any) -> None:
