@@ -40,8 +40,7 @@ class Template:
     """How the request is written where the conversation has only one. Empty: as `user`."""
     user_with_system: str = ""
     """How the first request is written where there is a system text, with `{system}`, `{text}`, `{round}`; a context
-    follows the text after a newline. Empty: as
-    `system_format`, then the request."""
+    follows the text after a newline. Empty: as `system_format`, then the request."""
     system: str = ""
     """System text, unless the row gives its own; plain text, in which braces mean themselves."""
     system_with_context: str = ""
