@@ -38,7 +38,9 @@ class InstructionDataModule(LightningDataModule):
         global_batch_size: examples per optimizer step, over all ranks.
         micro_batch_tokens: most positions (rows times longest row) that go through the model at once; changes speed
             and memory, never the result.
-        template: alpaca, chinese_alpaca, plain, `tokenizer` (its own chat template), or a template written out.
+        template: name of a template (`ift/data/templates.yaml`), `tokenizer` (its own chat template), or a template
+            written out.
+        template_options: variables that the tokenizer's own chat template reads, such as `enable_thinking: false`.
         train_on: what the loss counts: `outputs` (every response), `last_output`, or `everything`.
         over_long: what becomes of examples beyond `max_length`: `drop`, `cut_start`, `cut_end` (tokens on that side),
             or `cut_turns` (the last turns); each is counted, and none is kept without a supervised token.
@@ -62,6 +64,7 @@ class InstructionDataModule(LightningDataModule):
         global_batch_size: int,
         micro_batch_tokens: int,
         template: str | Template = "alpaca",
+        template_options: dict[str, bool | str] | None = None,
         train_on: TrainOn = "outputs",
         over_long: OverLong = "drop",
         mixing: Mixing = "repeats",
@@ -97,6 +100,7 @@ class InstructionDataModule(LightningDataModule):
         self.base, self.max_length = base, max_length
         self.global_batch_size, self.micro_batch_tokens = global_batch_size, micro_batch_tokens
         self.template = resolve_template("data.template", template)
+        self.template_options = template_options or {}
         self.train_on, self.over_long, self.mixing = train_on, over_long, mixing
         self.filters = FilterSettings(deduplicate, tuple(benchmarks or ()))
         self.filters.check("data")
@@ -114,7 +118,7 @@ class InstructionDataModule(LightningDataModule):
         if self._loaded:
             return
         self.tokenizer = load_tokenizer("model.base", self.base)
-        self.encoder = Encoder(self.tokenizer, make_renderer(self.tokenizer, self.template))
+        self.encoder = Encoder(self.tokenizer, make_renderer(self.tokenizer, self.template, self.template_options))
         self.store = self._open_store("data.sources", self.sources)
         held_out = self._held_out()
         self.mixture = self._mixture(held_out)
