@@ -10,11 +10,11 @@ from torch.utils.data import DataLoader
 
 from ift.data.encoding import Encoder, load_tokenizer, make_renderer
 from ift.data.layouts import resolve_layout
+from ift.data.micro_batches import GROUPED, IndexArray, RowLayoutChoice, RowLayoutSetting
 from ift.data.preparation import ExampleStore, prepare, reject_report
 from ift.data.rows import Source, check_source
 from ift.data.steps import (
     EpochSampler,
-    IndexArray,
     Position,
     Step,
     StepPlan,
@@ -40,6 +40,9 @@ class InstructionDataModule(LightningDataModule):
         global_batch_size: examples per optimizer step, over all ranks.
         micro_batch_tokens: most positions (rows times longest row) that go through the model at once; changes speed
             and memory, never the result.
+        row_layout: how examples share rows: `packed` end to end in several rows, `flattened` in one row, `grouped` one
+            per row with others of its length, or `auto`, the fastest that the model computes exactly; changes speed,
+            never the result.
         template: alpaca, chinese_alpaca, plain, `tokenizer` (its own chat template), or a template written out.
         validation: what is held out: a share (0.05), a number of examples (200), or a list of own sources.
         max_rejected: largest share of rows that may be unusable before the run stops.
@@ -55,6 +58,7 @@ class InstructionDataModule(LightningDataModule):
         max_length: int,
         global_batch_size: int,
         micro_batch_tokens: int,
+        row_layout: RowLayoutSetting = "auto",
         template: str | Template = "alpaca",
         validation: int | float | list[Source] | None = None,
         max_rejected: float = 0.01,
@@ -85,6 +89,9 @@ class InstructionDataModule(LightningDataModule):
             )
         self.sources, self.base, self.max_length = sources, base, max_length
         self.global_batch_size, self.micro_batch_tokens = global_batch_size, micro_batch_tokens
+        self.row_layout = row_layout
+        self.row_layout_choice = GROUPED if row_layout == "auto" else RowLayoutChoice(row_layout, "asked for")
+        """What steps are cut by. Data do not know the model; whoever does sets it, before the loaders are built."""
         self.template = resolve_template("data.template", template)
         self.validation, self.max_rejected = validation, max_rejected
         self.cache_dir, self.num_workers, self.seed = Path(cache_dir).expanduser(), num_workers, seed
@@ -240,6 +247,7 @@ class InstructionDataModule(LightningDataModule):
             global_batch_size=self.global_batch_size,
             micro_batch_tokens=self.micro_batch_tokens,
             pad_token_id=self.encoder.pad_token_id,
+            row_layout=self.row_layout_choice,
             rank=rank,
             world_size=world_size,
         )

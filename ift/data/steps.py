@@ -5,38 +5,15 @@ neither the share of a rank nor the cut into micro-batches changes the result.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import torch
 from torch.utils.data import Dataset, Sampler
 
 from ift.data.encoding import IGNORE_INDEX, Example
+from ift.data.micro_batches import GROUPED, IndexArray, MicroBatch, RowLayoutChoice, collate, cut, share
 from ift.data.preparation import ExampleStore
-
-IndexArray = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """Examples that go through the model together, padded on the right."""
-
-    input_ids: torch.Tensor
-    """int64, `(batch, length)`."""
-    labels: torch.Tensor
-    """int64, `(batch, length)`, not shifted, `IGNORE_INDEX` where the loss does not count."""
-    attention_mask: torch.Tensor
-    """int64, `(batch, length)`: 1 for real tokens, 0 for padding."""
-
-    def to(self, device: Any, **options: Any) -> "MicroBatch":
-        """Return the micro-batch on a device."""
-        return MicroBatch(*(getattr(self, f.name).to(device, **options) for f in fields(self)))
-
-    def pin_memory(self) -> "MicroBatch":
-        """Return the micro-batch in page-locked memory, for faster copies to a GPU."""
-        return MicroBatch(*(getattr(self, f.name).pin_memory() for f in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -78,6 +55,8 @@ class StepPlan:
     micro_batch_tokens: int
     """Upper limit of rows times longest row of a micro-batch."""
     pad_token_id: int
+    row_layout: RowLayoutChoice = GROUPED
+    """How a micro-batch's rows are laid out; the default is right for every model."""
     rank: int = 0
     world_size: int = 1
 
@@ -105,67 +84,24 @@ def epoch_size(indices: Sequence[IndexArray], weights: Sequence[float]) -> int:
     return sum(int(w) * len(own) + round((w - int(w)) * len(own)) for own, w in zip(indices, weights, strict=True))
 
 
-def share(lengths: IndexArray, world_size: int) -> list[IndexArray]:
-    """Deal the positions of a step's examples to ranks so that their tokens come out even.
-
-    Longest first, each to the rank with the fewest tokens so far; the same on every rank.
-    """
-    shares: list[list[int]] = [[] for _ in range(world_size)]
-    loads = [0] * world_size
-    for position in np.argsort(-lengths, kind="stable"):
-        rank = min(range(world_size), key=lambda r: (loads[r], r))
-        shares[rank].append(int(position))
-        loads[rank] += int(lengths[position])
-    return [np.array(own, dtype=np.int64) for own in shares]
-
-
-def cut(lengths: IndexArray, micro_batch_tokens: int) -> list[IndexArray]:
-    """Group positions of similar length so that rows times longest row stays within the budget.
-
-    An example longer than the budget stands alone.
-    """
-    groups: list[list[int]] = []
-    longest = 0
-    for position in np.argsort(-lengths, kind="stable"):
-        if groups and (len(groups[-1]) + 1) * longest <= micro_batch_tokens:
-            groups[-1].append(int(position))
-        else:
-            groups.append([int(position)])
-            longest = int(lengths[position])
-    return [np.array(group, dtype=np.int64) for group in groups]
-
-
-def collate(examples: Sequence[Example], pad_token_id: int) -> MicroBatch:
-    """Pad examples on the right into one micro-batch."""
-    length = max(len(example.input_ids) for example in examples)
-    input_ids = torch.full((len(examples), length), pad_token_id, dtype=torch.int64)
-    labels = torch.full((len(examples), length), IGNORE_INDEX, dtype=torch.int64)
-    attention_mask = torch.zeros((len(examples), length), dtype=torch.int64)
-    for row, example in enumerate(examples):
-        size = len(example.input_ids)
-        input_ids[row, :size] = torch.from_numpy(example.input_ids)
-        labels[row, :size] = torch.from_numpy(example.labels)
-        attention_mask[row, :size] = 1
-    return MicroBatch(input_ids, labels, attention_mask)
-
-
 def make_step(store: ExampleStore, indices: IndexArray, plan: StepPlan, *, index: int) -> Step:
     """Return this rank's part of the step that takes the examples `indices`."""
     lengths = store.num_tokens[indices]
     own = share(lengths, plan.world_size)[plan.rank]
     if len(own):
-        groups = [own[group] for group in cut(lengths[own], plan.micro_batch_tokens)]
-        micro_batches = [collate([store[indices[p]] for p in group], plan.pad_token_id) for group in groups]
+        groups = cut(lengths[own], plan.micro_batch_tokens, choice=plan.row_layout)
+        rows_of = [[[store[indices[own[position]]] for position in row] for row in group] for group in groups]
+        micro_batches = [collate(rows, plan.pad_token_id) for rows in rows_of]
     else:
         example = store[indices[int(lengths.argmin())]]
         weightless = Example(example.input_ids, np.full_like(example.labels, IGNORE_INDEX))
-        micro_batches = [collate([weightless], plan.pad_token_id)]
+        micro_batches = [collate([[weightless]], plan.pad_token_id)]
     return Step(
         index=index,
         micro_batches=tuple(micro_batches),
         num_supervised=int(store.num_supervised[indices].sum()),
         num_tokens=int(lengths.sum()),
-        num_padded=sum(int((batch.attention_mask == 0).sum()) for batch in micro_batches),
+        num_padded=sum(batch.num_padded for batch in micro_batches),
         num_examples=len(indices),
     )
 
