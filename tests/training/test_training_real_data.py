@@ -72,6 +72,7 @@ def test_lora_learns_on_real_records(llama: Path, tmp_path: Path, fit: Callable[
 
 @pytest.mark.parametrize("template", ["alpaca", "chinese_alpaca", "plain"])
 def test_supervised_tokens_of_real_records_decode_to_the_outputs(llama: Path, template: str) -> None:
+    from ift.data.conversation import supervise
     from ift.data.encoding import IGNORE_INDEX, Encoder, load_tokenizer
     from ift.data.layouts import alpaca
     from ift.data.templates import TEMPLATES
@@ -81,7 +82,9 @@ def test_supervised_tokens_of_real_records_decode_to_the_outputs(llama: Path, te
     rows = [row for name in FILES for row in json.loads((SHARED / name).read_text(encoding="utf-8"))]
     rows = [row for row in rows if row["output"].strip()]
     assert len(rows) > 500
-    for row, example in zip(rows, encoder.encode([encoder.template.render(alpaca(r)) for r in rows]), strict=True):
+    for row, example in zip(
+        rows, encoder.encode([encoder.template.render(supervise(alpaca(r), "outputs")) for r in rows]), strict=True
+    ):
         supervised = example.input_ids[example.labels != IGNORE_INDEX]
         assert supervised[-1] == tokenizer.eos_token_id
         assert encoder.decode(supervised[:-1]) == row["output"]
