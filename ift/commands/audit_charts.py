@@ -7,7 +7,7 @@ from html import escape
 from ift.commands.audit_numbers import Bin, number, percent
 
 _WIDTH, _HEIGHT = 640, 150
-_LEFT, _BOTTOM, _TOP = 8, 26, 20
+_LEFT, _BOTTOM, _TOP = 8, 26, 34
 _MOST_LABELS = 12
 
 
@@ -38,16 +38,17 @@ def length_chart(bins: Sequence[Bin], max_length: int, label: str) -> str:
         if place % every == 0:
             parts.append(_text(x, floor + 16, number(one.lower), "start"))
     parts.append(f'<line class="axis" x1="{_LEFT}" x2="{_WIDTH - _LEFT}" y1="{floor}" y2="{floor}"/>')
-    x = _LEFT + width * _position(reach, max_length)
+    x = _LEFT + width * _behind(reach, max_length)
     parts.append(f'<line class="limit" x1="{x:.1f}" x2="{x:.1f}" y1="12" y2="{floor}"/>')
     anchor = "end" if x > _WIDTH / 2 else "start"
-    parts.append(_text(x + (-4 if anchor == "end" else 4), 10, f"max_length {number(max_length)}", anchor, "limit"))
+    limit = f"max_length {number(max_length)}" + (" →" if reach[-1].upper <= max_length else "")
+    parts.append(_text(x + (-4 if anchor == "end" else 4), 10, limit, anchor, "limit"))
     return _svg("".join(parts), _WIDTH, _HEIGHT, label)
 
 
 def share_chart(shares: Sequence[tuple[str, float]], label: str) -> str:
     """Return one horizontal bar per name, of which a share from 0 to 1 is filled."""
-    step, left, right = 24, 150, 70
+    step, left, right = 24, 56, 70
     size = _WIDTH - left - right
     parts = []
     for place, (name, share) in enumerate(shares):
@@ -63,20 +64,17 @@ def share_chart(shares: Sequence[tuple[str, float]], label: str) -> str:
 
 def _reaching(bins: Sequence[Bin], max_length: int) -> list[Bin]:
     """Return the bins, followed by empty ones up to that of `max_length` unless it is far away."""
-    reach = list(bins)
+    # No example is longer, so the bin of `max_length` ends with it.
+    reach = [Bin(one.lower, min(one.upper, max_length + 1), one.count) for one in bins]
     while reach[-1].upper <= max_length and len(reach) < len(bins) + 8:
         lower = reach[-1].upper
-        reach.append(Bin(lower, max(lower + 1, round(lower * math.sqrt(2))), 0))
+        reach.append(Bin(lower, min(max(lower + 1, round(lower * math.sqrt(2))), max_length + 1), 0))
     return reach
 
 
-def _position(bins: Sequence[Bin], length: int) -> float:
-    """Return where a length stands, in bins from the left, on the logarithmic scale of the bins."""
-    for place, one in enumerate(bins):
-        if length < one.upper:
-            inside = math.log(max(length, one.lower) / one.lower) / math.log(one.upper / one.lower)
-            return place + inside
-    return float(len(bins))
+def _behind(bins: Sequence[Bin], length: int) -> int:
+    """Return where examples of this length end, in bins from the left; the right end where it is farther away."""
+    return next((place for place, one in enumerate(bins, 1) if length < one.upper), len(bins))
 
 
 def _text(x: float, y: float, text: str, anchor: str, kind: str = "") -> str:

@@ -67,9 +67,15 @@ def _section(title: str, content: str) -> str:
 
 def _problems(inspected: Inspection) -> str:
     if not inspected.problems:
-        return '<p class="fine">Nothing here makes it senseless to train on these data.</p>'
+        return f'<p class="fine">{_FINE}</p>'
     items = "".join(f"<li>{_said(problem)}</li>" for problem in inspected.problems)
     return f'<div class="problem"><strong><code>ift fit</code> refuses these data:</strong><ul>{items}</ul></div>'
+
+
+_FINE = (
+    "No impossible number: each source has supervised tokens and a supervised end-of-text, and no example begins with "
+    "begin-of-text twice."
+)
 
 
 def _settings(inspected: Inspection) -> str:

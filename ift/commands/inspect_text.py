@@ -55,13 +55,14 @@ def _coloured(pieces: Iterable[Piece]) -> str:
     parts = []
     for place, piece in enumerate(pieces):
         if piece.learns:
-            parts.append(_painted(f"⟨learns: {piece.learns}⟩", _LEARNS))
+            parts.append((f"⟨learns: {piece.learns}⟩", _LEARNS))
         if piece.supervised:
             code = _SUPERVISED_SPECIAL if piece.special else _SUPERVISED[place % 2]
         else:
             code = _SPECIAL if piece.special else _PLAIN
-        parts.append(_painted(shown_text(piece), code))
-    return "".join(parts)
+        parts.append((shown_text(piece), code))
+    runs = groupby(parts, key=lambda part: part[1])
+    return "".join(_painted("".join(text for text, _ in run), code) for code, run in runs)
 
 
 def _painted(text: str, code: str) -> str:
