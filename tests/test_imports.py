@@ -91,6 +91,10 @@ LIGHT = [
     "ift.data.chat_templates",
     "ift.data.encoding",
     "ift.data.preparation",
+    "ift.data.audit",
+    "ift.commands.data_inspect",
+    "ift.commands.token_view",
+    "ift.commands.audit_numbers",
     "eval.__main__",
     "tokenizer.__main__",
 ]
