@@ -109,24 +109,24 @@ def _names(inspected: Inspection) -> list[str]:
 
 
 def _numbers(inspected: Inspection) -> str:
-    rows = [(line.label, *line.values, line.explanation) for line in audit_lines(inspected.audit)]
+    lines = []
+    for line in audit_lines(inspected.audit):
+        cells = "".join(f"<td>{_said(value)}</td>" for value in line.values)
+        lines.append(f'<tr><th scope="row">{line.label}<small>{line.explanation}</small></th>{cells}</tr>')
     between = number(inspected.audit.duplicates_between_sources)
     note = f"<p>{between} duplicates of an example of an earlier source, each distinct one counted once.</p>"
-    table = _table(("", *_names(inspected), ""), rows, explained=True)
-    return table + (note if len(inspected.audit.sources) > 1 else "")
+    return _table(("", *_names(inspected)), lines) + (note if len(inspected.audit.sources) > 1 else "")
 
 
 def _shares(inspected: Inspection) -> str:
-    sources = inspected.audit.sources
-    names = [f"[{place}]" for place in range(len(sources))]
-    charts = (
-        ("Supervised tokens per token", [source.supervised_share for source in sources]),
-        ("Responses whose end-of-text is supervised", [source.end_of_text_rate for source in sources]),
-        ("Examples that were cut", [source.cut_share for source in sources]),
-    )
+    sources = {f"[{place}]": one for place, one in enumerate(inspected.audit.sources) if one.counts.examples}
+    charts = {
+        "Supervised tokens per token": [source.supervised_share for source in sources.values()],
+        "Responses whose end-of-text is supervised": [source.end_of_text_rate for source in sources.values()],
+        "Examples that were cut": [source.cut_share for source in sources.values()],
+    }
     return "".join(
-        f"<figure><figcaption>{label}</figcaption>{share_chart(list(zip(names, shares, strict=True)), label)}</figure>"
-        for label, shares in charts
+        _figure(label, share_chart(list(zip(sources, shares, strict=True)), label)) for label, shares in charts.items()
     )
 
 
@@ -139,7 +139,7 @@ def _lengths(inspected: Inspection) -> str:
         note = f"; {number(too_long)} longer ones are rejected" if too_long else ""
         note += f"; {number(source.counts.cut)} longer ones are cut" if source.counts.cut else ""
         chart = length_chart(bins, inspected.data.max_length, label) if bins else "<p>no example</p>"
-        figures.append(f"<figure><figcaption>{escape(label + note)}</figcaption>{chart}</figure>")
+        figures.append(_figure(label + note, chart))
     return "".join(figures)
 
 
@@ -149,7 +149,7 @@ def _turns(inspected: Inspection) -> str:
     for name, source in zip(_names(inspected), inspected.audit.sources, strict=False):
         for turn in turns_of(source.counts):
             share = percent(turn.tokens / max(1, sum(source.counts.supervised_per_turn)))
-            rows.append((name, *turn.cells, share))
+            rows.append(_row(name, *turn.cells, share))
     return _table(heads, rows)
 
 
@@ -157,10 +157,10 @@ def _rejects(inspected: Inspection) -> str:
     parts = []
     for name, source in zip(_names(inspected), inspected.audit.sources, strict=False):
         counts = source.counts
-        rows = [("rejected", number(count), reason) for reason, count in by_count(counts.rejected)]
-        rows += [("left out", number(count), kind) for kind, count in by_count(counts.removed)]
+        rows = [_row("rejected", number(count), reason) for reason, count in by_count(counts.rejected)]
+        rows += [_row("left out", number(count), kind) for kind, count in by_count(counts.removed)]
         if rows:
-            table = _table(("", "number", "reason"), rows, explained=True)
+            table = _table(("", "number", "reason"), rows, "reasons")
             parts.append(f"<h3>{_said(name)}</h3>{table}{_first_places(counts)}")
     if not parts:
         return "<p>Every row became an example.</p>"
@@ -172,15 +172,19 @@ def _first_places(counts: SourceCounts) -> str:
     return f"<p>The first of them:</p><ul>{places}</ul>" if places else ""
 
 
-def _table(heads: Iterable[str], rows: Iterable[Sequence[str]], *, explained: bool = False) -> str:
-    """Return a table; with `explained`, the last column explains the first."""
+def _figure(caption: str, chart: str) -> str:
+    return f"<figure><figcaption>{escape(caption)}</figcaption>{chart}</figure>"
+
+
+def _table(heads: Iterable[str], rows: Iterable[str], kind: str = "") -> str:
     head = "".join(f'<th scope="col">{_said(text)}</th>' for text in heads)
-    lines = []
-    for first, *cells in rows:
-        tail = f'<td class="explanation">{_said(cells.pop())}</td>' if explained else ""
-        inner = "".join(f"<td>{_said(cell)}</td>" for cell in cells)
-        lines.append(f'<tr><th scope="row">{_said(first)}</th>{inner}{tail}</tr>')
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+    named = f' class="{kind}"' if kind else ""
+    return f'<div class="wide"><table{named}><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+
+
+def _row(first: str, *cells: str) -> str:
+    inner = "".join(f"<td>{_said(cell)}</td>" for cell in cells)
+    return f'<tr><th scope="row">{_said(first)}</th>{inner}</tr>'
 
 
 _LEGEND = (

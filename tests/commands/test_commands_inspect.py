@@ -255,7 +255,7 @@ class TestPage:
         audited = audit(store)
         for line in audit_lines(audited):
             cells = "".join(f"<td>{value}</td>".replace("<0", "&lt;0") for value in line.values)
-            assert f'<th scope="row">{line.label}</th>{cells}' in text
+            assert f'<th scope="row">{line.label}<small>{line.explanation}</small></th>{cells}' in text
         for source in audited.sources:
             for one in histogram(source.counts):
                 if one.count:
