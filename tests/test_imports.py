@@ -95,6 +95,13 @@ LIGHT = [
     "ift.commands.data_inspect",
     "ift.commands.token_view",
     "ift.commands.audit_numbers",
+    "ift.data.text_windows",
+    "ift.data.duplicates",
+    "ift.data.benchmark_index",
+    "ift.data.contamination",
+    "ift.data.contamination_report",
+    "ift.commands.data_deduplicate",
+    "ift.commands.data_contamination",
     "eval.__main__",
     "tokenizer.__main__",
 ]

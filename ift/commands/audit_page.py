@@ -97,6 +97,9 @@ def _settings(inspected: Inspection) -> str:
         ("prepared data", inspected.store.key),
         ("data.template", inspected.template),
     ]
+    if inspected.key == "data.sources":  # validation sources are not filtered
+        facts += [("data.deduplicate", data.filters.deduplicate)]
+        facts += [("data.benchmarks", path) for path in data.filters.benchmarks]
     listed = "".join(f"<dt>{_said(name)}</dt><dd>{_said(value)}</dd>" for name, value in facts)
     template = json.dumps(encoder.template.describe(), ensure_ascii=False, indent=2, default=str)
     return f"<dl>{listed}</dl>\n<details><summary>template</summary><pre>{escape(template)}</pre></details>"
@@ -164,7 +167,8 @@ def _rejects(inspected: Inspection) -> str:
             parts.append(f"<h3>{_said(name)}</h3>{table}{_first_places(counts)}")
     if not parts:
         return "<p>Every row became an example.</p>"
-    return "".join(parts) + f"<p>All of them: <code>{_said(str(inspected.store.rejects_path))}</code></p>"
+    files = "".join(f"<p>{name}: <code>{_said(str(path))}</code></p>" for name, path in inspected.row_files.items())
+    return "".join(parts) + files
 
 
 def _first_places(counts: SourceCounts) -> str:

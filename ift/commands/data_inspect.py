@@ -5,9 +5,10 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
-from ift.errors import UserError, unknown_name
+from ift.commands.row_files import OptionParser
+from ift.errors import UserError
 
 if TYPE_CHECKING:
     from ift.commands.inspection import Inspection, Shown
@@ -18,11 +19,6 @@ supervised share, lengths, end-of-text, rejected rows, duplicates. Reads the sam
 _EPILOG = """Every option of `ift fit` is taken too (--data.max_length 512, --model.base FOLDER, more --config files).
 Examples are numbered from 1, in the order of the sources and their files; those held out for validation are among
 them and say so."""
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"data inspect: {message.removeprefix('argument ')}. See `ift data inspect --help`.")
 
 
 def run(subcommand: str, arguments: list[str]) -> None:
@@ -48,8 +44,9 @@ def run(subcommand: str, arguments: list[str]) -> None:
         print(f"page: {page}", file=sys.stderr)
 
 
-def _parser(subcommand: str) -> argparse.ArgumentParser:
-    parser = _Parser(prog=f"ift data {subcommand}", description=_DESCRIPTION, epilog=_EPILOG, allow_abbrev=False)
+def _parser(subcommand: str) -> OptionParser:
+    parser = OptionParser(f"ift data {subcommand}", _DESCRIPTION)
+    parser.epilog = _EPILOG
     parser.add_argument("--number", type=int, default=3, metavar="N", help="show the first N examples (default 3)")
     parser.add_argument("--example", type=int, action="append", metavar="N", help="show example N; may be repeated")
     parser.add_argument("--validation", action="store_true", help="show what validation uses instead of all examples")
@@ -86,15 +83,14 @@ def _takes_colour() -> bool:
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
-def _quick(given: argparse.Namespace, rest: Sequence[str], parser: argparse.ArgumentParser) -> "InstructionDataModule":
+def _quick(given: argparse.Namespace, rest: Sequence[str], parser: OptionParser) -> "InstructionDataModule":
     """Return the data module of one file of rows."""
     if given.config:
         raise UserError("--source: a file beside --config; the YAML names its sources itself. Give one of the two.")
     if given.base is None:
         raise UserError("--base: required beside --source: the folder or hub id whose tokenizer cuts the rows.")
     if rest:
-        known = [option for option in parser._option_string_actions if option.startswith("--")]
-        raise unknown_name("data inspect", rest[0].partition("=")[0], known)
+        parser.parse(list(rest))  # none of them is an option of this command
     from ift.data.datamodule import InstructionDataModule
     from ift.data.rows import Source
 

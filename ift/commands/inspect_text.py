@@ -81,8 +81,7 @@ def audit_text(inspected: Inspection, *, colour: bool) -> str:
         lines.append(f"  between sources: {between} duplicates of an example of an earlier source")
     for place, source in enumerate(sources):
         lines += _details(source.counts, f"{inspected.key}[{place}]", inspected.data.max_length)
-    if any(source.counts.num_rejected for source in sources):
-        lines.append(f"  all rejected rows: {inspected.store.rejects_path}")
+    lines += [f"  {name}: {visible(str(path))}" for name, path in inspected.row_files.items()]
     for problem in inspected.problems:
         text = f"impossible: {visible(problem)}"
         lines.append(_painted(text, _PROBLEM) if colour else text)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -26,6 +27,13 @@ class Inspection:
     audit: Audit
     problems: tuple[str, ...]
     """What makes it senseless to train on them."""
+
+    @property
+    def row_files(self) -> dict[str, Path]:
+        """What to call the files of rows that became no example, where there are such rows, and their paths."""
+        counts = self.store.counts
+        files = {"all rejected rows": self.store.rejects_path} if any(one.num_rejected for one in counts) else {}
+        return files | ({"all left out": self.store.removed_path} if any(one.num_removed for one in counts) else {})
 
     @property
     def template(self) -> str:

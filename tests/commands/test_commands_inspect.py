@@ -134,6 +134,16 @@ class TestTerminal:
         assert f"all rejected rows: {store.rejects_path}" in out
         assert "data.sources[1]: turn 2: 4 examples," in out
 
+    def test_what_filters_left_out_is_told(self, config: Config, ift: Any, two_sources: Any, tmp_path: Path) -> None:
+        path = config(data={**two_sources, "deduplicate": "exact"})
+        outcome = ift("data", "inspect", "--config", path, "--html", tmp_path / "page.html")
+        assert "data.sources[0]: left out: 3 x duplicate" in outcome.out
+        assert re.search(r"^  left out +3 +0 +3$", outcome.out, flags=re.M)
+        assert re.search(r"^  duplicates +0 +0 +0$", outcome.out, flags=re.M)
+        (removed,) = re.findall(r"^  all left out: (.*)$", outcome.out, flags=re.M)
+        assert len(Path(removed).read_text(encoding="utf-8").splitlines()) == 3
+        assert "<dt>data.deduplicate</dt><dd>exact</dd>" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
     def test_more_rejects_than_fit_allows_can_be_looked_at(
         self, config: Config, ift: Any, two_sources: Any, refused: Refused
     ) -> None:

@@ -2,7 +2,6 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,9 @@ from conversations import row_of, talks_of
 from tiny import make_rows
 
 from ift.data.audit import audit, problems, total
-from ift.data.conversation import Conversation
 from ift.data.counts import LENGTH_EDGES
 from ift.data.encoding import IGNORE_INDEX, Encoder, load_tokenizer, make_renderer
+from ift.data.filters import FilterSettings
 from ift.data.preparation import PreparationSettings, prepare
 from ift.data.rows import Source
 from ift.data.store import ExampleStore
@@ -180,9 +179,10 @@ class TestProblems:
         assert "4 x no response is supervised" in problem and "leave the source out" in problem
 
     def test_what_a_filter_left_out_is_no_problem(self, sources: list[Source], tokenizer: Any, tmp_path: Path) -> None:
-        settings = replace(SETTINGS, filters=(_LeavesOut("1.jsonl"),))
-        audited = audit(store_of(sources, tokenizer, tmp_path, settings=settings))
-        assert audited.sources[1].counts.examples == 0 and audited.sources[1].counts.num_removed > 0
+        again = Source(str(write_lines(tmp_path / "again.jsonl", make_rows(8))), "alpaca")
+        settings = replace(SETTINGS, filters=FilterSettings(deduplicate="exact"))
+        audited = audit(store_of([sources[0], again], tokenizer, tmp_path, settings=settings))
+        assert audited.sources[1].counts.examples == 0 and audited.sources[1].counts.num_removed == 8
         assert problems(audited, KEY) == []
 
     def test_end_of_text_that_is_always_cut_off(self, tokenizer: Any, tmp_path: Path) -> None:
@@ -220,18 +220,3 @@ class TestProblems:
         assert "data.template" in problem
         tokenizer.chat_template = tokenizer.chat_template.removeprefix("{{ bos_token }}")
         assert problems(audit(store_of([source], tokenizer, tmp_path, template=None)), KEY) == []
-
-
-class _LeavesOut:
-    """A filter that leaves out all of a file."""
-
-    name = "duplicate"
-
-    def __init__(self, file: str) -> None:
-        self._file = file
-
-    def check(self, conversation: Conversation, place: str) -> str | None:
-        return "known" if f"{self._file} line" in place else None
-
-    def describe(self) -> Mapping[str, Any]:
-        return {"file": self._file}
