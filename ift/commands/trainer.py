@@ -283,6 +283,8 @@ def _remove_unbegun(run: RunFolder, *, was_there: bool) -> None:
 def _check_data(cli: TrainingCLI) -> None:
     """Refuse data that the command or the model cannot use, and a run that would go on with other data."""
     data = cli.datamodule
+    if problems := data.problems():
+        raise UserError("\n".join(problems))
     if cli.command == "validate" and not data.num_validation_examples:
         raise UserError("data.validation: null holds nothing out, so there is nothing to validate. Set it.")
     limit = max_positions(cli.model.base)
@@ -302,13 +304,18 @@ def _check_data(cli: TrainingCLI) -> None:
             )
 
 
-def run(command: str, arguments: list[str]) -> None:
-    """Run `fit` or `validate`."""
+def hide_advice() -> None:
+    """Hide the libraries' warnings that are none here."""
     # One batch is one step here, so Lightning's advice on workers and batch sizes does not apply.
     warnings.filterwarnings("ignore", module="lightning")
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     # jsonargparse passes every default of a PEFT configuration, and PEFT takes some for a wish.
     warnings.filterwarnings("ignore", message="`loftq_config` specified")
+
+
+def run(command: str, arguments: list[str]) -> None:
+    """Run `fit` or `validate`."""
+    hide_advice()
     cli = TrainingCLI(command, arguments)
     cli.datamodule.row_layout_choice = choose_row_layout(
         "data.row_layout", cli.datamodule.row_layout, base=cli.model.base, adapter=cli.model.adapter

@@ -57,6 +57,8 @@ class SourceCounts:
     """Supervised stretches of text."""
     ended_responses: int = 0
     """Those whose end is supervised too, so that the model learns to stop."""
+    supervised_stops: int = 0
+    """Labels that are a token which ends a response, wherever they stand."""
     supervised_per_turn: list[int] = field(default_factory=list)
     """Supervised tokens of the first, second, … supervised stretch of the examples."""
     examples_per_turn: list[int] = field(default_factory=list)
@@ -113,6 +115,7 @@ class SourceCounts:
         labels = np.where(batch.loss == STOP_LOSS, special.end, batch.input_ids)
         self.responses += int(begins.sum())
         self.ended_responses += int(np.isin(labels[ends], special.stops).sum())
+        self.supervised_stops += sum(int((labels[counted] == stop).sum()) for stop in special.stops)
         owner = np.repeat(np.arange(len(batch)), batch.num_tokens)
         run = np.cumsum(begins)
         before = np.concatenate(([0], run))[batch.starts[:-1]]  # responses before each example

@@ -8,6 +8,7 @@ import numpy as np
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
+from ift.data.audit import audit, problems
 from ift.data.conversation import TrainOn
 from ift.data.counts import SourceCounts, reject_report
 from ift.data.encoding import Encoder, load_tokenizer, make_renderer
@@ -125,8 +126,7 @@ class InstructionDataModule(LightningDataModule):
         """
         if self._loaded:
             return
-        self.tokenizer = load_tokenizer("model.base", self.base)
-        self.encoder = Encoder(self.tokenizer, make_renderer(self.tokenizer, self.template, self.template_options))
+        self._load_encoder()
         self.store = self._open_store("data.sources", self.sources)
         held_out = self._held_out()
         self.mixture = self._mixture(held_out)
@@ -142,6 +142,29 @@ class InstructionDataModule(LightningDataModule):
     def setup(self, stage: str) -> None:
         """Load, for Lightning."""
         self.load()
+
+    def look(self, *, validation: bool) -> tuple[ExampleStore, IndexArray]:
+        """Prepare data to look at them, whatever became of their rows.
+
+        Args:
+            validation: whether to look at the validation sources, where `data.validation` lists some.
+
+        Returns:
+            The examples, and the indices of those that are held out for validation.
+        """
+        self._load_encoder()
+        if validation and isinstance(self.validation, list):
+            store = self._prepared("data.validation", self.validation)
+            return store, np.arange(len(store))
+        self.store = self._prepared("data.sources", self.sources)
+        return self.store, self._held_out() if len(self.store) else np.zeros(0, dtype=np.int64)
+
+    def problems(self) -> list[str]:
+        """Return what makes it senseless to train on the data, one text each."""
+        found = problems(audit(self.store), "data.sources")
+        if isinstance(self.validation, list):
+            found += problems(audit(self._validation_store), "data.validation")
+        return found
 
     @property
     def num_validation_examples(self) -> int:
@@ -196,6 +219,7 @@ class InstructionDataModule(LightningDataModule):
         """Return what the manifest says of the data: per source what became of its rows, and what is held out."""
         described: dict[str, Any] = {
             "sources": [asdict(counts) for counts in self.store.counts],
+            "audit": audit(self.store).describe(),
             "prepared": self.store.key,
             "preparation_seconds": round(self.store.preparation_seconds, 3),
             "train_examples": self.num_train_examples,
@@ -204,6 +228,7 @@ class InstructionDataModule(LightningDataModule):
         }
         if isinstance(self.validation, list):
             described["validation_sources"] = [asdict(counts) for counts in self._validation_store.counts]
+            described["validation_audit"] = audit(self._validation_store).describe()
             described["validation_prepared"] = self._validation_store.key
         return described
 
@@ -239,13 +264,22 @@ class InstructionDataModule(LightningDataModule):
             )
         return lines
 
-    def _open_store(self, key: str, sources: list[Source]) -> ExampleStore:
+    def _load_encoder(self) -> None:
+        self.tokenizer = load_tokenizer("model.base", self.base)
+        self.encoder = Encoder(self.tokenizer, make_renderer(self.tokenizer, self.template, self.template_options))
+
+    def _prepared(self, key: str, sources: list[Source]) -> ExampleStore:
+        """Return the examples of the sources, whatever became of their rows."""
         # What validation measures is not the run's to choose: filters are for training data.
         filters = self.filters if sources is self.sources else NO_FILTERS
         settings = PreparationSettings(self.max_length, self.over_long, self.train_on, filters)
         store = ExampleStore(prepare(sources, self.encoder, settings, cache_dir=self.cache_dir, key=key))
         for counts, source in zip(store.counts, sources, strict=True):
             counts.weight = source.weight  # no part of what is prepared, so the store may know an older one
+        return store
+
+    def _open_store(self, key: str, sources: list[Source]) -> ExampleStore:
+        store = self._prepared(key, sources)
         everything = sum(map(_num_outcomes, store.counts))
         rejected = sum(counts.num_rejected for counts in store.counts)
         if rejected > self.max_rejected * everything:

@@ -150,8 +150,15 @@ class ExampleStore:
     def column(self, name: str) -> npt.NDArray[Any]:
         """Return a column of numbers of all examples; for audits, as its size grows with the store."""
         self._open_file()
-        parts = [self._reader.get_batch(i).column(name).to_numpy() for i in range(self._reader.num_record_batches)]
-        return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
+        values = np.zeros(len(self), dtype=schema().field(name).type.to_pandas_dtype())
+        filled = 0
+        for number in range(self._reader.num_record_batches):
+            part = self._reader.get_batch(number).column(name).to_numpy()
+            values[filled : filled + len(part)] = part
+            filled += len(part)
+            if number % _MOST_OPEN == 0:
+                self._release()
+        return values
 
     def _open_file(self) -> None:
         if self._reader is not None:
@@ -164,13 +171,17 @@ class ExampleStore:
         self._open: OrderedDict[int, _Columns] = OrderedDict()
         self._reads = 0
 
+    def _release(self) -> None:
+        if hasattr(self._map, "madvise"):
+            self._map.madvise(mmap.MADV_DONTNEED)
+
     def _batch(self, index: int) -> tuple["_Columns", int]:
         if not 0 <= index < self._size:
             raise IndexError(index)
         self._open_file()
         self._reads += 1
-        if self._reads % _READS_BETWEEN_RELEASES == 0 and hasattr(self._map, "madvise"):
-            self._map.madvise(mmap.MADV_DONTNEED)
+        if self._reads % _READS_BETWEEN_RELEASES == 0:
+            self._release()
         number, row = divmod(index, _BATCH_EXAMPLES)
         if number not in self._open:
             self._open[number] = _Columns(self._reader.get_batch(number))

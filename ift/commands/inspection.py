@@ -1,0 +1,95 @@
+"""What `ift data inspect` looks at: a run's prepared data, their audit, and examples as pieces of text."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ift.commands.audit_numbers import describe_layout, number, percent
+from ift.commands.token_view import Piece, pieces
+from ift.data.audit import Audit, audit, problems
+from ift.data.datamodule import InstructionDataModule
+from ift.data.store import ExampleStore
+from ift.errors import UserError
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Prepared data and all that is said of them."""
+
+    data: InstructionDataModule
+    key: str
+    """Of the sources in the configuration."""
+    store: ExampleStore
+    held_out: frozenset[int]
+    """Indices of the examples that validation uses."""
+    audit: Audit
+    problems: tuple[str, ...]
+    """What makes it senseless to train on them."""
+
+    @property
+    def row_files(self) -> dict[str, Path]:
+        """What to call the files of rows that became no example, where there are such rows, and their paths."""
+        counts = self.store.counts
+        files = {"all rejected rows": self.store.rejects_path} if any(one.num_rejected for one in counts) else {}
+        return files | ({"all left out": self.store.removed_path} if any(one.num_removed for one in counts) else {})
+
+    @property
+    def template(self) -> str:
+        """Name of the template."""
+        return str(self.data.encoder.template.describe()["name"])
+
+
+@dataclass(frozen=True)
+class Shown:
+    """An example and what is said of it."""
+
+    index: int
+    """In the store, from 0."""
+    title: str
+    facts: tuple[str, ...]
+    """Source, place, layout, template, tokens."""
+    pieces: Sequence[Piece]
+
+
+def inspect(data: InstructionDataModule, *, validation: bool) -> Inspection:
+    """Prepare the data and audit them, whatever became of their rows.
+
+    Args:
+        data: as `ift fit` would use it.
+        validation: whether to look at what validation uses.
+
+    Raises:
+        UserError: nothing is held out, or the data cannot be read.
+    """
+    if validation and data.validation is None:
+        raise UserError("data.validation: null holds nothing out, so there is nothing to show. Leave --validation out.")
+    key = "data.validation" if validation and isinstance(data.validation, list) else "data.sources"
+    store, held_out = data.look(validation=validation)
+    audited = audit(store)
+    return Inspection(data, key, store, frozenset(held_out.tolist()), audited, tuple(problems(audited, key)))
+
+
+def show(inspected: Inspection, index: int) -> Shown:
+    """Return an example for showing.
+
+    Args:
+        inspected: what `inspect` returned.
+        index: in the store, from 0.
+    """
+    store = inspected.store
+    example = store[index]
+    source = next(place for place in range(len(store.counts)) if index < store.source_range(place)[1])
+    file, line = store.place(index)
+    supervised = int(store.num_supervised(np.array([index]))[0])
+    size = len(example.input_ids)
+    facts = [
+        f"{inspected.key}[{source}]: {file} line {line}",
+        describe_layout(store.counts[source]),
+        f"template {inspected.template}",
+        f"{number(size)} tokens, {number(supervised)} supervised ({percent(supervised / size)})",
+        *(["held out for validation"] if index in inspected.held_out else []),
+    ]
+    title = f"example {number(index + 1)} of {number(len(store))}"
+    return Shown(index, title, tuple(facts), pieces(example, inspected.data.tokenizer))
