@@ -285,6 +285,11 @@ def _check_data(cli: TrainingCLI) -> None:
     data = cli.datamodule
     if problems := data.problems():
         raise UserError("\n".join(problems))
+    if cli.command == "fit" and data.streams and cli.trainer.max_steps < 1:
+        raise UserError(
+            f"trainer.max_steps: required, as data.sources[{data.streams[0].number}] streams and has no end. Say how "
+            "many steps to train."
+        )
     if cli.command == "validate" and not data.num_validation_examples:
         raise UserError("data.validation: null holds nothing out, so there is nothing to validate. Set it.")
     limit = max_positions(cli.model.base)

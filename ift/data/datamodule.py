@@ -1,6 +1,7 @@
 """`InstructionDataModule`: instruction data from sources to steps, as Lightning wants it."""
 
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from ift.data.counts import SourceCounts, reject_report
 from ift.data.encoding import Encoder, load_tokenizer, make_renderer
 from ift.data.filters import NO_FILTERS, Deduplicate, FilterSettings
 from ift.data.layouts import resolve_layout
-from ift.data.length import OverLong
+from ift.data.length import LengthPolicy, OverLong
 from ift.data.micro_batches import GROUPED, RowLayoutChoice, RowLayoutSetting
 from ift.data.order import IndexArray, Members, Mixing, Mixture, Permutation, uses_per_epoch
 from ift.data.preparation import PreparationSettings, prepare
@@ -22,6 +23,8 @@ from ift.data.row_conversations import locate
 from ift.data.rows import Source, check_source
 from ift.data.steps import EpochSampler, Position, Step, StepPlan, TrainingSteps, ValidationSteps
 from ift.data.store import ExampleStore
+from ift.data.stream_steps import Part, StoredPart, StreamSteps
+from ift.data.streaming import StreamCounts, check_streams, streamed_part, try_stream
 from ift.data.templates import Template, resolve_template
 from ift.errors import UserError
 
@@ -54,6 +57,7 @@ class InstructionDataModule(LightningDataModule):
         deduplicate: which conversations are left out where an earlier one stays: `none`, `exact`, or `near` (MinHash,
             Jaccard similarity of character 5-grams of at least 0.8). Left out ones are counted and kept in a file.
         benchmarks: files of benchmark items; a conversation that shares a run of 13 tokens with an item is left out.
+        shuffle_buffer: rows of a streaming source that are shuffled together.
         validation: what is held out: a share (0.05), a number of examples (200), or a list of own sources.
         max_rejected: largest share of rows that may be unusable before the run stops.
         cache_dir: where prepared examples are kept between runs.
@@ -76,6 +80,7 @@ class InstructionDataModule(LightningDataModule):
         mixing: Mixing = "repeats",
         deduplicate: Deduplicate = "none",
         benchmarks: list[str] | None = None,
+        shuffle_buffer: int = 10_000,
         validation: int | float | list[Source] | None = None,
         max_rejected: float = 0.01,
         cache_dir: str = "~/.cache/ift",
@@ -113,9 +118,15 @@ class InstructionDataModule(LightningDataModule):
         self.train_on, self.over_long, self.mixing = train_on, over_long, mixing
         self.filters = FilterSettings(deduplicate, tuple(benchmarks or ()))
         self.filters.check("data")
+        check_streams(self.sources, mixing=mixing, deduplicate=deduplicate, num_benchmarks=len(self.filters.benchmarks))
+        if shuffle_buffer < 1:
+            raise UserError(f"data.shuffle_buffer: {shuffle_buffer} is less than 1; 1 keeps the order of the rows.")
+        self.shuffle_buffer = shuffle_buffer
         self.validation, self.max_rejected = validation, max_rejected
         self.cache_dir, self.num_workers, self.seed = Path(cache_dir).expanduser(), num_workers, seed
         self.position = Position()
+        self.stream_counts = StreamCounts()
+        self._stream_states: tuple[dict[str, Any] | None, ...] = (None,) * len(self.sources)
         self._loaded = False
 
     def load(self) -> None:
@@ -127,10 +138,16 @@ class InstructionDataModule(LightningDataModule):
         if self._loaded:
             return
         self._load_encoder()
-        self.store = self._open_store("data.sources", self.sources)
+        self.store = self._open_store("data.sources", self.stored_sources)
         held_out = self._held_out()
-        self.mixture = self._mixture(held_out)
-        self.num_train_examples = sum(len(members) for members in self.mixture.members)
+        self.members = self._members(held_out)
+        self.num_train_examples = sum(map(len, self.members))
+        self._length = LengthPolicy(self.encoder, self.max_length, self.over_long, self.train_on)
+        self.streams = [
+            try_stream(number, source, self.encoder, self._length)
+            for number, source in enumerate(self.sources)
+            if source.stream
+        ]
         if isinstance(self.validation, list):
             self._validation_store = self._open_store("data.validation", self.validation)
             self._validation_indices: IndexArray = np.arange(len(self._validation_store))
@@ -156,7 +173,7 @@ class InstructionDataModule(LightningDataModule):
         if validation and isinstance(self.validation, list):
             store = self._prepared("data.validation", self.validation)
             return store, np.arange(len(store))
-        self.store = self._prepared("data.sources", self.sources)
+        self.store = self._prepared("data.sources", self.stored_sources)
         return self.store, self._held_out() if len(self.store) else np.zeros(0, dtype=np.int64)
 
     def problems(self) -> list[str]:
@@ -174,12 +191,18 @@ class InstructionDataModule(LightningDataModule):
     @property
     def longest_example(self) -> int:
         """Tokens of the longest example, to train on or to validate with."""
-        return max(self.store.longest, self._validation_store.longest)
+        streamed = self.max_length if self.streams else 0
+        return max(streamed, self.store.longest, self._validation_store.longest)
 
     @property
     def num_steps_per_epoch(self) -> int:
         """Optimizer steps of one pass over the training data."""
         return self._training_steps(0, 1).num_steps_per_epoch
+
+    @property
+    def stored_sources(self) -> list[Source]:
+        """The sources that are prepared before training."""
+        return [source for source in self.sources if not source.stream]
 
     def train_dataloader(self) -> DataLoader[Step]:
         """Yield one `Step` per optimizer step, from the position in the data on."""
@@ -209,11 +232,28 @@ class InstructionDataModule(LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position in the data."""
-        return {"next_step": self.position.next_step}
+        state: dict[str, Any] = {"next_step": self.position.next_step}
+        if self.streams:
+            state |= {"streams": list(self._stream_states), "stream_counts": asdict(self.stream_counts)}
+        return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a position in the data."""
         self.position.next_step = int(state_dict["next_step"])
+        if self.streams:
+            self._stream_states = tuple(state_dict["streams"])
+            self.stream_counts = StreamCounts(**state_dict["stream_counts"])
+
+    def advance(self, step: Step) -> None:
+        """Move the position behind a finished step.
+
+        Raises:
+            UserError: too many rows of the streams cannot be used.
+        """
+        self.position.next_step = step.index + 1
+        if step.progress is not None:
+            self._stream_states = step.progress.states
+            self.stream_counts.add(step.progress, max_rejected=self.max_rejected)
 
     def describe(self) -> dict[str, Any]:
         """Return what the manifest says of the data: per source what became of its rows, and what is held out."""
@@ -224,13 +264,29 @@ class InstructionDataModule(LightningDataModule):
             "preparation_seconds": round(self.store.preparation_seconds, 3),
             "train_examples": self.num_train_examples,
             "validation_examples": self.num_validation_examples,
-            "steps_per_epoch": self.num_steps_per_epoch,
         }
+        if self.streams:
+            described["streams"] = self.describe_streams()
+        else:
+            described["steps_per_epoch"] = self.num_steps_per_epoch
         if isinstance(self.validation, list):
             described["validation_sources"] = [asdict(counts) for counts in self._validation_store.counts]
             described["validation_audit"] = audit(self._validation_store).describe()
             described["validation_prepared"] = self._validation_store.key
         return described
+
+    def describe_streams(self) -> dict[str, Any]:
+        """Return what the streams are and what has become of their rows so far."""
+        streams = [
+            {
+                "path": one.source.path,
+                "layout": one.resolved.layout,
+                "files": one.num_files,
+                "weight": one.source.weight,
+            }
+            for one in self.streams
+        ]
+        return {"sources": streams, "shuffle_buffer": self.shuffle_buffer, **asdict(self.stream_counts)}
 
     def rejects_files(self) -> list[Path]:
         """Return the files that hold the rejected rows, one JSON object per line."""
@@ -258,6 +314,13 @@ class InstructionDataModule(LightningDataModule):
                 lines.append(f"{counts.path}: {counts.cut} examples cut to data.max_length {self.max_length}")
             for name, number in counts.removed.items():
                 lines.append(f"{counts.path}: {number} conversations left out ({name})")
+        for stream in self.streams:
+            if stream.resolved.detected:
+                layout = stream.resolved.layout
+                lines.append(f"{stream.source.path}: no layout is named; its first rows have layout '{layout}'")
+            if self.mixing == "tokens":
+                mean = f"{stream.mean_tokens:.0f} tokens per row, estimated from its first {stream.tried.rows}"
+                lines.append(f"{stream.source.path}: a stream; {mean}")
         for token, instead in self.encoder.missing_tokens().items():
             lines.append(
                 f"data.template: the tokenizer lacks the special token '{token}'; {instead} is written instead"
@@ -271,7 +334,7 @@ class InstructionDataModule(LightningDataModule):
     def _prepared(self, key: str, sources: list[Source]) -> ExampleStore:
         """Return the examples of the sources, whatever became of their rows."""
         # What validation measures is not the run's to choose: filters are for training data.
-        filters = self.filters if sources is self.sources else NO_FILTERS
+        filters = self.filters if key == "data.sources" else NO_FILTERS
         settings = PreparationSettings(self.max_length, self.over_long, self.train_on, filters)
         store = ExampleStore(prepare(sources, self.encoder, settings, cache_dir=self.cache_dir, key=key))
         for counts, source in zip(store.counts, sources, strict=True):
@@ -288,7 +351,7 @@ class InstructionDataModule(LightningDataModule):
                 f"{self.max_rejected:g} allows:\n{reject_report(store.counts)}\nAll of them: {store.rejects_path}\n"
                 "Mend the rows or their layout, or raise data.max_rejected (and data.max_length where rows are long)."
             )
-        if not len(store):
+        if sources and not len(store):
             raise UserError(f"{key}: no row in {', '.join(source.path for source in sources)}.")
         return store
 
@@ -296,31 +359,40 @@ class InstructionDataModule(LightningDataModule):
         if self.validation is None or isinstance(self.validation, list):
             return np.zeros(0, dtype=np.int64)
         asked = self.validation
+        if not len(self.store):
+            raise UserError(
+                f"data.validation: {asked} can only be held out of sources that do not stream, and all do. List "
+                "sources of its own."
+            )
         number = asked if isinstance(asked, int) else max(1, round(asked * len(self.store)))
         if number >= len(self.store):
             raise UserError(f"data.validation: {number} examples held out of {len(self.store)} leave none to train on.")
         # A stream of its own, so that the split does not move when anything else draws random numbers.
         return np.sort(Permutation(len(self.store), self.seed, 0x5EED)(np.arange(number)))
 
-    def _mixture(self, held_out: IndexArray) -> Mixture:
+    def _members(self, held_out: IndexArray) -> tuple[Members, ...]:
         members = []
-        for number, source in enumerate(self.sources):
+        for number, source in enumerate(self.stored_sources):
             start, stop = self.store.source_range(number)
             own = held_out[(held_out >= start) & (held_out < stop)]
             members.append(Members(start, stop, own, cap=source.max_examples, seed=(self.seed, number, 0xCA9)))
+        return tuple(members)
+
+    @cached_property
+    def _mixture(self) -> Mixture:
         uses = uses_per_epoch(
-            [len(one) for one in members],
+            [len(one) for one in self.members],
             [source.weight for source in self.sources],
             [counts.tokens / max(1, counts.examples) for counts in self.store.counts],
             mixing=self.mixing,
         )
-        return Mixture(tuple(members), uses, self.seed)
+        return Mixture(self.members, uses, self.seed)
 
     def _check_size(self) -> None:
-        if len(self.mixture) < self.global_batch_size:
+        if not self.streams and len(self._mixture) < self.global_batch_size:
             raise UserError(
                 f"data.global_batch_size: a step takes {self.global_batch_size} examples, and an epoch has only "
-                f"{len(self.mixture)}. Lower it, or add data."
+                f"{len(self._mixture)}. Lower it, or add data."
             )
 
     def _place(self) -> tuple[int, int]:
@@ -336,8 +408,28 @@ class InstructionDataModule(LightningDataModule):
             world_size=world_size,
         )
 
-    def _training_steps(self, rank: int, world_size: int) -> TrainingSteps:
-        return TrainingSteps(self.store, self.mixture, plan=self._plan(rank, world_size))
+    def _training_steps(self, rank: int, world_size: int) -> TrainingSteps | StreamSteps:
+        if not self.streams:
+            return TrainingSteps(self.store, self._mixture, plan=self._plan(rank, world_size))
+        stored, streams = iter(enumerate(self.members)), iter(self.streams)
+        parts: list[Part] = []
+        mean_tokens: list[float] = []
+        for source, state in zip(self.sources, self._stream_states, strict=True):
+            if source.stream:
+                stream = next(streams)
+                mean_tokens.append(stream.mean_tokens)
+                arguments: Any = {"length": self._length, "buffer": self.shuffle_buffer, "seed": self.seed}
+                parts.append(streamed_part(stream, self.encoder, state=state, **arguments))
+            else:
+                number, members = next(stored)
+                counts = self.store.counts[number]
+                mean_tokens.append(counts.tokens / max(1, counts.examples))
+                parts.append(StoredPart(self.store, members, (self.seed, number, 0x57)))
+        by_tokens = self.mixing == "tokens"
+        rates = [s.weight / (m if by_tokens else 1) for s, m in zip(self.sources, mean_tokens, strict=True)]
+        num_steps = int(self.trainer.max_steps) if self.trainer else 0
+        shares = [rate / sum(rates) for rate in rates]
+        return StreamSteps(parts, shares, plan=self._plan(rank, world_size), num_steps=num_steps)
 
     def _loader(self, steps: Any, sampler: EpochSampler | None) -> DataLoader[Step]:
         return DataLoader(

@@ -57,8 +57,13 @@ class ResolvedSource:
     """Whether the layout was found out from the rows."""
 
 
-def resolve_source(key: str, source: Source) -> ResolvedSource:
+def resolve_source(key: str, source: Source, *, rows: Iterable[RawRow] | None = None) -> ResolvedSource:
     """Return the row function of a source, found out from its first rows where no layout is named.
+
+    Args:
+        key: where it stands in the configuration, for errors.
+        source: located.
+        rows: its first rows, where they are at hand.
 
     Raises:
         UserError: an unknown layout, or rows of none.
@@ -66,17 +71,17 @@ def resolve_source(key: str, source: Source) -> ResolvedSource:
     if source.layout is not None:
         function = resolve_layout(f"{key}.layout", source.layout)
         return ResolvedSource(source.layout, _with_columns(function, source))
-    layout = detect_layout(_first_rows(key, source), key=f"{key}.layout")
+    first = _first_rows(key, source, read_rows(source, key=key) if rows is None else rows)
+    layout = detect_layout(first, key=f"{key}.layout")
     return ResolvedSource(layout, _with_columns(resolve_layout(key, layout), source), detected=True)
 
 
-def _first_rows(key: str, source: Source) -> list[Any]:
-    found = (row.value for row in read_rows(source, key=key) if isinstance(row.value, dict))
-    rows = list(islice(found, ROWS_LOOKED_AT))
-    if not rows:
+def _first_rows(key: str, source: Source, rows: Iterable[RawRow]) -> list[Any]:
+    first = list(islice((row.value for row in rows if isinstance(row.value, dict)), ROWS_LOOKED_AT))
+    if not first:
         raise UserError(f"{key}.path: '{source.path}' holds no row by which its layout could be told.")
     try:
-        return [map_columns(row, source.columns) for row in rows]
+        return [map_columns(row, source.columns) for row in first]
     except RowError as error:
         raise UserError(f"{key}.columns: {error}") from error
 

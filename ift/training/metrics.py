@@ -77,7 +77,7 @@ class StepMetrics(Callback):
             torch.tensor(self._padded, dtype=torch.int64, device=pl_module.device), reduce_op="sum"
         )
         self.tokens, self.padded = self.tokens + self._tokens, self.padded + int(padded)
-        loss = float(total) / step.num_supervised
+        loss = float(total) / max(1, step.num_supervised)
         pl_module.check_finite()
         self.last = {
             "train/loss": loss,

@@ -128,7 +128,7 @@ class InstructionModule(LightningModule):
         torch.manual_seed(mixed_seed(self.seed, step.index, self.global_rank))
         optimizer: Any = self.optimizers()
         # DDP averages over ranks; the loss is a sum over ranks divided by the supervised tokens of all of them.
-        scale = self.trainer.world_size / step.num_supervised
+        scale = self.trainer.world_size / max(1, step.num_supervised)  # 0 where no row of a stream could be used
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for number, batch in enumerate(step.micro_batches, 1):
             with self._gradient_sync(last=number == len(step.micro_batches)):
@@ -144,7 +144,7 @@ class InstructionModule(LightningModule):
         optimizer.zero_grad()
         scheduler: Any = self.lr_schedulers()
         scheduler.step()
-        self.trainer.datamodule.position.next_step = step.index + 1  # type: ignore[attr-defined]
+        self.trainer.datamodule.advance(step)  # type: ignore[attr-defined]
         return {"loss_sum": total, "gradient_norm": norm, "learning_rate": learning_rate}
 
     def check_finite(self) -> None:

@@ -1,5 +1,6 @@
 """Writes the run folder: at the start what goes in, at the end what came out."""
 
+import json
 import shutil
 import time
 from dataclasses import asdict
@@ -10,6 +11,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from ift.artifacts import RunFolder, fingerprint, versions, write_json
+from ift.data.steps import Step
 from ift.hub import fingerprint as base_fingerprint
 from ift.hub import local_folder
 from ift.models.loading import count_parameters
@@ -68,6 +70,15 @@ class RunFolderWriter(Callback):
             self._manifest["validation"] = [one for one in self._manifest["validation"] if one["step"] <= step]
             write_json(self._run.manifest, self._manifest)
 
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Step, batch_idx: int
+    ) -> None:
+        """Keep the rows of streams that could not be used."""
+        if trainer.is_global_zero and batch.progress is not None and batch.progress.rejected:
+            with self._run.rejects.open("a", encoding="utf-8", errors="backslashreplace") as file:
+                for _, reject in batch.progress.rejected:
+                    file.write(json.dumps(asdict(reject), ensure_ascii=False, default=str) + "\n")
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the result."""
         result: Any = pl_module.validation_result
@@ -94,6 +105,8 @@ class RunFolderWriter(Callback):
         trained = self._metrics.training_seconds
         self._manifest["status"] = "finished"
         self._manifest["steps"] = trainer.global_step
+        if trainer.datamodule.streams:  # type: ignore[attr-defined]
+            self._manifest["data"]["streams"] = trainer.datamodule.describe_streams()  # type: ignore[attr-defined]
         self._manifest["sessions"][-1] |= {
             "ended": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": round(seconds, 3),

@@ -1,0 +1,165 @@
+"""What a run with streaming sources needs beside its prepared ones: a try, parts of the mixture, counts, refusals."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+from ift.data.audit import Audit, SourceAudit, problems
+from ift.data.counts import SourceCounts, SpecialTokens, reject_report
+from ift.data.encoding import Encoder
+from ift.data.json_rows import RawRow
+from ift.data.layouts import RowError
+from ift.data.length import LengthPolicy
+from ift.data.order import Mixing
+from ift.data.row_conversations import ResolvedSource, resolve_source, to_conversations
+from ift.data.row_streams import RowStream, stream_files
+from ift.data.rows import Source, read_file
+from ift.data.steps import StreamProgress
+from ift.data.stream_steps import StreamedPart
+from ift.errors import UserError
+
+ROWS_TRIED = 100
+"""Rows from the beginning of a stream that are encoded before training, to see whether anything can come of them."""
+_ROWS_BEFORE_LIMIT = 1000
+"""Rows of a stream after which the share of rejected ones means something."""
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A streaming source, tried out."""
+
+    number: int
+    """In `data.sources`."""
+    source: Source
+    resolved: ResolvedSource
+    num_files: int
+    tried: SourceCounts
+    """What became of its first rows."""
+
+    @property
+    def mean_tokens(self) -> float:
+        """Tokens per row, estimated from the first rows."""
+        return self.tried.tokens / max(1, self.tried.rows)
+
+
+def try_stream(number: int, source: Source, encoder: Encoder, length: LengthPolicy) -> Stream:
+    """Encode the first rows of a streaming source.
+
+    Raises:
+        UserError: no row there, none that can be used, or what makes it senseless to train on them.
+    """
+    key = f"data.sources[{number}]"
+    files = stream_files(key, source)
+    rows = list(islice((row for file in files for row in read_file(file)), ROWS_TRIED))
+    resolved = resolve_source(key, source, rows=rows)
+    counts = SourceCounts(source.path, resolved.layout, source.weight, "", resolved.detected, rows=len(rows))
+    conversations, rendered = [], []
+    for row, conversation in _conversations(rows, resolved):
+        try:
+            if isinstance(conversation, RowError):
+                raise conversation
+            rendered.append(encoder.template.render(length.supervised(conversation)))
+            conversations.append(conversation)
+        except RowError as error:
+            counts.reject(str(error), f"{source.path} line {row.line}: {error}")
+    outcome = length.apply(encoder.encode_batch(rendered), conversations)
+    for reason in outcome.rejected.values():
+        counts.reject(reason.kind, f"{source.path}: {reason.text}")
+    special = SpecialTokens(encoder.begin_token_id, tuple(encoder.stop_token_ids), encoder.end_token_id)
+    counts.add(outcome.batch, special)
+    if not counts.examples:
+        raise UserError(f"{key}: none of the first {len(rows)} rows can be used:\n{reject_report([counts])}")
+    if found := problems(Audit((SourceAudit(counts, 0),), 0), "data.sources"):
+        raise UserError("\n".join(found))
+    return Stream(number, source, resolved, len(files), counts)
+
+
+def _conversations(rows: Sequence[RawRow], resolved: ResolvedSource) -> Iterator[tuple[RawRow, Any]]:
+    for row in rows:
+        for conversation in to_conversations(row, resolved.function, needs_response=True):
+            yield row, conversation
+
+
+def streamed_part(
+    stream: Stream,
+    encoder: Encoder,
+    *,
+    length: LengthPolicy,
+    buffer: int,
+    seed: int,
+    state: dict[str, Any] | None,
+) -> StreamedPart:
+    """Return a stream's part of the mixture, from a state on or from the beginning."""
+    files = stream_files(f"data.sources[{stream.number}]", stream.source)
+    rows = RowStream(files, buffer=buffer, seed=(seed, stream.number))
+    if state is not None:
+        rows.load_state(state)
+    function = stream.resolved.function
+    return StreamedPart(rows, function, encoder=encoder, length=length, name=stream.source.path)
+
+
+def check_streams(sources: Sequence[Source], *, mixing: Mixing, deduplicate: str, num_benchmarks: int) -> None:
+    """Refuse settings that need to know all rows, where a source streams.
+
+    Raises:
+        UserError: with the setting and what to do.
+    """
+    numbers = [number for number, source in enumerate(sources) if source.stream]
+    if not numbers:
+        return
+    key = f"data.sources[{numbers[0]}]"
+    if len(sources) > 1 and mixing == "repeats":
+        raise UserError(
+            f"data.mixing: 'repeats' needs to know how many examples a source has, and {key} streams. Set data.mixing "
+            "to examples or tokens; the weights are then the sources' shares."
+        )
+    if deduplicate != "none":
+        raise UserError(
+            f"data.deduplicate: '{deduplicate}' needs to see all rows, and {key} streams. Leave duplicates out before, "
+            "with `ift data deduplicate`."
+        )
+    if num_benchmarks:
+        raise UserError(
+            f"data.benchmarks: a stream is not searched, and {key} streams. Leave rows out before, with `ift data "
+            "contamination --kept`."
+        )
+    for number in numbers:
+        if sources[number].max_examples is not None:
+            raise UserError(
+                f"data.sources[{number}].max_examples: a stream has no end, so a choice of its examples cannot be "
+                "made. Leave it out."
+            )
+
+
+@dataclass
+class StreamCounts:
+    """What became of the rows that streams have given so far."""
+
+    rows: list[int] = field(default_factory=list)
+    examples: list[int] = field(default_factory=list)
+    rejected: dict[str, int] = field(default_factory=dict)
+    """Reason to number of rows, of all streams."""
+
+    def add(self, progress: StreamProgress, *, max_rejected: float) -> None:
+        """Count a step.
+
+        Raises:
+            UserError: too large a share of the rows cannot be used.
+        """
+        if not self.rows:
+            self.rows, self.examples = [0] * len(progress.num_rows), [0] * len(progress.num_rows)
+        self.rows = [a + b for a, b in zip(self.rows, progress.num_rows, strict=True)]
+        self.examples = [a + b for a, b in zip(self.examples, progress.num_examples, strict=True)]
+        for _, reject in progress.rejected:
+            kind = reject.kind if reject.kind in self.rejected or len(self.rejected) < 50 else "other reasons"
+            self.rejected[kind] = self.rejected.get(kind, 0) + 1
+        number, everything = sum(self.rejected.values()), sum(self.rejected.values()) + sum(self.examples)
+        if sum(self.rows) >= _ROWS_BEFORE_LIMIT and number > max_rejected * everything:
+            reasons = sorted(self.rejected.items(), key=lambda item: -item[1])[:5]
+            told = "\n".join(f"  {times} x {reason}" for reason, times in reasons)
+            raise UserError(
+                f"data.sources: {number} of {everything} rows of the streams cannot be used, more than "
+                f"data.max_rejected {max_rejected:g} allows:\n{told}\nMend the rows or their layout, or raise "
+                "data.max_rejected."
+            )
