@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,7 +39,7 @@ class Source:
     @property
     def is_local(self) -> bool:
         """Whether the path names files rather than a hub id."""
-        return is_remote(self.path) or format_of(self.path) is not None or Path(self.path).expanduser().exists()
+        return is_remote(self.path) or format_of(self.path) is not None or os.path.exists(os.path.expanduser(self.path))
 
 
 def check_source(key: str, source: Source) -> None:
@@ -63,14 +64,17 @@ def read_rows(source: Source, *, key: str = "data") -> Iterator[RawRow]:
         key: where it stands in the configuration, for errors.
 
     Raises:
-        UserError: a hub data set that cannot be had.
+        UserError: a hub data set that cannot be had, or a file that cannot be read or changes meanwhile.
     """
     if not source.is_local:
         yield from _read_hub(source, key)
         return
     for file in find_files(f"{key}.path", source.path):
-        for row in read_file(file):
-            yield row._replace(file=file.path)
+        try:
+            for row in read_file(file):
+                yield row._replace(file=file.path)
+        except UserError as error:
+            raise UserError(f"{key}.path: {error}") from error
 
 
 def read_file(file: DataFile) -> Iterator[RawRow]:
