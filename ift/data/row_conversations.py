@@ -30,8 +30,7 @@ def resolve_source(key: str, source: Source) -> ResolvedSource:
     return ResolvedSource(source.layout, resolve_layout(f"{key}.layout", source.layout))
 
 
-_MOST_CHARACTERS = 600
-_UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_MOST_CHARACTERS = 300
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
@@ -76,7 +75,11 @@ def _checked(conversation: Any, needs_response: bool) -> Conversation | RowError
 
 def _error(reason: str) -> RowError:
     """Return a reason in one line that any terminal and file can take, though rows have a say in it."""
-    line = _ADDRESS.sub("", " ".join(reason.split())) if not reason.isprintable() or " at 0x" in reason else reason
-    if len(line) > _MOST_CHARACTERS:
-        line = f"{line[: _MOST_CHARACTERS // 2]} … {line[-_MOST_CHARACTERS // 2 :]}"
-    return RowError(_UNPRINTABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", line))
+    if len(reason) > 2 * _MOST_CHARACTERS:
+        reason = f"{reason[:_MOST_CHARACTERS]} … {reason[-_MOST_CHARACTERS:]}"
+    if " at 0x" in reason:
+        reason = _ADDRESS.sub("", reason)
+    if not reason.isprintable():
+        line = " ".join(reason.split())
+        reason = "".join(one if one.isprintable() else f"\\u{ord(one):04x}" for one in line)
+    return RowError(reason)

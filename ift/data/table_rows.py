@@ -43,6 +43,8 @@ class _Lines:
             raise StopIteration
         self._record.append(line)
         self._size += len(line)
+        if len(line) >= _LONGEST:
+            raise csv.Error("the line is too long to be held in memory")
         return line
 
     def next_record(self) -> None:
