@@ -78,14 +78,20 @@ class DataFile:
         """
         try:
             before = self._stamp()
-            with closing(self._open_raw() if self.compression is None else self._decompressed()) as file:
-                yield file
-            changed = self._stamp() != before
+            try:
+                with closing(self._open_raw() if self.compression is None else self._decompressed()) as file:
+                    yield file
+            except DamagedFileError:
+                self._check_unchanged(before)
+                raise
+            self._check_unchanged(before)
         except OSError as error:
             raise UserError(
                 f"'{self.path}' cannot be read: {_reason(error)}. Mend that, or leave the file out."
             ) from error
-        if changed:
+
+    def _check_unchanged(self, before: list[Any]) -> None:
+        if self._stamp() != before:
             raise UserError(f"'{self.path}' changed while it was read. Start again when nothing writes to it.")
 
     def _decompressed(self) -> BinaryIO:

@@ -1,5 +1,6 @@
 """Sources of raw rows: local and remote files, and data sets of the hub, each row with its place."""
 
+import glob
 import hashlib
 import json
 import os
@@ -39,7 +40,9 @@ class Source:
     @property
     def is_local(self) -> bool:
         """Whether the path names files rather than a hub id."""
-        return is_remote(self.path) or format_of(self.path) is not None or os.path.exists(os.path.expanduser(self.path))
+        if is_remote(self.path) or format_of(self.path) is not None or glob.has_magic(self.path):
+            return True
+        return self.path.startswith(("/", "./", "../", "~")) or os.path.exists(self.path)
 
 
 def check_source(key: str, source: Source) -> None:
