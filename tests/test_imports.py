@@ -91,6 +91,13 @@ LIGHT = [
     "ift.data.chat_templates",
     "ift.data.encoding",
     "ift.data.preparation",
+    "ift.data.text_windows",
+    "ift.data.duplicates",
+    "ift.data.benchmark_index",
+    "ift.data.contamination",
+    "ift.data.contamination_report",
+    "ift.commands.data_deduplicate",
+    "ift.commands.data_contamination",
     "eval.__main__",
     "tokenizer.__main__",
 ]

@@ -38,6 +38,7 @@ def run_settings(run: RunFolder) -> dict[str, Any]:
     template = json.loads(run.template.read_text(encoding="utf-8"))
     settings = {
         "data.template": "tokenizer" if "chat_template" in template else template,
+        "data.template_options": template.get("options") or None,
         "data.tokenizer": str(run.tokenizer),
         "model.dtype": manifest["dtype"],
     }

@@ -310,8 +310,9 @@ def run(command: str, arguments: list[str]) -> None:
     warnings.filterwarnings("ignore", message="`loftq_config` specified")
     cli = TrainingCLI(command, arguments)
     cli.datamodule.load()  # all mistakes in the data come before the weights, and before other processes wait
-    if is_first_process() and (rejected := cli.datamodule.rejected()):
-        print(rejected, file=sys.stderr)
+    if is_first_process():
+        for line in filter(None, (*cli.datamodule.notes(), cli.datamodule.rejected())):
+            print(line, file=sys.stderr)
     _check_data(cli)
     checkpoint = str(cli.checkpoint) if cli.checkpoint is not None else None
     try:

@@ -1,119 +1,244 @@
 """The tokenizer's own chat template (Jinja), cut into segments without searching its output for markers.
 
-The template is rendered twice: with the real messages, and with a unique placeholder in the place of each text. The
-placeholders give the borders; putting the texts back in must give exactly the first rendering, else the template does
-something with the texts that cannot be segmented, and the row is refused with that reason.
+Where the texts of a conversation come out is found with placeholders, once for all conversations of the same shape
+(`chat_structure`). Each conversation is then rendered with its real texts, and must be exactly what the texts between
+the fixed parts give; else the template does something with the texts that cannot be segmented, and the row is refused
+with that reason. Mere blanks around a response (Llama 2) are left out, so that the response is what the row says.
 """
 
 import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from ift.data.chat_structure import ChatMessage, Structure, find_structure
 from ift.data.conversation import Conversation, Message
 from ift.data.layouts import RowError
-from ift.data.templates import Segment
+from ift.data.segments import Segment
 from ift.errors import UserError
 
-# From Unicode's private use area, so that no text has them by accident.
-_PLACEHOLDER = "\ue0f1{}\ue0f2"
-_PLACEHOLDER_PATTERN = re.compile("\ue0f1(\\d+)\ue0f2")
+_THINKING = ("enable_thinking", "thinking")
+"""The options by which templates turn thoughts on and off."""
 
 
 class ChatTemplate:
-    """A renderer around `tokenizer.apply_chat_template`."""
+    """A renderer around `tokenizer.apply_chat_template`.
 
-    def __init__(self, tokenizer: Any) -> None:
+    Args:
+        tokenizer: of transformers, with a chat template.
+        options: further variables that the template reads, such as `enable_thinking: false` for Qwen3. Where thoughts
+            are turned on by name, a response without one is learned with the empty thought that the template writes.
+
+    Raises:
+        UserError: the tokenizer has no chat template, or one that cannot be segmented at all.
+    """
+
+    def __init__(self, tokenizer: Any, options: Mapping[str, bool | str] | None = None) -> None:
         if not tokenizer.chat_template:
             raise UserError(
                 "data.template: 'tokenizer' asks for the tokenizer's own chat template, and this tokenizer has none. "
                 "Name another template."
             )
         self._tokenizer = tokenizer
-        tokens = sorted(set(tokenizer.all_special_tokens), key=len, reverse=True)
+        self._options = dict(options or {})
+        added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+        tokens = sorted({*tokenizer.all_special_tokens, *added}, key=len, reverse=True)
         self._special = re.compile("(" + "|".join(re.escape(token) for token in tokens) + ")")
-        self._check_prompt()
+        self._cut: dict[str, list[tuple[str, bool]]] = {}
+        self._structures: dict[tuple[tuple[str, bool], ...], Structure | RowError] = {}
+        self._check()
 
     def describe(self) -> dict[str, Any]:
-        """Return the Jinja source."""
-        return {"name": "tokenizer", "chat_template": self._tokenizer.chat_template}
+        """Return the Jinja source and the options."""
+        return {"name": "tokenizer", "chat_template": self._tokenizer.chat_template, "options": self._options}
 
     def render(self, conversation: Conversation) -> list[Segment]:
         """Return the segments; supervised are each response and what ends it, up to the first special token.
 
         Raises:
-            RowError: the template refuses the conversation, rewrites a text, or ends a response without a special
-                token (the model could not learn to stop).
+            RowError: the template refuses the conversation, rewrites or leaves out a text, writes a supervised
+                response otherwise than after its prompt for generation, or ends one without a special token (the model
+                could not learn to stop).
         """
-        chat = self._chat(conversation)
-        ends_with_request = chat[-1]["role"] == "user"
-        texts = [turn["content"] for turn in chat]
-        masked = [{**turn, "content": _PLACEHOLDER.format(number)} for number, turn in enumerate(chat)]
-        pieces = _PLACEHOLDER_PATTERN.split(self._apply(masked, ends_with_request))
-        rendered = self._apply(chat, ends_with_request)
-        for candidate in (texts, [text.strip() for text in texts]):
-            if "".join(candidate[int(p)] if i % 2 else p for i, p in enumerate(pieces)) == rendered:
-                return self._segments(conversation, chat, candidate, pieces)
-        raise RowError("the tokenizer's chat template rewrites the text of a message, so it cannot be segmented")
+        chat = _chat(conversation)
+        if not chat:  # the prompt of plain text
+            return []
+        structure = self._structure(chat)
+        offset = len(chat) - len(conversation.messages)
+        rendered = self._apply(chat, chat[-1]["role"] != "assistant")
+        texts = _texts(structure, chat, rendered)
+        if texts is None:
+            raise RowError("the tokenizer's chat template rewrites the text of a message, so it cannot be segmented")
+        messages = [None] * offset + list(conversation.messages)
+        segments = self._segments(structure, texts, messages)
+        for number, problem in structure.problems.items():
+            if conversation.messages[number - offset].supervised:
+                raise RowError(problem)
+        return segments
 
-    def _check_prompt(self) -> None:
-        """Refuse a template whose prompt for generation is not what it writes before a response."""
-        conversation = Conversation((Message("user", "a"), Message("assistant", "b", supervised=True)))
+    def _check(self) -> None:
+        """Refuse a template that cannot render the simplest conversation."""
+        plain = Message("assistant", "b", supervised=True)
         try:
-            prompt, whole = self.render(conversation.prompt), self.render(conversation)
+            self.render(Conversation((Message("user", "a"), plain)))
         except RowError as error:
-            raise UserError(f"data.template: 'tokenizer' cannot be used: {error}. Name another template.") from error
-        if whole[: len(prompt)] != prompt:
             raise UserError(
-                "data.template: 'tokenizer' cannot be used: the tokenizer's chat template writes another prompt for "
-                "generation than it writes before a response, so training and prediction would differ. Name another "
-                "template."
+                f"data.template: 'tokenizer' cannot be used: {error}. {self._repair()}Name another template."
+            ) from error
+
+    def _repair(self) -> str:
+        if any(name in self._options for name in _THINKING):
+            return ""
+        for name in _THINKING:
+            try:
+                ChatTemplate(self._tokenizer, {**self._options, name: False})
+            except UserError:
+                continue
+            return (
+                f"Without thoughts it can: set data.template_options to {{{name}: false}} (or to {{{name}: true}}, to "
+                "learn responses with the thoughts of the rows, empty where a row has none). "
             )
+        return ""
 
-    def _chat(self, conversation: Conversation) -> list[dict[str, str]]:
-        chat = [{"role": "system", "content": conversation.system}] if conversation.system else []
-        for message in conversation.messages:
-            text = f"{message.text}\n{message.context}" if message.context else message.text
-            chat.append({"role": message.role, "content": text})
-        return chat
+    def _structure(self, chat: list[ChatMessage]) -> Structure:
+        shape = tuple((message["role"], "reasoning_content" in message) for message in chat)
+        structure = self._structures.get(shape)
+        if structure is None:
+            thinks = any(self._options.get(name) is True for name in _THINKING)
+            try:
+                structure = find_structure(chat, self._apply, thinks=thinks)
+            except RowError as error:
+                structure = error
+            self._structures[shape] = structure
+        if isinstance(structure, RowError):
+            raise RowError(str(structure))
+        return structure
 
-    def _apply(self, chat: list[dict[str, str]], ends_with_request: bool) -> str:
-        from jinja2 import TemplateError
-
+    def _apply(self, chat: list[ChatMessage], for_generation: bool) -> str:
         try:
-            text = self._tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=ends_with_request)
-        except TemplateError as error:
+            text = self._tokenizer.apply_chat_template(
+                chat, tokenize=False, add_generation_prompt=for_generation, **self._options
+            )
+        except Exception as error:  # a template may fail in any way that Python can, on what it does not expect
             raise RowError(f"the tokenizer's chat template refuses the conversation: {error}") from error
         return str(text)
 
-    def _segments(
-        self, conversation: Conversation, chat: list[dict[str, str]], texts: list[str], pieces: list[str]
-    ) -> list[Segment]:
-        offset = len(chat) - len(conversation.messages)
-        segments: list[Segment] = []
-        response: Message | None = None  # the one whose end the template has not written yet
-        for position, piece in enumerate(pieces):
-            if position % 2:
-                number = int(piece)
-                response = conversation.messages[number - offset] if chat[number]["role"] == "assistant" else None
-                _add_text(segments, texts[number], response)
+    def _segments(self, structure: Structure, texts: list[str], messages: list[Message | None]) -> list[Segment]:
+        writer = _Writer(self._parts)
+        for slot, text in zip(structure.slots, texts, strict=True):
+            message = messages[slot.number]
+            if message is None or message.role != "assistant":
+                # A system text goes with the first request.
+                request = message or messages[slot.number + 1]
+                flag = request is not None and bool(request.supervised)
+                writer.template(slot.before, supervised=flag)
+                writer.text(text, supervised=flag)
                 continue
-            for part in filter(None, self._special.split(piece)):
-                if self._special.fullmatch(part):
-                    supervised = response is not None and bool(response.supervised)
-                    ends = response is not None
-                    segments.append(Segment(part, "token", supervised=supervised, ends_response=ends))
-                    response = None
-                else:
-                    _add_text(segments, part, response)
-            if response is not None:
-                raise RowError("the tokenizer's chat template ends a response without a special token")
-        return segments
+            request, flag = messages[slot.number - 1] if slot.number else None, bool(message.supervised)
+            writer.template(slot.before, supervised=request is not None and bool(request.supervised))
+            writer.template(slot.written, supervised=flag)
+            if slot.part == "content":
+                writer.response(text, supervised=flag)
+            else:
+                writer.text(text, supervised=flag)
+        writer.template(structure.after, supervised=False)
+        return writer.finished()
+
+    def _parts(self, text: str) -> list[tuple[str, bool]]:
+        """Cut what the template writes into text and special tokens; the second value says which."""
+        if text not in self._cut:
+            parts = self._special.split(text)
+            self._cut[text] = [(part, place % 2 == 1) for place, part in enumerate(parts) if part]
+        return self._cut[text]
 
 
-def _add_text(segments: list[Segment], text: str, response: Message | None) -> None:
-    """Add text of a response, or of what stands between two: there, neighbouring texts become one segment."""
-    if response is not None:
-        segments.append(Segment(text, supervised=bool(response.supervised)))
-    elif segments and segments[-1].kind == "text":
-        segments[-1] = Segment(segments[-1].text + text)
-    else:
-        segments.append(Segment(text))
+class _Writer:
+    """Collects segments: neighbouring text of one kind is one segment, the text of a response one of its own."""
+
+    def __init__(self, parts: Callable[[str], list[tuple[str, bool]]]) -> None:
+        self._cut_parts = parts
+        self._segments: list[Segment] = []
+        self._pending: list[str] = []
+        self._supervised = False
+        self._open: bool | None = None
+        """Whether the response was supervised that the template has not ended yet."""
+
+    def text(self, text: str, *, supervised: bool) -> None:
+        """Add text of a message that is no response, or of the template."""
+        if supervised != self._supervised:
+            self._flush()
+            self._supervised = supervised
+        self._pending.append(text)
+
+    def response(self, text: str, *, supervised: bool) -> None:
+        """Add the text of a response."""
+        self._flush()
+        self._segments.append(Segment(text, "text", supervised))
+        self._open = supervised
+
+    def template(self, text: str, *, supervised: bool) -> None:
+        """Add what the template writes; up to the first special token after a response it belongs to that."""
+        for part, is_special in self._cut_parts(text):
+            if self._open is None and not is_special:
+                self.text(part, supervised=supervised)
+                continue
+            self._flush()
+            if not is_special and part.strip(" ") == "":
+                continue  # Llama 2 writes a blank between a response and its end
+            flag = supervised if self._open is None else self._open
+            ends = is_special and self._open is not None
+            self._segments.append(Segment(part, "token" if is_special else "text", flag, ends_response=ends))
+            if is_special:
+                self._open = None
+        if self._open:
+            raise RowError("the tokenizer's chat template ends a response without a special token")
+        self._open = None
+
+    def finished(self) -> list[Segment]:
+        """Return the segments."""
+        self._flush()
+        return self._segments
+
+    def _flush(self) -> None:
+        text = "".join(self._pending)
+        if text:
+            self._segments.append(Segment(text, "text", self._supervised))
+        self._pending = []
+
+
+def _chat(conversation: Conversation) -> list[ChatMessage]:
+    """Return the messages as chat templates read them."""
+    chat: list[ChatMessage] = [{"role": "system", "content": conversation.system}] if conversation.system else []
+    for message in conversation.messages:
+        text = f"{message.text}\n{message.context}" if message.context else message.text
+        chat.append({"role": message.role, "content": text})
+        if message.thought:
+            chat[-1]["reasoning_content"] = message.thought
+    return chat
+
+
+def _texts(structure: Structure, chat: list[ChatMessage], rendered: str) -> list[str] | None:
+    """Return the text in each slot, as the template wrote it: all of it, or without blanks or newlines at its ends.
+
+    Returns:
+        `None` where the rendering is not what the texts between the fixed parts give.
+    """
+    fixed = [slot.fixed for slot in structure.slots] + [structure.after]
+    texts, position = [], len(fixed[0])
+    if not rendered.startswith(fixed[0]):
+        return None
+    for slot, following in zip(structure.slots, fixed[1:], strict=True):
+        for text in _variants(chat[slot.number][slot.part]):
+            if rendered.startswith(text + following, position):
+                texts.append(text)
+                position += len(text) + len(following)
+                break
+        else:
+            return None
+    return texts if position == len(rendered) else None
+
+
+def _variants(text: str) -> list[str]:
+    if text.strip() == text:
+        return [text]
+    ends = (text.strip(), text.strip("\n"), text.lstrip(), text.lstrip("\n"), text.rstrip(), text.rstrip("\n"))
+    return [text, *ends]

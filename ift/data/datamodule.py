@@ -11,10 +11,12 @@ from torch.utils.data import DataLoader
 from ift.data.conversation import TrainOn
 from ift.data.counts import SourceCounts, reject_report
 from ift.data.encoding import Encoder, load_tokenizer, make_renderer
+from ift.data.filters import NO_FILTERS, Deduplicate, FilterSettings
 from ift.data.layouts import resolve_layout
 from ift.data.length import OverLong
 from ift.data.order import IndexArray, Members, Mixing, Mixture, Permutation, uses_per_epoch
 from ift.data.preparation import PreparationSettings, prepare
+from ift.data.row_conversations import locate
 from ift.data.rows import Source, check_source
 from ift.data.steps import EpochSampler, Position, Step, StepPlan, TrainingSteps, ValidationSteps
 from ift.data.store import ExampleStore
@@ -36,12 +38,17 @@ class InstructionDataModule(LightningDataModule):
         global_batch_size: examples per optimizer step, over all ranks.
         micro_batch_tokens: most positions (rows times longest row) that go through the model at once; changes speed
             and memory, never the result.
-        template: alpaca, chinese_alpaca, plain, `tokenizer` (its own chat template), or a template written out.
+        template: name of a template (`ift/data/templates.yaml`), `tokenizer` (its own chat template), or a template
+            written out.
+        template_options: variables that the tokenizer's own chat template reads, such as `enable_thinking: false`.
         train_on: what the loss counts: `outputs` (every response), `last_output`, or `everything`.
         over_long: what becomes of examples beyond `max_length`: `drop`, `cut_start`, `cut_end` (tokens on that side),
             or `cut_turns` (the last turns); each is counted, and none is kept without a supervised token.
         mixing: what a source's weight means: how often its examples occur (`repeats`), or its share of the `examples`
             or `tokens` of an epoch.
+        deduplicate: which conversations are left out where an earlier one stays: `none`, `exact`, or `near` (MinHash,
+            Jaccard similarity of character 5-grams of at least 0.8). Left out ones are counted and kept in a file.
+        benchmarks: files of benchmark items; a conversation that shares a run of 13 tokens with an item is left out.
         validation: what is held out: a share (0.05), a number of examples (200), or a list of own sources.
         max_rejected: largest share of rows that may be unusable before the run stops.
         cache_dir: where prepared examples are kept between runs.
@@ -57,9 +64,12 @@ class InstructionDataModule(LightningDataModule):
         global_batch_size: int,
         micro_batch_tokens: int,
         template: str | Template = "alpaca",
+        template_options: dict[str, bool | str] | None = None,
         train_on: TrainOn = "outputs",
         over_long: OverLong = "drop",
         mixing: Mixing = "repeats",
+        deduplicate: Deduplicate = "none",
+        benchmarks: list[str] | None = None,
         validation: int | float | list[Source] | None = None,
         max_rejected: float = 0.01,
         cache_dir: str = "~/.cache/ift",
@@ -79,18 +89,21 @@ class InstructionDataModule(LightningDataModule):
             )
         if not 0 <= max_rejected <= 1:
             raise UserError(f"data.max_rejected: {max_rejected} is no share between 0 and 1.")
-        _check_sources("data.sources", sources)
+        self.sources = _located("data.sources", sources)
         if isinstance(validation, list):
-            _check_sources("data.validation", validation)
+            validation = _located("data.validation", validation)
         elif validation is not None and not (validation >= 1 if isinstance(validation, int) else 0 < validation < 1):
             raise UserError(
                 f"data.validation: {validation} is neither a share between 0 and 1 (0.05), nor a number of examples "
                 "(200), nor a list of sources."
             )
-        self.sources, self.base, self.max_length = sources, base, max_length
+        self.base, self.max_length = base, max_length
         self.global_batch_size, self.micro_batch_tokens = global_batch_size, micro_batch_tokens
         self.template = resolve_template("data.template", template)
+        self.template_options = template_options or {}
         self.train_on, self.over_long, self.mixing = train_on, over_long, mixing
+        self.filters = FilterSettings(deduplicate, tuple(benchmarks or ()))
+        self.filters.check("data")
         self.validation, self.max_rejected = validation, max_rejected
         self.cache_dir, self.num_workers, self.seed = Path(cache_dir).expanduser(), num_workers, seed
         self.position = Position()
@@ -105,7 +118,7 @@ class InstructionDataModule(LightningDataModule):
         if self._loaded:
             return
         self.tokenizer = load_tokenizer("model.base", self.base)
-        self.encoder = Encoder(self.tokenizer, make_renderer(self.tokenizer, self.template))
+        self.encoder = Encoder(self.tokenizer, make_renderer(self.tokenizer, self.template, self.template_options))
         self.store = self._open_store("data.sources", self.sources)
         held_out = self._held_out()
         self.mixture = self._mixture(held_out)
@@ -201,8 +214,27 @@ class InstructionDataModule(LightningDataModule):
             return ""
         return f"{number} of {everything} rows cannot be used and are left out:\n{reject_report(counts)}"
 
+    def notes(self) -> list[str]:
+        """Return what was decided for the user and may not be what they expect, one line each."""
+        stores = {store.key: store for store in (self.store, self._validation_store)}.values()
+        lines = []
+        for counts in (one for store in stores for one in store.counts):
+            if counts.detected:
+                lines.append(f"{counts.path}: no layout is named; its first rows have layout '{counts.layout}'")
+            if counts.cut:
+                lines.append(f"{counts.path}: {counts.cut} examples cut to data.max_length {self.max_length}")
+            for name, number in counts.removed.items():
+                lines.append(f"{counts.path}: {number} conversations left out ({name})")
+        for token, instead in self.encoder.missing_tokens().items():
+            lines.append(
+                f"data.template: the tokenizer lacks the special token '{token}'; {instead} is written instead"
+            )
+        return lines
+
     def _open_store(self, key: str, sources: list[Source]) -> ExampleStore:
-        settings = PreparationSettings(self.max_length, self.over_long, self.train_on)
+        # What validation measures is not the run's to choose: filters are for training data.
+        filters = self.filters if sources is self.sources else NO_FILTERS
+        settings = PreparationSettings(self.max_length, self.over_long, self.train_on, filters)
         store = ExampleStore(prepare(sources, self.encoder, settings, cache_dir=self.cache_dir, key=key))
         for counts, source in zip(store.counts, sources, strict=True):
             counts.weight = source.weight  # no part of what is prepared, so the store may know an older one
@@ -275,11 +307,16 @@ class InstructionDataModule(LightningDataModule):
         )
 
 
-def _check_sources(key: str, sources: list[Source]) -> None:
+def _located(key: str, sources: list[Source]) -> list[Source]:
+    """Return the sources with what the catalogue knows of them, each checked."""
+    located = []
     for number, source in enumerate(sources):
+        source = locate(f"{key}[{number}]", source)
         check_source(f"{key}[{number}]", source)
         if source.layout is not None:
             resolve_layout(f"{key}[{number}].layout", source.layout)
+        located.append(source)
+    return located
 
 
 def _num_outcomes(counts: SourceCounts) -> int:

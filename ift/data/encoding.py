@@ -6,7 +6,7 @@ messages never becomes a special token, whatever it contains.
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -173,18 +173,20 @@ class Encoder:
         """Ids that end a response: end-of-text, and the token by which the template ends one."""
         probe = Conversation((Message("user", "a"), Message("assistant", "b", supervised=True)))
         segments = self.template.render(probe)
-        ends = [self._segment_ids(s) for s in segments if s.ends_response or s.kind == "end"]
+        ends = [self._segment_ids(s) for s in segments if s.ends_response and s.kind != "text"]
         return sorted({self.end_token_id, *(ids[0] for ids in ends if ids)})
 
     def encode(self, rendered: Sequence[list[Segment]]) -> list[Example]:
         """Encode rendered conversations, each segment on its own; all texts go through the tokenizer in one call."""
-        batch = self.encode_batch(rendered)
-        starts = batch.starts
+        return self.examples(self.encode_batch(rendered))
+
+    def examples(self, batch: EncodedBatch, *, source: str = "") -> list[Example]:
+        """Return the conversations of a batch one by one."""
         examples = []
-        for start, end in pairwise(starts.tolist()):
+        for start, end in pairwise(batch.starts.tolist()):
             input_ids = batch.input_ids[start:end].astype(np.int64)
             labels = labels_of(input_ids, batch.loss[start:end], end_token_id=self.end_token_id)
-            examples.append(Example(input_ids, labels))
+            examples.append(Example(input_ids, labels, source=source))
         return examples
 
     def encode_batch(self, rendered: Sequence[list[Segment]]) -> EncodedBatch:
@@ -264,10 +266,26 @@ class Encoder:
         return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
 
 
-def make_renderer(tokenizer: Any, template: Template | None) -> Renderer:
-    """Return the template, or for `None` the tokenizer's own chat template."""
+def make_renderer(
+    tokenizer: Any, template: Template | None, options: Mapping[str, bool | str] | None = None
+) -> Renderer:
+    """Return the template, or for `None` the tokenizer's own chat template.
+
+    Args:
+        tokenizer: of transformers.
+        template: a template of ours.
+        options: variables that the tokenizer's chat template reads, such as `{"enable_thinking": False}`.
+
+    Raises:
+        UserError: the chat template cannot be used, or options are given for a template that reads none.
+    """
     if template is not None:
+        if options:
+            raise UserError(
+                f"data.template_options: {dict(options)} are for the tokenizer's own chat template, and data.template "
+                f"is '{template.name}', which reads none. Leave them out."
+            )
         return template
     from ift.data.chat_templates import ChatTemplate
 
-    return ChatTemplate(tokenizer)
+    return ChatTemplate(tokenizer, options)

@@ -13,20 +13,21 @@ import os
 import shutil
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, TextIO
 
 from ift.data.conversation import Conversation, TrainOn
 from ift.data.counts import SourceCounts, SpecialTokens
 from ift.data.encoding import EncodedBatch, Encoder, tokenizer_hash
+from ift.data.filters import NO_FILTERS, FilterSettings
 from ift.data.layouts import RowError, RowFunction
 from ift.data.length import LengthPolicy, OverLong, Reason
-from ift.data.row_conversations import resolve_source, to_conversations
+from ift.data.row_conversations import Reject, resolve_source, to_conversations
 from ift.data.rows import RawRow, Source, content_hash, read_rows
 from ift.data.store import ExampleSink
 from ift.data.templates import Segment
@@ -37,21 +38,6 @@ _BATCHES_AHEAD = 2
 _BATCHES_BETWEEN_COLLECTIONS = 20
 
 
-class ConversationFilter(Protocol):
-    """Leaves conversations out that could be used: duplicates, contaminated ones."""
-
-    name: str
-    """What is counted: duplicate, near_duplicate, contaminated."""
-
-    def check(self, conversation: Conversation, place: str) -> str | None:
-        """Return why a conversation is left out, or `None` to keep it; called once for each, in order."""
-        ...
-
-    def describe(self) -> Mapping[str, Any]:
-        """Return all that decides the outcome, for the cache key."""
-        ...
-
-
 @dataclass(frozen=True)
 class PreparationSettings:
     """What decides the content of a store beside the sources, the template and the tokenizer."""
@@ -60,17 +46,15 @@ class PreparationSettings:
     """Longest example, in tokens."""
     over_long: OverLong = "drop"
     train_on: TrainOn = "outputs"
-    filters: tuple[ConversationFilter, ...] = ()
-    """Fresh ones: they remember what they have seen."""
+    filters: FilterSettings = NO_FILTERS
 
-    def describe(self) -> dict[str, Any]:
-        """Return plain values, for the cache key."""
-        filters = [{"name": one.name, **one.describe()} for one in self.filters]
+    def describe(self, hashes: Path) -> dict[str, Any]:
+        """Return plain values, for the cache key; `hashes` keeps those of files between runs."""
         return {
             "max_length": self.max_length,
             "over_long": self.over_long,
             "train_on": self.train_on,
-            "filters": filters,
+            "filters": self.filters.describe(hashes),
         }
 
 
@@ -90,7 +74,7 @@ def store_key(
     for path in sorted(Path(__file__).parent.rglob("*")):
         if path.suffix in (".py", ".yaml"):
             digest.update(path.read_bytes())
-    encoding = [tokenizer_hash(encoder.tokenizer), encoder.template.describe(), settings.describe()]
+    encoding = [tokenizer_hash(encoder.tokenizer), encoder.template.describe(), settings.describe(cache_dir / "hashes")]
     digest.update(json.dumps(encoding, default=str).encode())
     return digest.hexdigest()[:32]
 
@@ -171,6 +155,7 @@ class _Builder:
         self._special = SpecialTokens(
             begin=encoder.begin_token_id, stops=tuple(encoder.stop_token_ids), end=encoder.end_token_id
         )
+        self._filters = settings.filters.build()
         self._files: dict[str, int] = {}
 
     def build(self, sources: Sequence[Source], *, key: str, hashes: Path) -> None:
@@ -222,7 +207,7 @@ class _Builder:
                 try:
                     if isinstance(conversation, RowError):
                         raise conversation
-                    removed = self._removed_by(row, conversation, counts) if self._settings.filters else None
+                    removed = self._removed_by(row, conversation, counts) if self._filters else None
                     if removed is not None:
                         places.append(removed)
                         continue
@@ -234,7 +219,7 @@ class _Builder:
         return places, rendered
 
     def _removed_by(self, row: RawRow, conversation: Conversation, counts: SourceCounts) -> _Place | None:
-        for one in self._settings.filters:
+        for one in self._filters:
             reason = one.check(conversation, f"{row.file or counts.path} line {row.line}")
             if reason is not None:
                 return _Place(row, reason=reason, removed_by=one.name)
@@ -275,13 +260,7 @@ def _json_lines(path: Path) -> TextIO:
 
 
 def _write_row(file: TextIO, row: RawRow, counts: SourceCounts, *, kind: str, reason: str) -> None:
-    described = {
-        "file": row.file or counts.path,
-        "line": row.line,
-        "kind": kind,
-        "reason": reason,
-        "row": row.value,
-    }
+    described = asdict(Reject(row.file or counts.path, row.line, kind, reason, None)) | {"row": row.value}
     try:
         text = json.dumps(described, ensure_ascii=False, default=str)
     except (ValueError, RecursionError):  # nested too deeply to be written, or an integer with too many digits

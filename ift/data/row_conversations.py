@@ -2,12 +2,50 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
+from ift.data.catalogue import resolve
 from ift.data.conversation import Conversation
-from ift.data.layouts import RowError, RowFunction, check_turns, resolve_layout
-from ift.data.rows import RawRow, Source
+from ift.data.layouts import (
+    RowError,
+    RowFunction,
+    check_turns,
+    detect_layout,
+    map_columns,
+    resolve_layout,
+)
+from ift.data.layouts.detection import ROWS_LOOKED_AT
+from ift.data.rows import RawRow, Source, read_rows
+from ift.errors import UserError
+
+
+def locate(key: str, source: Source) -> Source:
+    """Return a source whose path is a name of the catalogue with what the catalogue knows of it.
+
+    What the source says itself goes first.
+
+    Args:
+        key: where it stands in the configuration, for errors.
+        source: as configured.
+
+    Raises:
+        UserError: an unknown name, or a collection that cannot be loaded by name.
+    """
+    collection = resolve(f"{key}.path", source.path)
+    if collection is None or collection.hub is None:
+        return source
+    return replace(
+        source,
+        path=collection.hub,
+        layout=source.layout or collection.layout,
+        columns=source.columns or collection.columns,
+        split=source.split if source.split != "train" else collection.split,
+        subset=source.subset or collection.config,
+        revision=source.revision or collection.revision,
+        files=source.files or collection.files,
+    )
 
 
 @dataclass(frozen=True)
@@ -26,8 +64,40 @@ def resolve_source(key: str, source: Source) -> ResolvedSource:
     Raises:
         UserError: an unknown layout, or rows of none.
     """
-    assert source.layout is not None
-    return ResolvedSource(source.layout, resolve_layout(f"{key}.layout", source.layout))
+    if source.layout is not None:
+        function = resolve_layout(f"{key}.layout", source.layout)
+        return ResolvedSource(source.layout, _with_columns(function, source))
+    layout = detect_layout(_first_rows(key, source), key=f"{key}.layout")
+    return ResolvedSource(layout, _with_columns(resolve_layout(key, layout), source), detected=True)
+
+
+def _first_rows(key: str, source: Source) -> list[Any]:
+    found = (row.value for row in read_rows(source, key=key) if isinstance(row.value, dict))
+    rows = list(islice(found, ROWS_LOOKED_AT))
+    if not rows:
+        raise UserError(f"{key}.path: '{source.path}' holds no row by which its layout could be told.")
+    try:
+        return [map_columns(row, source.columns) for row in rows]
+    except RowError as error:
+        raise UserError(f"{key}.columns: {error}") from error
+
+
+def _with_columns(function: RowFunction, source: Source) -> RowFunction:
+    if not source.columns:
+        return function
+    return lambda row: function(map_columns(row, source.columns))
+
+
+@dataclass(frozen=True)
+class Reject:
+    """A row, or a conversation of one, that became no example."""
+
+    file: str
+    line: int
+    kind: str
+    """The reason without this row's own numbers, for counting; for one that a filter left out, the filter's name."""
+    reason: str
+    row: Any
 
 
 _MOST_CHARACTERS = 300

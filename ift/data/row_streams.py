@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ift.data.files import DamagedFileError, DataFile, find_files
+from ift.data.files import DamagedFileError, DataFile
 from ift.data.json_rows import RawRow, parse_line
 from ift.data.order import Permutation
 from ift.data.rows import Source, read_file
@@ -203,12 +203,12 @@ def stream_files(key: str, source: Source) -> list[DataFile]:
     Raises:
         UserError: no such file, or no such data set.
     """
-    if source.is_local:
-        return find_files(f"{key}.path", source.path)
+    if source.has_files:
+        return source.data_files(key)
     from datasets import load_dataset_builder
 
     try:
-        found = load_dataset_builder(source.path, source.subset).config.data_files or {}
+        found = load_dataset_builder(source.path, source.subset, revision=source.revision).config.data_files or {}
     except Exception as error:  # the hub client raises dozens of types; each means that the data cannot be had
         reason = " ".join(str(error).split())[:300]
         raise UserError(

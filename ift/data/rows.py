@@ -22,7 +22,8 @@ class Source:
 
     path: str
     """A local file, a pattern of files (`data/*.jsonl`) or an address (`s3://…`): JSON, JSON lines, CSV, TSV, Parquet
-    or text, also compressed (`.gz`, `.zst`); or the id of a data set on the hub (`owner/name`)."""
+    or text, also compressed (`.gz`, `.zst`); or the id of a data set on the hub (`owner/name`); or a name of the
+    catalogue (`ift data list`)."""
     layout: str | None = None
     """Name of a layout, or the dotted path of a row function; found out from the first rows where it is left out."""
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -36,13 +37,32 @@ class Source:
     """Split of a hub data set; files have none."""
     subset: str | None = None
     """Subset (configuration) of a hub data set that has several."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub data set."""
+    files: tuple[str, ...] = ()
+    """Files within a hub data set (patterns with `*` and `**`) that are read on their own."""
+    stream: bool = False
+    """Whether rows are read, rendered and tokenized while training goes on, and never kept: for sources that are too
+    large to prepare. Needs `trainer.max_steps`."""
 
     @property
-    def is_local(self) -> bool:
-        """Whether the path names files rather than a hub id."""
-        if is_remote(self.path) or format_of(self.path) is not None or glob.has_magic(self.path):
+    def has_files(self) -> bool:
+        """Whether our own reader reads it, and not the library `datasets` from the hub."""
+        if self.files or is_remote(self.path) or format_of(self.path) is not None or glob.has_magic(self.path):
             return True
         return self.path.startswith(("/", "./", "../", "~")) or os.path.exists(self.path)
+
+    def data_files(self, key: str) -> list[DataFile]:
+        """Return its files, in order.
+
+        Raises:
+            UserError: a file that is not there or cannot be read.
+        """
+        if not self.files:
+            return find_files(f"{key}.path", self.path)
+        at = f"@{self.revision}" if self.revision else ""
+        addresses = [f"hf://datasets/{self.path}{at}/{name}" for name in self.files]
+        return [file for address in addresses for file in find_files(f"{key}.files", address)]
 
 
 def check_source(key: str, source: Source) -> None:
@@ -55,8 +75,8 @@ def check_source(key: str, source: Source) -> None:
         raise UserError(f"{key}.weight: {source.weight} is not above 0. Leave the source out to use none of it.")
     if source.max_examples is not None and source.max_examples < 1:
         raise UserError(f"{key}.max_examples: {source.max_examples} is less than 1. Leave the source out instead.")
-    if source.is_local:
-        find_files(f"{key}.path", source.path)
+    if source.has_files and not source.files and not is_remote(source.path):
+        source.data_files(key)
 
 
 def read_rows(source: Source, *, key: str = "data") -> Iterator[RawRow]:
@@ -69,10 +89,10 @@ def read_rows(source: Source, *, key: str = "data") -> Iterator[RawRow]:
     Raises:
         UserError: a hub data set that cannot be had, or a file that cannot be read or changes meanwhile.
     """
-    if not source.is_local:
+    if not source.has_files:
         yield from _read_hub(source, key)
         return
-    for file in find_files(f"{key}.path", source.path):
+    for file in source.data_files(key):
         try:
             for row in read_file(file):
                 yield row._replace(file=file.path)
@@ -108,7 +128,7 @@ def _read_hub(source: Source, key: str) -> Iterator[RawRow]:
     from datasets import load_dataset
 
     try:
-        rows = load_dataset(source.path, source.subset, split=source.split)
+        rows = load_dataset(source.path, source.subset, split=source.split, revision=source.revision)
     except Exception as error:  # the hub client raises dozens of types; each means that the data cannot be had
         raise _no_hub_data(source, key, error) from error
     for number, value in enumerate(rows, 1):
@@ -126,13 +146,13 @@ def content_hash(source: Source, *, key: str = "data", hashes: Path | None = Non
     Raises:
         UserError: a hub data set that cannot be had.
     """
-    if source.is_local:
-        found = [file.identity(hashes) for file in find_files(f"{key}.path", source.path)]
+    if source.has_files:
+        found = [file.identity(hashes) for file in source.data_files(key)]
         return found[0] if len(found) == 1 else hashlib.sha256(json.dumps(found).encode()).hexdigest()
     from datasets import load_dataset_builder
 
     try:
-        builder = load_dataset_builder(source.path, source.subset)
+        builder = load_dataset_builder(source.path, source.subset, revision=source.revision)
     except Exception as error:  # as in _read_hub
         raise _no_hub_data(source, key, error) from error
     described = json.dumps([source.path, source.split, builder.config_id, str(builder.hash)])

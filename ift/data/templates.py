@@ -1,148 +1,168 @@
 """Templates: a conversation in, segments out. The label mask falls out of the segments; nothing is searched for.
 
 A template is data. Rendering a conversation that ends with a request gives the prompt that a model answers at
-inference; with the response appended it gives the same segments, then the response and end-of-text. So the prompt of
-training and of inference cannot differ.
+inference; with the response appended it gives the same segments, then the response and what ends it. So the prompt of
+training and of inference cannot differ. The named templates are in `templates.yaml` beside this file.
 """
 
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Protocol
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
 
-from ift.data.conversation import Conversation, Message
+from ift.data.conversation import Conversation
+from ift.data.segments import Renderer, Segment
+from ift.data.template_patterns import Piece, Special, parse_pattern
+from ift.data.template_rendering import AnswerPieces, Defaults, Rendering, RequestPieces, ResponsePieces, Stretch
 from ift.errors import UserError, unknown_name
 
-
-@dataclass(frozen=True)
-class Segment:
-    """A stretch of a rendered conversation, tokenized on its own.
-
-    All text between two responses is one segment, and every response is one, supervised or not: so a response has the
-    same ids wherever it stands.
-    """
-
-    text: str
-    """The text; for kind `token` the special token as written, for `begin` and `end` empty."""
-    kind: Literal["text", "token", "begin", "end"] = "text"
-    """`text` never yields special tokens, whatever it says; `begin` and `end` are the tokenizer's begin-of-text (where
-    it uses one) and end-of-text."""
-    supervised: bool = False
-    """Whether the loss counts its tokens."""
-    stop_label: bool = False
-    """Whether the label of its first token is end-of-text: for chat formats in which a response before the last is
-    followed by the next request without any token that ends it (Baichuan2). Only for unsupervised segments."""
-    ends_response: bool = False
-    """Whether it ends a response; end-of-text stands for such a token where the tokenizer lacks it. Any other token
-    that the tokenizer lacks is written as text."""
-
-
-class Renderer(Protocol):
-    """What turns conversations into segments: a `Template`, or the tokenizer's own chat template."""
-
-    def render(self, conversation: Conversation) -> list[Segment]:
-        """Return the segments of a conversation; of one that ends with a request, the prompt."""
-        ...
-
-    def describe(self) -> dict[str, Any]:
-        """Return all that decides the rendering, for the run folder and the cache key."""
-        ...
+__all__ = ["TEMPLATES", "TOKENIZER_TEMPLATE", "Renderer", "Segment", "Template", "load_templates", "resolve_template"]
 
 
 @dataclass(frozen=True)
 class Template:
-    """A template of fixed text around the messages."""
+    """Patterns around the messages: text, fields as `{text}`, special tokens as `{<|im_end|>}`, `{begin}`, `{end}`.
+
+    `{begin}` is the tokenizer's begin-of-text, where it uses one, `{end}` its end-of-text. A token that begins with
+    neither `<` nor `[` is written `{token:sop}`, a brace `{{` or `}}`. What a message says is never read as a pattern.
+    """
 
     name: str
+    """What errors and the run folder call it."""
     user: str
-    """How a request is written; must contain `{text}`. Ends where the response begins."""
+    """How a request is written, with `{text}` and, where rounds are counted, `{round}`. Ends where the response
+    begins."""
     user_with_context: str = ""
-    """How a request with a context is written; must contain `{text}` and `{context}`. Empty: the context follows the
-    text after a newline."""
+    """How a request with a context (alpaca's `input`) is written, with `{text}`, `{context}`, `{round}`. Empty: as
+    `user`, the context following the text after a newline."""
+    single_turn_user: str = ""
+    """How the request is written where the conversation has only one. Empty: as `user`."""
+    user_with_system: str = ""
+    """How the first request is written where there is a system text, with `{system}`, `{text}`, `{round}`; a context
+    follows the text after a newline. Empty: as `system_format`, then the request."""
     system: str = ""
-    """Text before the first request, unless the row gives its own."""
+    """System text, unless the row gives its own; plain text, in which braces mean themselves."""
     system_with_context: str = ""
-    """The same where the first request has a context; empty: as `system`."""
-    after_system: str = "\n\n"
-    """Between system text and first request; left out where there is no system text."""
+    """The same where the first request has a context. Empty: as `system`."""
+    system_format: str = "{system}\n\n"
+    """How a system text is written before the first request, with `{system}`."""
+    response: str = "{text}{end}"
+    """How a response is written, with `{text}` and then the token that ends it; all of it is supervised."""
+    earlier_response: str = ""
+    """How a response is written that is not the last. Where no token ends it, the label on the first token of the next
+    request is end-of-text (Baichuan2), unless that request is itself supervised. Empty: as `response`."""
+    thought: str = "{thought}\n"
+    """How a thought is written before its response or call, with `{thought}`; supervised as they are."""
+    call: str = ""
+    """How a call of a tool is written, with `{text}` and the token that ends it. Empty: as `earlier_response`."""
+    tool: str = ""
+    """How the result of a tool is written, with `{text}`; `between_turns` does not stand before it. Empty: as a
+    request."""
+    begin: str = "{begin}"
+    """What every conversation begins with."""
     between_turns: str = "\n\n"
-    """Between the end-of-text of a response and the next request."""
+    """Between the end of a response and the next request."""
+    before_last_response: str = ""
+    """Special tokens before the last response, part of the prompt. The last of them is supervised with the response
+    (ChatGLM-6B)."""
+    first_round: int = 1
+    """The number in `{round}` of the first request."""
+    last_output_only: bool = False
+    """Whether nothing before the last response can be supervised, because the model attends to it in both directions
+    (ChatGLM-6B). It then stays without loss, whatever `train_on` and the messages say."""
 
     def __post_init__(self) -> None:
-        if "{text}" not in self.user:
-            raise UserError(f"data.template.user: {self.user!r} of template '{self.name}' must contain '{{text}}'.")
-        if self.user_with_context and not all(field in self.user_with_context for field in ("{text}", "{context}")):
-            raise UserError(
-                f"data.template.user_with_context: {self.user_with_context!r} of template '{self.name}' must contain "
-                "'{text}' and '{context}'."
-            )
+        _ = self._rendering  # a wrong pattern is refused where it is written
 
     def render(self, conversation: Conversation) -> list[Segment]:
-        """Return begin-of-text, then each request unsupervised, each response supervised and ended by end-of-text."""
-        segments = [Segment("", "begin")]
-        for number, message in enumerate(conversation.messages):
-            if message.role == "user":
-                before = self.between_turns if number else self._opening(conversation)
-                segments.append(Segment(before + self._request(message)))
-            else:
-                segments += [
-                    Segment(message.text, supervised=bool(message.supervised)),
-                    Segment("", "end", supervised=bool(message.supervised), ends_response=True),
-                ]
-        return segments
+        """Return the segments: requests unsupervised unless they say otherwise, responses with what ends them.
+
+        Args:
+            conversation: as `supervise` returned it. What belongs to a request (system text, tokens and text of the
+                template up to the response) has its flag, what ends a response has the flag of the response.
+        """
+        return self._rendering.render(conversation)
 
     def describe(self) -> dict[str, Any]:
         """Return the template's fields."""
         return asdict(self)
 
-    def _opening(self, conversation: Conversation) -> str:
-        with_context = conversation.messages[0].context and self.system_with_context
-        system = conversation.system or (self.system_with_context if with_context else self.system)
-        return system + self.after_system if system else ""
+    @cached_property
+    def _rendering(self) -> Rendering:
+        return Rendering(
+            self._requests(),
+            self._answers(),
+            Defaults(self.system, self.system_with_context, self.first_round, self.last_output_only),
+        )
 
-    def _request(self, message: Message) -> str:
-        # One pass over the pattern: text that itself contains '{context}' must stay as it is.
-        if message.context and self.user_with_context:
-            return _fill(self.user_with_context, {"text": message.text, "context": message.context})
-        text = f"{message.text}\n{message.context}" if message.context else message.text
-        return _fill(self.user, {"text": text})
+    def _requests(self) -> RequestPieces:
+        user = ("text", "round")
+        before_last_response = self._pieces("before_last_response")
+        if before_last_response and not all(isinstance(piece, Special) for piece in before_last_response):
+            raise UserError(
+                f"{self._place('before_last_response')} must be special tokens only, as {{[gMASK]}}{{<sop>}}."
+            )
+        return RequestPieces(
+            begin=self._pieces("begin"),
+            user=self._pieces("user", *user, required=("text",)),
+            user_with_context=self._pieces("user_with_context", *user, "context", required=("text", "context")),
+            user_with_system=self._pieces("user_with_system", *user, "system", required=("text", "system")),
+            single_turn_user=self._pieces("single_turn_user", *user, required=("text",)),
+            tool=self._pieces("tool", *user, required=("text",)),
+            system=self._pieces("system_format", "system", required=("system",)),
+            between_turns=self._pieces("between_turns"),
+            before_last_response=before_last_response,
+        )
+
+    def _answers(self) -> AnswerPieces:
+        response = ResponsePieces(self._pieces("response", "text", required=("text",)))
+        if not response.ends:
+            raise UserError(
+                f"{self._place('response')} has no special token after {{text}}, so a model could not learn to stop. "
+                "Write {end} there, or the token that ends a response in this format."
+            )
+        earlier = self._pieces("earlier_response", "text", required=("text",))
+        call = self._pieces("call", "text", required=("text",))
+        return AnswerPieces(
+            response=response,
+            earlier_response=ResponsePieces(earlier) if earlier else response,
+            thought=Stretch(self._pieces("thought", "thought", required=("thought",))),
+            call=ResponsePieces(call) if call else None,
+        )
+
+    def _pieces(self, name: str, *fields: str, required: tuple[str, ...] = ()) -> tuple[Piece, ...]:
+        pattern: str = getattr(self, name)
+        optional = not pattern and name not in ("user", "system_format", "response", "thought")
+        return parse_pattern(pattern, fields, required=() if optional else required, place=self._place(name))
+
+    def _place(self, name: str) -> str:
+        return f"data.template.{name}: {getattr(self, name)!r} of template '{self.name}'"
 
 
-def _fill(pattern: str, values: dict[str, str]) -> str:
-    for name, value in values.items():
-        before, found, after = pattern.partition("{" + name + "}")
-        if found:
-            rest = {key: text for key, text in values.items() if key != name}
-            return _fill(before, rest) + value + _fill(after, rest)
-    return pattern
+@cache
+def load_templates() -> dict[str, Template]:
+    """Return the named templates, read once from `templates.yaml`."""
+    import yaml
+
+    text = (Path(__file__).parent / "templates.yaml").read_text(encoding="utf-8")
+    return {name: Template(name, **patterns) for name, patterns in yaml.safe_load(text).items()}
 
 
-_ALPACA_SYSTEM = (
-    "Below is an instruction that describes a task. Write a response that appropriately completes the request."
-)
-_ALPACA_SYSTEM_WITH_CONTEXT = (
-    "Below is an instruction that describes a task, paired with an input that provides further context. "
-    "Write a response that appropriately completes the request."
-)
+class _NamedTemplates(Mapping[str, Template]):
+    """The named templates, read when the first of them is asked for."""
 
-TEMPLATES: dict[str, Template] = {
-    template.name: template
-    for template in (
-        # Stanford Alpaca's prompt_no_input and prompt_input (train.py, 2023).
-        Template(
-            name="alpaca",
-            user="### Instruction:\n{text}\n\n### Response:",
-            user_with_context="### Instruction:\n{text}\n\n### Input:\n{context}\n\n### Response:",
-            system=_ALPACA_SYSTEM,
-            system_with_context=_ALPACA_SYSTEM_WITH_CONTEXT,
-        ),
-        # Chinese-LLaMA-Alpaca's single form (scripts/training/build_dataset.py): the input follows the instruction.
-        Template(
-            name="chinese_alpaca",
-            user="### Instruction:\n{text}\n\n### Response: ",
-            system=_ALPACA_SYSTEM,
-        ),
-        Template(name="plain", user="{text}\n", between_turns="\n"),
-    )
-}
+    def __getitem__(self, name: str) -> Template:
+        return load_templates()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(load_templates())
+
+    def __len__(self) -> int:
+        return len(load_templates())
+
+
+TEMPLATES: Mapping[str, Template] = _NamedTemplates()
 
 TOKENIZER_TEMPLATE = "tokenizer"
 """Name under which a YAML asks for the chat template that the tokenizer brings along."""

@@ -49,6 +49,7 @@ class PromptDataModule(LightningDataModule):
         layout: of the rows; a last response is the reference. Rows of layout messages may hold `options` to rank,
             `reference` and `meta`.
         template: as for training; from a run folder, the one it was trained with.
+        template_options: likewise.
         tokenizer: folder or hub id of another tokenizer than the base model's.
         batch_size: prompts that go through the model at once.
     """
@@ -59,6 +60,7 @@ class PromptDataModule(LightningDataModule):
         base: str,
         layout: str = "messages",
         template: str | Template = "alpaca",
+        template_options: dict[str, bool | str] | None = None,
         tokenizer: str | None = None,
         batch_size: int = 8,
     ) -> None:
@@ -69,6 +71,7 @@ class PromptDataModule(LightningDataModule):
         check_source("data", self.source)
         self.row_function = resolve_layout("data.layout", layout)
         self.template = resolve_template("data.template", template)
+        self.template_options = template_options or {}
         self.base, self.tokenizer_name, self.batch_size = base, tokenizer, batch_size
         self.done: Container[str] = ()
         """Ids that an interrupted run has answered already."""
@@ -84,7 +87,7 @@ class PromptDataModule(LightningDataModule):
             return
         key = "data.tokenizer" if self.tokenizer_name else "model.base"
         tokenizer = load_tokenizer(key, self.tokenizer_name or self.base)
-        self.encoder = Encoder(tokenizer, make_renderer(tokenizer, self.template))
+        self.encoder = Encoder(tokenizer, make_renderer(tokenizer, self.template, self.template_options))
         self.prompts = list(self._read())
         if not self.prompts:
             raise UserError(f"data.path: no prompt in '{self.source.path}'.")

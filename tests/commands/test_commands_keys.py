@@ -91,7 +91,7 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"data": {"validation": "five"}}, "validation", "data.validation: Expected int or float or list. Got value: five"),
     ({"data": sources(weight="much")}, "much", "data.sources: weight: Expected float. Got value: much"),
     ({"data": {"sources": "much"}}, "sources", "data.sources: Expected list. Got value: much"),
-    ({"data": {"sources": [{"path": "x"}]}}, "path: x", "data.sources[0].layout: required, and not given"),
+    ({"data": {"sources": [{"layout": "x"}]}}, "layout: x", "data.sources[0].path: required, and not given"),
     ({"model": with_settings(r="many")}, "r: many", "model.adapter: r: Expected int. Got value: many"),
     ({"model": with_settings(bias="some")}, "some", "bias: Expected one of 'none', 'all', 'lora_only'. Got value: so"),
     ({"model": {"adapter": "lora"}}, "lora", "model.adapter: Expected a class by its dotted path. Got value: lora"),

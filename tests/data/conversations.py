@@ -3,6 +3,23 @@
 from dataclasses import dataclass
 from typing import Any
 
+ENDED_BY_END_OF_TEXT = (
+    "alpaca",
+    "alpaca_chinese",
+    "belle",
+    "chinese_alpaca",
+    "chinese_alpaca_2",
+    "firefly",
+    "llama2_chat",
+    "mistral",
+    "plain",
+    "tulu",
+    "vicuna",
+    "vigogne",
+    "zephyr",
+)
+"""Templates that any tokenizer can write: their only special tokens are begin-of-text and end-of-text."""
+
 NASTY = (
     "plain words",
     " one leading blank",

@@ -173,7 +173,7 @@ def test_own_validation_sources_have_the_same_limit(base: Path, rows_file: Path,
 @pytest.mark.parametrize(
     ("layout", "reason"),
     [
-        ("alpacca", "unknown name 'alpacca'. Did you mean 'alpaca'? Known: alpaca, messages, sharegpt, text"),
+        ("alpacca", "unknown name 'alpacca'. Did you mean 'alpaca'? Known: alpaca, alpaca_cot, baize, "),
         ("row_functions.nonesuch", "cannot be imported"),
         ("no_such_module.f", "cannot be imported"),
         ("row_functions.NOT_A_FUNCTION", "is no function"),

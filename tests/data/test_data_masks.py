@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conversations import Talk, row_of, talks_of
+from conversations import ENDED_BY_END_OF_TEXT, Talk, row_of, talks_of
 
 from ift.data.encoding import IGNORE_INDEX, Encoder, load_tokenizer, make_renderer
 from ift.data.preparation import PreparationSettings, prepare
@@ -22,6 +22,8 @@ OWN = Template(
     system="Answer.",
     between_turns="",
 )
+
+TEXT_TEMPLATES = [*(TEMPLATES[name] for name in ENDED_BY_END_OF_TEXT), OWN]
 
 
 def store_of(folder: Path, template: Template | None, layout: str, talks: list[Talk], tmp_path: Path) -> Any:
@@ -62,7 +64,9 @@ def check(encoder: Encoder, store: ExampleStore, talks: list[Talk], end: int) ->
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("template", [*TEMPLATES.values(), OWN], ids=lambda template: template.name)
+@pytest.mark.parametrize(
+    "template", [*(TEMPLATES[name] for name in ENDED_BY_END_OF_TEXT), OWN], ids=lambda template: template.name
+)
 def test_supervised_tokens_are_the_responses(
     template: Template, layout: str, any_tokenizer_folder: Path, tmp_path: Path
 ) -> None:

@@ -165,7 +165,9 @@ def test_a_hub_data_set_streams_from_its_files(tmp_path: Path, monkeypatch: pyte
     folder.mkdir(parents=True)
     write(folder, "jsonl", list(range(7)))
     original = datasets.load_dataset_builder
-    monkeypatch.setattr(datasets, "load_dataset_builder", lambda path, name: original(str(tmp_path / path), name))
+    monkeypatch.setattr(
+        datasets, "load_dataset_builder", lambda path, name, revision: original(str(tmp_path / path), name)
+    )
     files = stream_files("data.sources[0]", Source("owner/name"))
     assert sorted(take(RowStream(files, buffer=3, seed=(0,)), range(7))) == list(range(7))
     with pytest.raises(UserError, match=r"data.sources\[0\].split: 'owner/name' has no split 'test'.*train"):

@@ -163,7 +163,7 @@ def test_a_hub_data_set_is_read_through_datasets(hub: Path, tmp_path: Path) -> N
     rows = [{"instruction": f"i{n}", "output": f"o{n}"} for n in range(3)]
     put_on_hub(hub, tmp_path, rows)
     source = Source("owner/tiny", "alpaca")
-    assert not source.is_local
+    assert not source.has_files
     assert [(row.line, row.value) for row in read_rows(source)] == list(enumerate(rows, 1))
     before = content_hash(source)
     assert content_hash(source) == before != content_hash(Source("owner/tiny", "alpaca", split="test"))

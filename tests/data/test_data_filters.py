@@ -1,0 +1,86 @@
+"""Left out on purpose: duplicates and what overlaps with a benchmark, counted and kept in a file."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import make_rows, write_json
+
+from ift.cli import main
+from ift.data.datamodule import InstructionDataModule
+from ift.data.rows import Source
+
+LONG = "Explain why the river runs past the old stone mill and the green lamp near the bridge of the town"
+
+
+def module(base: Path, path: Path, tmp_path: Path, **settings: Any) -> InstructionDataModule:
+    cache = str(tmp_path / "cache")
+    made = InstructionDataModule([Source(str(path), "alpaca")], str(base), 256, 4, 512, cache_dir=cache, **settings)
+    made.load()
+    return made
+
+
+@pytest.fixture
+def repeated(tmp_path: Path) -> Path:
+    rows = make_rows(12)
+    nearly = {
+        "instruction": LONG + ".",
+        "input": "",
+        "output": "Because the water has to go somewhere, as it always did.",
+    }
+    nearly_again = {**nearly, "instruction": LONG + "!"}
+    return write_json(tmp_path / "rows.json", [*rows, nearly, rows[3], nearly_again, rows[3], rows[0]])
+
+
+EXACT = [(13, 3), (15, 3), (16, 0)]
+"""Row that is left out, and the row that it equals."""
+
+
+@pytest.mark.parametrize(
+    ("deduplicate", "pairs"), [("none", []), ("exact", EXACT), ("near", sorted([*EXACT, (14, 12)]))]
+)
+def test_duplicates_are_left_out_and_kept_in_a_file(
+    base: Path, repeated: Path, tmp_path: Path, deduplicate: str, pairs: list[tuple[int, int]]
+) -> None:
+    rows = json.loads(repeated.read_text(encoding="utf-8"))
+    data = module(base, repeated, tmp_path, deduplicate=deduplicate)
+    (counts,) = data.store.counts
+    removed = [json.loads(line) for line in data.store.removed_path.read_text(encoding="utf-8").splitlines()]
+    assert len(data.store) == counts.examples == len(rows) - len(pairs)
+    assert counts.num_removed == len(removed) == len(pairs) and counts.num_rejected == 0
+    starts = [2 + sum(len(json.dumps(r, indent=1).splitlines()) for r in rows[:n]) for n in range(len(rows))]
+    for one, (left_out, first) in zip(removed, pairs, strict=True):
+        assert one["row"] == rows[left_out]
+        assert (one["file"], one["line"]) == (str(repeated), starts[left_out])
+        assert f"{repeated} line {starts[first]}" in one["reason"]
+
+
+def test_rows_that_overlap_with_a_benchmark_are_left_out(base: Path, tmp_path: Path) -> None:
+    rows = [*make_rows(10), {"instruction": f"First this. {LONG}", "input": "", "output": "Water."}]
+    path = write_json(tmp_path / "rows.json", rows)
+    benchmark = tmp_path / "test.jsonl"
+    benchmark.write_text(json.dumps({"question": LONG, "answer": "It was there first."}) + "\n", encoding="utf-8")
+    data = module(base, path, tmp_path, benchmarks=[str(benchmark)])
+    (removed,) = [json.loads(line) for line in data.store.removed_path.read_text(encoding="utf-8").splitlines()]
+    assert removed["row"] == rows[-1] and removed["kind"] == "contaminated" and str(benchmark) in removed["reason"]
+    assert data.store.counts[0].removed == {"contaminated": 1} and len(data.store) == 10
+    # Another content of the benchmark is another store; the same one is not built again.
+    assert module(base, path, tmp_path, benchmarks=[str(benchmark)]).store.key == data.store.key
+    benchmark.write_text(json.dumps({"question": "Something else, of quite some length, to be sure."}) + "\n")
+    other = module(base, path, tmp_path, benchmarks=[str(benchmark)])
+    assert other.store.key != data.store.key and len(other.store) == 11
+
+
+def test_validation_is_never_filtered(base: Path, repeated: Path, tmp_path: Path) -> None:
+    held_out = [Source(str(repeated), "alpaca")]
+    data = module(base, repeated, tmp_path, deduplicate="near", validation=held_out)
+    assert data.num_validation_examples == len(json.loads(repeated.read_text(encoding="utf-8")))
+
+
+def test_a_missing_benchmark_is_refused_before_anything_is_read(
+    config: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fit", "--config", str(config(data={"benchmarks": ["nowhere.json"]}))]) == 2
+    assert "data.benchmarks[0].path: no file 'nowhere.json'" in capsys.readouterr().err
