@@ -6,12 +6,15 @@ import io
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
 
+from ift.data.decompression import DamagedFileError, decompressed
 from ift.errors import UserError
+
+__all__ = ["FORMATS", "SUFFIXES", "DamagedFileError", "DataFile", "find_files", "format_of", "is_remote"]
 
 Format = Literal["json", "csv", "tsv", "parquet", "text"]
 FORMATS: dict[str, Format] = {
@@ -28,10 +31,6 @@ COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 """Suffix after the format's to compression."""
 SUFFIXES = tuple(FORMATS)
 _HASHED_BYTES = 1 << 20
-
-
-class DamagedFileError(Exception):
-    """A file that breaks off or cannot be decompressed; what was read before is good."""
 
 
 def format_of(path: str) -> Format | None:
@@ -75,48 +74,46 @@ class DataFile:
 
         Raises:
             DamagedFileError: inside the block, where the compressed content breaks off.
+            UserError: the file cannot be read at all, or has changed when the block ends.
         """
-        with self._open_raw() as raw:
+        try:
+            before = self._stamp()
             try:
-                yield self._decompressed(raw)
-            except (EOFError, OSError) as error:
-                if self.compression is None:
-                    raise
-                raise DamagedFileError(f"the {self.compression} file is damaged or breaks off ({error})") from error
+                with closing(self._open_raw() if self.compression is None else self._decompressed()) as file:
+                    yield file
+            except DamagedFileError:
+                self._check_unchanged(before)
+                raise
+            self._check_unchanged(before)
+        except OSError as error:
+            raise UserError(
+                f"'{self.path}' cannot be read: {_reason(error)}. Mend that, or leave the file out."
+            ) from error
+
+    def _check_unchanged(self, before: list[Any]) -> None:
+        if self._stamp() != before:
+            raise UserError(f"'{self.path}' changed while it was read. Start again when nothing writes to it.")
+
+    def _decompressed(self) -> BinaryIO:
+        return decompressed(self._open_raw, self.compression or "")
 
     def _open_raw(self) -> BinaryIO:
+        if not is_remote(self.path):
+            return open(os.path.expanduser(self.path), "rb")
+        import fsspec
+
+        try:
+            file = cast(BinaryIO, fsspec.open(self.path, "rb").open())
+        except Exception as error:  # every file system raises its own types
+            raise UserError(f"'{self.path}' cannot be read: {type(error).__name__}: {_reason(error)}.") from error
+        return file if hasattr(file, "read1") else cast(BinaryIO, io.BufferedReader(cast(Any, file)))
+
+    def _stamp(self) -> list[Any]:
+        """Return what a change to a local file changes; nothing for a remote one."""
         if is_remote(self.path):
-            import fsspec
-
-            return cast(BinaryIO, fsspec.open(self.path, "rb").open())
-        return Path(self.path).expanduser().open("rb")
-
-    def _decompressed(self, raw: BinaryIO) -> BinaryIO:
-        if self.compression == "gzip":
-            import gzip
-            import zlib
-
-            class Reader(gzip.GzipFile):
-                """Damage inside the stream is an OSError too."""
-
-                def read(self, size: int | None = -1) -> bytes:
-                    try:
-                        return super().read(size)
-                    except zlib.error as error:
-                        raise OSError(str(error)) from error
-
-                def readline(self, size: int | None = -1) -> bytes:
-                    try:
-                        return super().readline(size)
-                    except zlib.error as error:
-                        raise OSError(str(error)) from error
-
-            return cast(BinaryIO, Reader(fileobj=raw))
-        if self.compression == "zstd":
-            import pyarrow as pa
-
-            return cast(BinaryIO, io.BufferedReader(_Raw(pa.CompressedInputStream(pa.PythonFile(raw), "zstd"))))
-        return raw
+            return []
+        status = os.stat(os.path.expanduser(self.path))
+        return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
     def identity(self, hashes: Path | None) -> str:
         """Return a hash that changes with the file's content.
@@ -131,10 +128,9 @@ class DataFile:
 
             system, inner = fsspec.core.url_to_fs(self.path)
             return str(system.ukey(inner))
-        path = Path(self.path).expanduser().resolve()
-        status = path.stat()
-        stamp = [str(path), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
-        kept = hashes / f"{hashlib.sha256(str(path).encode()).hexdigest()[:32]}.json" if hashes else None
+        path = Path(os.path.expanduser(self.path)).resolve()
+        stamp = [str(path), *self._stamp()]
+        kept = hashes / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:32]}.json" if hashes else None
         if kept is not None and (known := _read_json(kept)) and known.get("stamp") == stamp:
             return str(known["sha256"])
         with path.open("rb") as file:
@@ -147,21 +143,6 @@ class DataFile:
         return sha256
 
 
-class _Raw(io.RawIOBase):
-    """Makes an Arrow input stream a file of Python's, which can be read line by line."""
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        data = self._stream.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
-
-
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -170,21 +151,36 @@ def _read_json(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def _reason(error: Exception) -> str:
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(reason.split())[:300]
+
+
 def find_files(key: str, path: str) -> list[DataFile]:
-    """Return the files that a path or a pattern (`data/*.jsonl`) names, in the order of their names.
+    """Return the files that a path or a pattern (`data/*.jsonl`, `data/**/*.jsonl`) names, in the order of their names.
 
     Raises:
-        UserError: no such file, a folder, an unknown format, or an empty file.
+        UserError: no such file, a folder, a file that cannot be read, or an empty one.
     """
     if is_remote(path):
         return _find_remote(key, path)
     place = os.path.expanduser(path)
-    names = sorted(glob.glob(place)) if glob.has_magic(place) and not os.path.exists(place) else [place]
+    is_pattern = glob.has_magic(place) and not os.path.lexists(place)
+    names = sorted(glob.glob(place, recursive=True)) if is_pattern else [place]
     if not names:
-        raise UserError(f"{key}: no file matches '{path}' (looked in {Path.cwd()}). Mend the pattern.")
+        raise UserError(f"{key}: no file matches '{path}' (looked in {Path.cwd()}). Mend the pattern.{_hint(place)}")
     for name in names:
-        _check_file(key, name, shown=path if len(names) == 1 else name)
+        _check_file(key, name, shown=name if is_pattern else path)
     return [DataFile(name) for name in names]
+
+
+def _hint(place: str) -> str:
+    """Say what is likely meant where a folder's real name holds characters of patterns."""
+    folder = os.path.dirname(place)
+    if not glob.has_magic(folder) or not os.path.isdir(folder):
+        return ""
+    mended = os.path.join(glob.escape(folder), os.path.basename(place))
+    return f" The folder '{folder}' exists, but its name is read as a pattern; write '{mended}'."
 
 
 def _find_remote(key: str, path: str) -> list[DataFile]:
@@ -194,21 +190,40 @@ def _find_remote(key: str, path: str) -> list[DataFile]:
         system, inner = fsspec.core.url_to_fs(path)
         found = sorted(system.glob(inner)) if glob.has_magic(inner) else [inner] * system.exists(inner)
         names = [str(system.unstrip_protocol(name)) for name in found]
+        folders = [name for name, one in zip(names, found, strict=True) if system.isdir(one)]
     except Exception as error:  # every file system raises its own types; each means that nothing can be read there
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{key}: '{path}' cannot be reached: {type(error).__name__}: {reason}.") from error
+        raise UserError(f"{key}: '{path}' cannot be reached: {type(error).__name__}: {_reason(error)}.") from error
     if not names:
         raise UserError(f"{key}: nothing at '{path}'. Mend the address.")
+    if folders:
+        raise _is_folder(key, folders[0])
     return [DataFile(name) for name in names]
 
 
+def _is_folder(key: str, shown: str) -> UserError:
+    return UserError(
+        f"{key}: '{shown}' is a folder. Name the file in it, or several with a pattern such as '{shown}/*.jsonl'."
+    )
+
+
 def _check_file(key: str, name: str, *, shown: str) -> None:
-    path = Path(name)
-    if path.is_dir():
+    try:
+        if os.path.isdir(name):
+            raise _is_folder(key, shown)
+        if not os.path.exists(name):
+            target = f" (a link to '{os.readlink(name)}', where nothing is)" if os.path.islink(name) else ""
+            raise UserError(f"{key}: no file '{shown}'{target} (looked in {Path.cwd()}). Mend the path.")
+        if not os.path.isfile(name):
+            raise UserError(f"{key}: '{shown}' is no ordinary file (a pipe or a device), and it has to be read twice.")
+        with open(name, "rb") as file:
+            empty = not file.read(1)
+    except (OSError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
         raise UserError(
-            f"{key}: '{shown}' is a folder. Name the file in it, or several with a pattern such as '{shown}/*.jsonl'."
-        )
-    if not path.is_file():
-        raise UserError(f"{key}: no file '{shown}' (looked in {Path.cwd()}). Mend the path.")
-    if path.stat().st_size == 0:
+            f"{key}: '{shown}' cannot be read: {_reason(error)}. Mend its name or its permissions."
+        ) from error
+    if empty:
         raise UserError(f"{key}: '{shown}' is empty (0 bytes).")
+    if DataFile(name).format == "parquet" and DataFile(name).compression:
+        raise UserError(f"{key}: '{shown}' is a compressed Parquet file, which cannot be read. Decompress it.")

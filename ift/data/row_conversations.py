@@ -1,6 +1,7 @@
 """From a source's rows to checked conversations: which row function reads them, and what each row gives."""
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -104,6 +105,10 @@ class Reject:
     row: Any
 
 
+_MOST_CHARACTERS = 300
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+
+
 def to_conversations(row: RawRow, function: RowFunction, *, needs_response: bool) -> list[Conversation | RowError]:
     """Turn a raw row into checked conversations; in the place of one that cannot be used, the reason.
 
@@ -111,26 +116,45 @@ def to_conversations(row: RawRow, function: RowFunction, *, needs_response: bool
         Never empty: a row that cannot be read at all gives its one reason.
     """
     if row.problem:
-        return [RowError(row.problem)]
+        return [_error(row.problem)]
     if not isinstance(row.value, dict):
-        return [RowError(f"a row must be a JSON object, found {type(row.value).__name__}")]
+        return [_error(f"a row must be a JSON object, found {type(row.value).__name__}")]
+    found: list[Conversation | RowError] = []
     try:
-        given: Any = function(row.value)
-        conversations = list(given) if isinstance(given, Iterable) else [given]
-    except RowError as error:
-        return [error]
+        for one in _each(function(row.value)):
+            found.append(_checked(one, needs_response))
+    except RowError as error:  # what came before it is used
+        found.append(_error(str(error)))
     except Exception as error:  # a user's own row function may fail in any way; the row is rejected and counted
-        return [RowError(f"the row function failed: {type(error).__name__}: {error}")]
-    return [_checked(one, needs_response) for one in conversations] or [RowError("the row holds no conversation")]
+        found.append(_error(f"the row function failed: {type(error).__name__}: {error}"))
+    return found or [_error("the row holds no conversation")]
+
+
+def _each(given: Any) -> Iterable[Any]:
+    return given if isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping) else [given]
 
 
 def _checked(conversation: Any, needs_response: bool) -> Conversation | RowError:
     if isinstance(conversation, RowError):
-        return conversation
+        return _error(str(conversation))
     if not isinstance(conversation, Conversation):
-        return RowError(f"the row function gave {type(conversation).__name__}, not a Conversation")
+        return _error(f"the row function gave {type(conversation).__name__}, not a Conversation")
     try:
         check_turns(conversation, needs_response=needs_response)
     except RowError as error:
-        return error
+        return _error(str(error))
+    except (TypeError, AttributeError) as error:  # of a user's own: messages that are no Message
+        return _error(f"the row function gave a Conversation that is none: {error}")
     return conversation
+
+
+def _error(reason: str) -> RowError:
+    """Return a reason in one line that any terminal and file can take, though rows have a say in it."""
+    if len(reason) > 2 * _MOST_CHARACTERS:
+        reason = f"{reason[:_MOST_CHARACTERS]} … {reason[-_MOST_CHARACTERS:]}"
+    if " at 0x" in reason:
+        reason = _ADDRESS.sub("", reason)
+    if not reason.isprintable():
+        line = " ".join(reason.split())
+        reason = "".join(one if one.isprintable() else f"\\u{ord(one):04x}" for one in line)
+    return RowError(reason)

@@ -1,7 +1,9 @@
 """Sources of raw rows: local and remote files, and data sets of the hub, each row with its place."""
 
+import glob
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,9 +48,9 @@ class Source:
     @property
     def has_files(self) -> bool:
         """Whether our own reader reads it, and not the library `datasets` from the hub."""
-        if self.files or is_remote(self.path) or format_of(self.path) is not None:
+        if self.files or is_remote(self.path) or format_of(self.path) is not None or glob.has_magic(self.path):
             return True
-        return Path(self.path).expanduser().exists()
+        return self.path.startswith(("/", "./", "../", "~")) or os.path.exists(self.path)
 
     def data_files(self, key: str) -> list[DataFile]:
         """Return its files, in order.
@@ -85,14 +87,17 @@ def read_rows(source: Source, *, key: str = "data") -> Iterator[RawRow]:
         key: where it stands in the configuration, for errors.
 
     Raises:
-        UserError: a hub data set that cannot be had.
+        UserError: a hub data set that cannot be had, or a file that cannot be read or changes meanwhile.
     """
     if not source.has_files:
         yield from _read_hub(source, key)
         return
     for file in source.data_files(key):
-        for row in read_file(file):
-            yield row._replace(file=file.path)
+        try:
+            for row in read_file(file):
+                yield row._replace(file=file.path)
+        except UserError as error:
+            raise UserError(f"{key}.path: {error}") from error
 
 
 def read_file(file: DataFile) -> Iterator[RawRow]:
