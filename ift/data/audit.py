@@ -116,7 +116,7 @@ def _problems(counts: SourceCounts) -> list[str]:
             f"from it ({reasons or f'{counts.examples} examples'}). Mend the rows or their layout, or leave the "
             "source out."
         )
-    if counts.responses and not counts.supervised_stops:
+    if counts.responses and not counts.ended_responses:
         cut = f" ({counts.cut} of {counts.examples} examples are cut)" if counts.cut else ""
         found.append(
             f"end-of-text is never supervised: none of {counts.responses} responses of '{counts.path}' ends with it"
