@@ -28,6 +28,7 @@ CHANGEABLE = frozenset(
     {
         "model.gradient_checkpointing",
         "data.micro_batch_tokens",
+        "data.row_layout",
         "data.num_workers",
         "data.cache_dir",
         "data.max_rejected",

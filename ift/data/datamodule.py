@@ -15,6 +15,7 @@ from ift.data.encoding import Encoder, load_tokenizer, make_renderer
 from ift.data.filters import NO_FILTERS, Deduplicate, FilterSettings
 from ift.data.layouts import resolve_layout
 from ift.data.length import OverLong
+from ift.data.micro_batches import GROUPED, RowLayoutChoice, RowLayoutSetting
 from ift.data.order import IndexArray, Members, Mixing, Mixture, Permutation, uses_per_epoch
 from ift.data.preparation import PreparationSettings, prepare
 from ift.data.row_conversations import locate
@@ -39,6 +40,9 @@ class InstructionDataModule(LightningDataModule):
         global_batch_size: examples per optimizer step, over all ranks.
         micro_batch_tokens: most positions (rows times longest row) that go through the model at once; changes speed
             and memory, never the result.
+        row_layout: how examples share rows: `packed` end to end in several rows, `flattened` in one row, `grouped` one
+            per row with others of its length, or `auto`, the fastest that the model computes exactly; changes speed,
+            never the result.
         template: name of a template (`ift/data/templates.yaml`), `tokenizer` (its own chat template), or a template
             written out.
         template_options: variables that the tokenizer's own chat template reads, such as `enable_thinking: false`.
@@ -64,6 +68,7 @@ class InstructionDataModule(LightningDataModule):
         max_length: int,
         global_batch_size: int,
         micro_batch_tokens: int,
+        row_layout: RowLayoutSetting = "auto",
         template: str | Template = "alpaca",
         template_options: dict[str, bool | str] | None = None,
         train_on: TrainOn = "outputs",
@@ -100,6 +105,9 @@ class InstructionDataModule(LightningDataModule):
             )
         self.base, self.max_length = base, max_length
         self.global_batch_size, self.micro_batch_tokens = global_batch_size, micro_batch_tokens
+        self.row_layout = row_layout
+        self.row_layout_choice = GROUPED if row_layout == "auto" else RowLayoutChoice(row_layout, "asked for")
+        """What steps are cut by. Data do not know the model; whoever does sets it, before the loaders are built."""
         self.template = resolve_template("data.template", template)
         self.template_options = template_options or {}
         self.train_on, self.over_long, self.mixing = train_on, over_long, mixing
@@ -323,6 +331,7 @@ class InstructionDataModule(LightningDataModule):
             global_batch_size=self.global_batch_size,
             micro_batch_tokens=self.micro_batch_tokens,
             pad_token_id=self.encoder.pad_token_id,
+            row_layout=self.row_layout_choice,
             rank=rank,
             world_size=world_size,
         )

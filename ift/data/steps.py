@@ -4,37 +4,32 @@ A step is a number of examples. Its loss is a sum over supervised tokens divided
 neither the share of a rank nor the cut into micro-batches changes the result.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from torch.utils.data import Dataset, Sampler
 
 from ift.data.encoding import IGNORE_INDEX, Example
+from ift.data.micro_batches import GROUPED, MicroBatch, RowLayoutChoice, collate, cut, share
 from ift.data.order import IndexArray, Mixture
+from ift.data.row_conversations import Reject
 from ift.data.store import ExampleStore
 
 
 @dataclass(frozen=True)
-class MicroBatch:
-    """Examples that go through the model together, padded on the right."""
+class StreamProgress:
+    """How far the streams have come after a step."""
 
-    input_ids: torch.Tensor
-    """int64, `(batch, length)`."""
-    labels: torch.Tensor
-    """int64, `(batch, length)`, not shifted, `IGNORE_INDEX` where the loss does not count."""
-    attention_mask: torch.Tensor
-    """int64, `(batch, length)`: 1 for real tokens, 0 for padding."""
-
-    def to(self, device: Any, **options: Any) -> "MicroBatch":
-        """Return the micro-batch on a device."""
-        return MicroBatch(*(getattr(self, f.name).to(device, **options) for f in fields(self)))
-
-    def pin_memory(self) -> "MicroBatch":
-        """Return the micro-batch in page-locked memory, for faster copies to a GPU."""
-        return MicroBatch(*(getattr(self, f.name).pin_memory() for f in fields(self)))
+    states: tuple[dict[str, Any] | None, ...]
+    """Per source where its current block begins; `None` for a source that is no stream."""
+    num_rows: tuple[int, ...]
+    """Per source the rows that the step took; 0 for a source that is no stream."""
+    num_examples: tuple[int, ...]
+    """Per source what became of them."""
+    rejected: tuple[tuple[int, Reject], ...] = ()
+    """What became none, each with the number of its source."""
 
 
 @dataclass(frozen=True)
@@ -49,22 +44,23 @@ class Step:
     """Supervised tokens of the whole step, over all ranks."""
     num_tokens: int
     """Real tokens of the whole step, over all ranks."""
-    num_padded: int
-    """Padding positions of this rank."""
     num_examples: int
     """Examples of the whole step, over all ranks."""
+    progress: StreamProgress | None = None
+    """How far the streams have come after it; `None` in a run without streams."""
+
+    @property
+    def num_padded(self) -> int:
+        """Padding positions of this rank."""
+        return sum(batch.num_padded for batch in self.micro_batches)
 
     def to(self, device: Any, **options: Any) -> "Step":
         """Return the step with its micro-batches on a device."""
-        return self._with(tuple(batch.to(device, **options) for batch in self.micro_batches))
+        return replace(self, micro_batches=tuple(batch.to(device, **options) for batch in self.micro_batches))
 
     def pin_memory(self) -> "Step":
         """Return the step with its micro-batches in page-locked memory."""
-        return self._with(tuple(batch.pin_memory() for batch in self.micro_batches))
-
-    def _with(self, micro_batches: tuple[MicroBatch, ...]) -> "Step":
-        numbers = (self.num_supervised, self.num_tokens, self.num_padded, self.num_examples)
-        return Step(self.index, micro_batches, *numbers)
+        return replace(self, micro_batches=tuple(batch.pin_memory() for batch in self.micro_batches))
 
 
 @dataclass(frozen=True)
@@ -76,73 +72,51 @@ class StepPlan:
     micro_batch_tokens: int
     """Upper limit of rows times longest row of a micro-batch."""
     pad_token_id: int
+    row_layout: RowLayoutChoice = GROUPED
+    """How a micro-batch's rows are laid out; the default is right for every model."""
     rank: int = 0
     world_size: int = 1
 
 
-def share(lengths: IndexArray, world_size: int) -> list[IndexArray]:
-    """Deal the positions of a step's examples to ranks so that their tokens come out even.
-
-    Longest first, each to the rank with the fewest tokens so far; the same on every rank.
-    """
-    shares: list[list[int]] = [[] for _ in range(world_size)]
-    loads = [0] * world_size
-    for position in np.argsort(-lengths, kind="stable"):
-        rank = min(range(world_size), key=lambda r: (loads[r], r))
-        shares[rank].append(int(position))
-        loads[rank] += int(lengths[position])
-    return [np.array(own, dtype=np.int64) for own in shares]
-
-
-def cut(lengths: IndexArray, micro_batch_tokens: int) -> list[IndexArray]:
-    """Group positions of similar length so that rows times longest row stays within the budget.
-
-    An example longer than the budget stands alone.
-    """
-    groups: list[list[int]] = []
-    longest = 0
-    for position in np.argsort(-lengths, kind="stable"):
-        if groups and (len(groups[-1]) + 1) * longest <= micro_batch_tokens:
-            groups[-1].append(int(position))
-        else:
-            groups.append([int(position)])
-            longest = int(lengths[position])
-    return [np.array(group, dtype=np.int64) for group in groups]
-
-
-def collate(examples: Sequence[Example], pad_token_id: int) -> MicroBatch:
-    """Pad examples on the right into one micro-batch."""
-    length = max(len(example.input_ids) for example in examples)
-    input_ids = torch.full((len(examples), length), pad_token_id, dtype=torch.int64)
-    labels = torch.full((len(examples), length), IGNORE_INDEX, dtype=torch.int64)
-    attention_mask = torch.zeros((len(examples), length), dtype=torch.int64)
-    for row, example in enumerate(examples):
-        size = len(example.input_ids)
-        input_ids[row, :size] = torch.from_numpy(example.input_ids)
-        labels[row, :size] = torch.from_numpy(example.labels)
-        attention_mask[row, :size] = 1
-    return MicroBatch(input_ids, labels, attention_mask)
-
-
 def make_step(store: ExampleStore, indices: IndexArray, plan: StepPlan, *, index: int) -> Step:
-    """Return this rank's part of the step that takes the examples `indices`."""
-    lengths = store.num_tokens(indices)
-    own = share(lengths, plan.world_size)[plan.rank]
-    if len(own):
-        groups = [own[group] for group in cut(lengths[own], plan.micro_batch_tokens)]
-        micro_batches = [collate([store[indices[p]] for p in group], plan.pad_token_id) for group in groups]
-    else:
-        example = store[indices[int(lengths.argmin())]]
-        weightless = Example(example.input_ids, np.full_like(example.labels, IGNORE_INDEX))
-        micro_batches = [collate([weightless], plan.pad_token_id)]
+    """Return this rank's part of the step that takes the examples `indices` of a store."""
     return Step(
         index=index,
-        micro_batches=tuple(micro_batches),
+        micro_batches=_micro_batches(store.num_tokens(indices), lambda position: store[int(indices[position])], plan),
         num_supervised=int(store.num_supervised(indices).sum()),
-        num_tokens=int(lengths.sum()),
-        num_padded=sum(int((batch.attention_mask == 0).sum()) for batch in micro_batches),
+        num_tokens=int(store.num_tokens(indices).sum()),
         num_examples=len(indices),
     )
+
+
+def step_of_examples(examples: Sequence[Example], plan: StepPlan, *, index: int, progress: StreamProgress) -> Step:
+    """Return this rank's part of the step that takes these examples; there may be none."""
+    lengths = np.array([len(example.input_ids) for example in examples], dtype=np.int64)
+    nothing = Example(np.array([plan.pad_token_id] * 2), np.array([IGNORE_INDEX] * 2))
+    return Step(
+        index=index,
+        micro_batches=(
+            _micro_batches(lengths, lambda position: examples[position], plan)
+            if examples
+            else (collate([[nothing]], plan.pad_token_id),)
+        ),
+        num_supervised=sum(example.num_supervised for example in examples),
+        num_tokens=int(lengths.sum()),
+        num_examples=len(examples),
+        progress=progress,
+    )
+
+
+def _micro_batches(lengths: IndexArray, example_at: Callable[[int], Example], plan: StepPlan) -> tuple[MicroBatch, ...]:
+    """Return this rank's micro-batches of a step whose examples have these lengths."""
+    own = share(lengths, plan.world_size)[plan.rank]
+    if not len(own):
+        example = example_at(int(lengths.argmin()))
+        weightless = Example(example.input_ids, np.full_like(example.labels, IGNORE_INDEX))
+        return (collate([[weightless]], plan.pad_token_id),)
+    groups = cut(lengths[own], plan.micro_batch_tokens, choice=plan.row_layout)
+    rows_of = [[[example_at(int(own[position])) for position in row] for row in group] for group in groups]
+    return tuple(collate(rows, plan.pad_token_id) for rows in rows_of)
 
 
 class TrainingSteps(Dataset[Step]):

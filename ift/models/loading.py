@@ -51,16 +51,20 @@ def load_base_model(key: str, base: str, dtype: Dtype) -> Any:
     return model
 
 
-def max_positions(base: str) -> int | None:
-    """Return the longest input of a base model in tokens, or `None` where its config states none; loads no weights."""
+def read_config(base: str) -> Any | None:
+    """Return transformers' config of a base model, or `None` where it cannot be read; loads no weights."""
     from transformers import AutoConfig
 
     folder = local_folder(base)
     try:
-        config = AutoConfig.from_pretrained(str(folder) if folder else base, trust_remote_code=False)
+        return AutoConfig.from_pretrained(str(folder) if folder else base, trust_remote_code=False)
     except (OSError, ValueError, KeyError):  # load_base_model says what is wrong
         return None
-    limit: int | None = getattr(config, "max_position_embeddings", None)
+
+
+def max_positions(base: str) -> int | None:
+    """Return the longest input of a base model in tokens, or `None` where its config states none; loads no weights."""
+    limit: int | None = getattr(read_config(base), "max_position_embeddings", None)
     return limit
 
 

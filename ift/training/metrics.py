@@ -22,7 +22,7 @@ class StepMetrics(Callback):
         self.last: dict[str, float] = {}
         self.last_step = 0
         self.training_seconds = 0.0
-        self.supervised_tokens = 0
+        self.supervised_tokens = self.tokens = self.padded = 0
 
     def _restart(self) -> None:
         self._seconds, self._supervised, self._tokens, self._padded = 0.0, 0, 0, 0
@@ -74,8 +74,9 @@ class StepMetrics(Callback):
         outputs, step = self._pending
         total: Any = trainer.strategy.reduce(outputs["loss_sum"], reduce_op="sum")
         padded: Any = trainer.strategy.reduce(
-            torch.tensor(float(self._padded), device=pl_module.device), reduce_op="sum"
+            torch.tensor(self._padded, dtype=torch.int64, device=pl_module.device), reduce_op="sum"
         )
+        self.tokens, self.padded = self.tokens + self._tokens, self.padded + int(padded)
         loss = float(total) / step.num_supervised
         pl_module.check_finite()
         self.last = {
@@ -85,7 +86,7 @@ class StepMetrics(Callback):
             "train/learning_rate": outputs["learning_rate"],
             "train/supervised_tokens_per_second": self._supervised / max(self._seconds, 1e-9),
             "train/tokens_per_second": self._tokens / max(self._seconds, 1e-9),
-            "train/padding_share": float(padded) / (float(padded) + self._tokens),
+            "train/padding_share": int(padded) / (int(padded) + self._tokens),
         }
         self.last_step = trainer.global_step
         if trainer.logger is not None:

@@ -21,6 +21,7 @@ from ift.models.loading import (
     load_base_model,
     takes_logits_to_keep,
 )
+from ift.models.packing import verify_row_layout
 from ift.seeds import mixed_seed
 from ift.training.objective import loss_sum, shifted_targets
 from ift.training.schedule import Schedule, learning_rate_share
@@ -95,6 +96,10 @@ class InstructionModule(LightningModule):
         if self.gradient_checkpointing:
             # The reentrant kind would need inputs that require gradients, and fails under DDP with unused parameters.
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if datamodule is not None:
+            datamodule.row_layout_choice = verify_row_layout(
+                "data.row_layout", datamodule.row_layout, choice=datamodule.row_layout_choice, model=model
+            )
         self._keep_only = takes_logits_to_keep(model)
         self.model = model
 

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from ift.data.encoding import IGNORE_INDEX
-from ift.data.steps import MicroBatch
+from ift.data.micro_batches import MicroBatch
 
 
 def shifted_targets(labels: torch.Tensor) -> torch.Tensor:
@@ -18,7 +18,8 @@ def loss_sum(model: Any, batch: MicroBatch, *, keep_only: bool) -> torch.Tensor:
     """Return the summed cross-entropy of a micro-batch's supervised tokens, a float32 scalar in nats.
 
     Examples are padded on the right and the model is causal, so no real position ever attends to padding and no
-    attention mask is needed.
+    attention mask is needed. Where rows hold several examples, positions that begin anew tell the model so; which
+    models understand that, `ift.models.packing` knows.
 
     Args:
         model: a causal language model of transformers, wrapped by PEFT or not.
@@ -28,9 +29,9 @@ def loss_sum(model: Any, batch: MicroBatch, *, keep_only: bool) -> torch.Tensor:
     """
     targets = shifted_targets(batch.labels)
     keep = targets != IGNORE_INDEX
-    # With a cache, transformers would look for packed rows differently; without, rows are plain.
-    if keep_only:
-        logits = model(input_ids=batch.input_ids, use_cache=False, logits_to_keep=keep).logits
-    else:
-        logits = model(input_ids=batch.input_ids, use_cache=False).logits[keep]
+    # transformers takes restarting positions for packed examples only without a cache and without an attention mask.
+    inputs: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
+    if batch.position_ids is not None:
+        inputs["position_ids"] = batch.position_ids
+    logits = model(**inputs, logits_to_keep=keep).logits if keep_only else model(**inputs).logits[keep]
     return F.cross_entropy(logits.float().view(-1, logits.shape[-1]), targets[keep], reduction="sum")

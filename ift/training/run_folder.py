@@ -41,10 +41,12 @@ class RunFolderWriter(Callback):
         self._run.root.mkdir(parents=True, exist_ok=True)
         resumed = self._run.manifest.is_file()
         self._manifest = self._run.read_manifest() if resumed else self._new_manifest(pl_module, datamodule)
+        rows = datamodule.row_layout_choice
         session: dict[str, Any] = {
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "from_step": 0,
             "world_size": trainer.world_size,
+            "row_layout": {"layout": rows.layout, "reason": rows.reason},
             "versions": versions(),
         }
         self._manifest["sessions"].append(session)
@@ -97,6 +99,7 @@ class RunFolderWriter(Callback):
             "seconds": round(seconds, 3),
             "training_seconds": round(trained, 3),
             "supervised_tokens": self._metrics.supervised_tokens,
+            "padding_share": round(self._metrics.padded / max(1, self._metrics.padded + self._metrics.tokens), 6),
             "supervised_tokens_per_second": round(self._metrics.supervised_tokens / max(trained, 1e-9), 1),
         }
         self._manifest["last_logged"] = {"step": self._metrics.last_step, **self._metrics.last}

@@ -1,8 +1,7 @@
 """Steps: exact counts, an order that only the seed decides, and cuts that change nothing."""
 
-import random
 from collections import Counter
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,13 +13,7 @@ from tiny import make_rows, write_json
 from ift.data.datamodule import InstructionDataModule
 from ift.data.order import Members, Mixture, Permutation, uses_per_epoch
 from ift.data.rows import Source
-from ift.data.steps import (
-    EpochSampler,
-    Position,
-    Step,
-    cut,
-    share,
-)
+from ift.data.steps import EpochSampler, Position, Step
 
 
 @pytest.mark.parametrize(("weight", "size"), [(0.5, 10), (1, 20), (2.5, 50), (0.13, 3), (3, 60)])
@@ -91,35 +84,6 @@ def test_shares_of_examples_and_tokens_are_as_asked(weights: tuple[float, float]
     assert abs(sum(tokens) - 30_000) <= 400 and abs(tokens[0] / sum(tokens) - asked) < 0.01
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_shares_part_a_step_evenly(seed: int) -> None:
-    generator = random.Random(seed)
-    lengths = np.array([generator.randrange(1, 500) for _ in range(generator.randrange(1, 64))])
-    world_size = generator.randrange(1, 9)
-    shares = share(lengths, world_size)
-    assert len(shares) == world_size
-    assert sorted(np.concatenate(shares).tolist()) == list(range(len(lengths)))
-    loads = [int(lengths[own].sum()) for own in shares]
-    # Graham (1969): longest first is at most 4/3 of the best; that a longest example bounds from below.
-    best = max(int(lengths.max()), -(-int(lengths.sum()) // world_size))
-    assert max(loads) - min(loads) <= lengths.max()
-    assert max(loads) <= best * 4 / 3 + lengths.max() / 3
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_cuts_keep_the_budget(seed: int) -> None:
-    generator = random.Random(seed)
-    lengths = np.array([generator.randrange(1, 300) for _ in range(generator.randrange(1, 64))])
-    budget = generator.choice([100, 300, 1000, 10**6])
-    groups = cut(lengths, budget)
-    assert sorted(np.concatenate(groups).tolist()) == list(range(len(lengths)))
-    for group in groups:
-        assert len(group) == 1 or len(group) * lengths[group].max() <= budget
-    # Grouped by length: no group reaches into the lengths of the next.
-    assert all(lengths[a].min() >= lengths[b].max() for a, b in pairwise(groups))
-    assert budget < 10**6 or len(groups) == 1
-
-
 def module_of(base: Path, tmp_path: Path, rank: int = 0, world_size: int = 1, **options: Any) -> InstructionDataModule:
     files = [write_json(tmp_path / f"{n}.json", make_rows(count, start=start)) for n, count, start in FILES]
     weights = options.pop("weights", (1.0, 2.5))
@@ -144,11 +108,12 @@ def examples_in(steps: list[Step]) -> Counter[tuple[int, ...]]:
     found: Counter[tuple[int, ...]] = Counter()
     for step in steps:
         for batch in step.micro_batches:
-            for ids, labels, mask in zip(batch.input_ids, batch.labels, batch.attention_mask, strict=True):
-                length = int(mask.sum())
-                assert mask[:length].all() and (labels[length:] == -100).all()
-                if (labels != -100).any():
-                    found[tuple(ids[:length].tolist())] += 1
+            for ids, labels, lengths in zip(batch.input_ids, batch.labels, batch.lengths, strict=True):
+                ends = [0, *accumulate(lengths)]
+                assert (labels[ends[-1] :] == -100).all()
+                for start, end in pairwise(ends):
+                    if (labels[start:end] != -100).any():
+                        found[tuple(ids[start:end].tolist())] += 1
     return found
 
 
@@ -166,12 +131,13 @@ def test_steps_per_epoch_are_exact(base: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 11])
 @pytest.mark.parametrize("budget", [256, 512, 10**6])
-def test_a_step_holds_the_same_whoever_cuts_it(world_size: int, budget: int, base: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("row_layout", ["packed", "flattened", "grouped"])
+def test_a_step_holds_the_same_whoever_cuts_it(
+    world_size: int, budget: int, row_layout: str, base: Path, tmp_path: Path
+) -> None:
     plain = epoch_of(module_of(base, tmp_path), 1)
-    ranks = [
-        epoch_of(module_of(base, tmp_path, rank, world_size, micro_batch_tokens=budget), 1)
-        for rank in range(world_size)
-    ]
+    options = {"micro_batch_tokens": budget, "row_layout": row_layout}
+    ranks = [epoch_of(module_of(base, tmp_path, rank, world_size, **options), 1) for rank in range(world_size)]
     for number, expected in enumerate(plain):
         parts = [steps[number] for steps in ranks]
         assert examples_in(parts) == examples_in([expected])
@@ -182,7 +148,7 @@ def test_a_step_holds_the_same_whoever_cuts_it(world_size: int, budget: int, bas
         assert all(part.micro_batches for part in parts)  # also for a rank without a share: DDP waits for it
         assert all(b.input_ids.numel() <= max(budget, 256) for part in parts for b in part.micro_batches)
         for part in parts:
-            assert part.num_padded == sum(int((b.attention_mask == 0).sum()) for b in part.micro_batches)
+            assert part.num_padded == sum(b.num_padded for b in part.micro_batches)
 
 
 def test_workers_change_nothing(base: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,16 @@ import pytest
 import torch
 from comparing import largest_difference, trained_weights
 from torch.nn import functional as F
+from transformers import AutoTokenizer, BloomConfig, BloomForCausalLM
 
+from ift.cli import main
 from ift.data.encoding import Encoder, load_tokenizer
+from ift.data.micro_batches import collate
 from ift.data.order import Members, Mixture
 from ift.data.rows import Source, read_rows
 from ift.data.templates import TEMPLATES
+from ift.errors import UserError
+from ift.models.packing import choose_row_layout
 
 Fit = Callable[..., Path]
 Config = Callable[..., Path]
@@ -30,17 +36,65 @@ def test_micro_batches_and_workers_change_nothing(config: Config, fit: Fit) -> N
         "one_by_one": {"micro_batch_tokens": 256},
         "all_at_once": {"micro_batch_tokens": 100_000},
         "workers": {"num_workers": 2},
+        "packed": {"row_layout": "packed", "micro_batch_tokens": 700},
+        "flattened": {"row_layout": "flattened"},
+        "grouped": {"row_layout": "grouped"},
     }.items():
         other = fit(config(name, model={"optimizer": SGD}, data=data))
         assert largest_difference(reference, other) < 1e-6, name
         assert validation_losses(other) == pytest.approx(validation_losses(reference), abs=1e-6)
+        session = json.loads((other / "manifest.json").read_text())["sessions"][0]
+        assert session["row_layout"]["layout"] == data.get("row_layout", "packed") and session["row_layout"]["reason"]
+        assert (session["padding_share"] == 0) == (name == "flattened")
+
+
+def test_packed_rows_train_as_grouped_ones(config: Config, fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows_made: list[int] = []
+
+    def counted(rows: Any, pad_token_id: int) -> Any:
+        rows_made.extend(len(row) for row in rows)
+        return collate(rows, pad_token_id)
+
+    def long_rows_are_cheap(*arguments: Any, **options: Any) -> Any:
+        return replace(choose_row_layout(*arguments, **options), square_cost_length=10**9)
+
+    monkeypatch.setattr("ift.data.steps.collate", counted)
+    # In so small a model attention is most of the work, and rows of several examples would hardly pay.
+    monkeypatch.setattr("ift.commands.trainer.choose_row_layout", long_rows_are_cheap)
+    runs, several = [], []
+    for row_layout in ("packed", "flattened", "grouped"):
+        data = {"row_layout": row_layout, "micro_batch_tokens": 700}
+        runs.append(fit(config(row_layout, model={"optimizer": SGD}, data=data)))
+        several.append(sum(size > 1 for size in rows_made) / len(rows_made))
+        rows_made.clear()
+    assert several[0] > 0.2 and several[1] > 0.9 and several[2] == 0, several
+    assert largest_difference(runs[0], runs[2]) < 1e-6 and largest_difference(runs[1], runs[2]) < 1e-6
+
+
+def test_a_model_that_mixes_rows_is_grouped(config: Config, fit: Fit, base: Path, tmp_path: Path) -> None:
+    bloom = tmp_path / "bloom"
+    tokenizer = AutoTokenizer.from_pretrained(str(base))
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "n_layer": 2, "n_head": 4}
+    BloomForCausalLM(BloomConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(str(bloom))
+    tokenizer.save_pretrained(str(bloom))
+    model = {"base": str(bloom), "optimizer": SGD, "adapter": None}
+    one, other = (fit(config(f"bloom{n}", model=model, data={"micro_batch_tokens": n})) for n in (256, 2000))
+    assert largest_difference(one, other) < 1e-6
+    for run in (one, other):
+        chosen = json.loads((run / "manifest.json").read_text())["sessions"][0]["row_layout"]
+        assert chosen["layout"] == "grouped" and "'bloom' models" in chosen["reason"]
+    path = config("packed", model=model, data={"row_layout": "packed"})
+    with pytest.raises(UserError, match=r"data\.row_layout: 'packed' is not exact here: 'bloom' models"):
+        main(["fit", "--config", str(path), "--debug"])
 
 
 @pytest.mark.parametrize("adapter", [True, False], ids=["lora", "full"])
 def test_two_ranks_train_as_one(config: Config, fit: Fit, start: Any, adapter: bool) -> None:
+    # The one groups its rows and the two pack theirs.
     # 32 training examples in steps of 5: the last step of an epoch has 2 examples, one per rank.
     model = {"optimizer": SGD} if adapter else {"optimizer": SGD, "adapter": None}
-    one = fit(config("one", model=model, data={"global_batch_size": 5}))
+    one = fit(config("one", model=model, data={"global_batch_size": 5, "row_layout": "grouped"}))
     path = config("two", model=model, data={"global_batch_size": 5})
     process: subprocess.Popen[str] = start("fit", "--config", str(path), "--trainer.devices", "2")
     output, _ = process.communicate(timeout=240)

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from ift.data.encoding import IGNORE_INDEX, Example
-from ift.data.steps import collate
+from ift.data.micro_batches import collate
 from ift.models.loading import takes_logits_to_keep
 from ift.training.objective import loss_sum, shifted_targets
 
@@ -48,7 +48,7 @@ def model(request: pytest.FixtureRequest) -> torch.nn.Module:
 
 def test_grouped_examples_have_the_logits_of_each_alone(model: torch.nn.Module) -> None:
     examples = make_examples()
-    batch = collate(examples, 0)
+    batch = collate([[example] for example in examples], 0)
     together = model(input_ids=batch.input_ids, use_cache=False).logits
     for row, example in enumerate(examples):
         alone = model(input_ids=torch.from_numpy(example.input_ids)[None]).logits[0]
@@ -59,7 +59,7 @@ def test_grouped_examples_have_the_logits_of_each_alone(model: torch.nn.Module) 
 def test_the_loss_and_its_gradient_are_those_of_transformers(model: torch.nn.Module, keep_only: bool) -> None:
     assert takes_logits_to_keep(model)
     examples = make_examples()
-    batch = collate(examples, 0)
+    batch = collate([[example] for example in examples], 0)
     ours = loss_sum(model, batch, keep_only=keep_only)
     ours.backward()
     gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
@@ -77,7 +77,7 @@ def test_the_loss_and_its_gradient_are_those_of_transformers(model: torch.nn.Mod
 
 def test_an_example_that_counts_nothing_has_no_loss_and_a_zero_gradient(model: torch.nn.Module) -> None:
     example = make_examples((7,))[0]
-    batch = collate([Example(example.input_ids, np.full_like(example.labels, IGNORE_INDEX))], 0)
+    batch = collate([[Example(example.input_ids, np.full_like(example.labels, IGNORE_INDEX))]], 0)
     loss = loss_sum(model, batch, keep_only=True)
     loss.backward()
     assert float(loss) == 0
@@ -92,7 +92,7 @@ def test_targets_are_the_next_labels() -> None:
 
 def test_a_model_without_logits_to_keep_gets_the_same_loss(base: object) -> None:
     model = AutoModelForCausalLM.from_pretrained(str(base))
-    batch = collate(make_examples(), 0)
+    batch = collate([[example] for example in make_examples()], 0)
     with torch.no_grad():
         one, two = (float(loss_sum(model, batch, keep_only=keep)) for keep in (True, False))
     assert one == pytest.approx(two, abs=1e-4)

@@ -72,6 +72,7 @@ def test_lora_learns_on_real_records(llama: Path, tmp_path: Path, fit: Callable[
 
 @pytest.mark.parametrize("template", ["alpaca", "chinese_alpaca", "plain"])
 def test_supervised_tokens_of_real_records_decode_to_the_outputs(llama: Path, template: str) -> None:
+    from ift.data.conversation import supervise
     from ift.data.encoding import IGNORE_INDEX, Encoder, load_tokenizer
     from ift.data.layouts import alpaca
     from ift.data.templates import TEMPLATES
@@ -81,7 +82,50 @@ def test_supervised_tokens_of_real_records_decode_to_the_outputs(llama: Path, te
     rows = [row for name in FILES for row in json.loads((SHARED / name).read_text(encoding="utf-8"))]
     rows = [row for row in rows if row["output"].strip()]
     assert len(rows) > 500
-    for row, example in zip(rows, encoder.encode([encoder.template.render(alpaca(r)) for r in rows]), strict=True):
+    for row, example in zip(
+        rows, encoder.encode([encoder.template.render(supervise(alpaca(r), "outputs")) for r in rows]), strict=True
+    ):
         supervised = example.input_ids[example.labels != IGNORE_INDEX]
         assert supervised[-1] == tokenizer.eos_token_id
         assert encoder.decode(supervised[:-1]) == row["output"]
+
+
+PACKED_FILES = [
+    *FILES,
+    "alpaca_gpt4_demo/alpaca_en_demo.json",
+    "alpaca_gpt4_demo/alpaca_zh_demo.json",
+    "alpaca_zh_carbonz0/zh-data-part-00.json",
+    "chinese_vicuna_sample/instruct.jsonl",
+    "cot_pairs/aqua_formatted.json",
+    "cot_pairs/creak_formatted.json",
+    "cot_pairs/qasc_formatted.json",
+    "cot_pairs/strategyqa_formatted.json",
+    "huatuo/llama_data.json",
+    "ruozhiba/ruozhiba_qa2449_gpt4t.json",
+]
+
+
+@pytest.mark.parametrize("budget", [2048, 8192])
+def test_next_to_nothing_is_padded_at_128_examples_a_step(llama: Path, tmp_path: Path, budget: int) -> None:
+    from ift.data.datamodule import InstructionDataModule
+    from ift.data.rows import Source
+
+    shares = {}
+    for row_layout in ("packed", "flattened", "grouped"):
+        data = InstructionDataModule(
+            [Source(str(SHARED / name), "alpaca") for name in PACKED_FILES],
+            str(llama),
+            max_length=2048,
+            global_batch_size=128,
+            micro_batch_tokens=budget,
+            row_layout=row_layout,  # type: ignore[arg-type]
+            max_rejected=0.1,
+            cache_dir=str(tmp_path),
+        )
+        data.load()
+        assert data.num_train_examples > 3000
+        steps = list(data.train_dataloader())
+        padded, tokens = sum(step.num_padded for step in steps), sum(step.num_tokens for step in steps)
+        shares[row_layout] = padded / (padded + tokens)
+    assert max(shares.values()) <= 0.03, shares
+    assert shares["flattened"] == 0 and shares["packed"] <= 0.015, shares

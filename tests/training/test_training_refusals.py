@@ -83,8 +83,11 @@ def test_a_run_is_not_continued_with_other_data(
 def test_what_only_changes_speed_may_change(config: Config, fit: Fit) -> None:
     path = config(trainer={"max_epochs": 1})
     run = fit(path)
-    fit(path, "--ckpt_path", "last", "--data.micro_batch_tokens", "1000", "--trainer.max_epochs", "2")
-    assert json.loads((run / "manifest.json").read_text())["steps"] == 8
+    changes = ("--data.micro_batch_tokens", "1000", "--data.row_layout", "grouped", "--trainer.max_epochs", "2")
+    fit(path, "--ckpt_path", "last", *changes)
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert manifest["steps"] == 8
+    assert [session["row_layout"]["layout"] for session in manifest["sessions"]] == ["packed", "grouped"]
 
 
 def test_continuing_a_finished_run_leaves_it_as_it_is(config: Config, fit: Fit) -> None:

@@ -145,12 +145,36 @@ def test_the_logged_loss_is_the_loss_of_the_step(
     model = AutoModelForCausalLM.from_pretrained(str(base))
     total, count = 0.0, 0
     for batch in next(iter(data.train_dataloader())).micro_batches:
-        for ids, labels, mask in zip(batch.input_ids, batch.labels, batch.attention_mask, strict=True):
-            n = int(mask.sum())
+        for ids, labels, (n,) in zip(batch.input_ids, batch.labels, batch.lengths, strict=True):
             supervised = int((labels[1:n] != -100).sum())
             total += float(model(input_ids=ids[None, :n], labels=labels[None, :n]).loss.detach()) * supervised
             count += supervised
     assert events.Scalars("train/loss")[0].value == pytest.approx(total / count, abs=1e-5)
+
+
+@pytest.mark.parametrize("row_layout", ["packed", "grouped"])
+def test_the_padding_share_is_that_of_all_steps(
+    config: Config, fit: Fit, base: Path, rows_file: Path, row_layout: Any
+) -> None:
+    from ift.data.datamodule import InstructionDataModule
+    from ift.data.rows import Source
+    from ift.models.packing import choose_row_layout
+
+    data = {"validation": None, "row_layout": row_layout}
+    run = fit(config("run", data=data, trainer={"log_every_n_steps": 3}))
+    module = InstructionDataModule(
+        [Source(str(rows_file), "alpaca")], str(base), 256, 8, 512, cache_dir=str(rows_file.parent / "c"), **data
+    )
+    module.row_layout_choice = choose_row_layout("data.row_layout", row_layout, base=str(base), adapter=None)
+    module.load()
+    steps = []
+    for epoch in range(2):
+        module.position.next_step = epoch * module.num_steps_per_epoch
+        steps += list(module.train_dataloader())
+    padded, tokens = sum(step.num_padded for step in steps), sum(step.num_tokens for step in steps)
+    assert padded > 0
+    session = json.loads((run / "manifest.json").read_text())["sessions"][0]
+    assert session["padding_share"] == pytest.approx(padded / (padded + tokens), abs=1e-6)
 
 
 def test_no_progress_is_lost_on_a_run_without_validation(config: Config, fit: Fit) -> None:

@@ -1,0 +1,154 @@
+"""Steps of a run with streams: the next rows of every source, in the proportions asked for.
+
+A step takes `global_batch_size` rows, the same on every rank and for any number of workers; each rank encodes them all
+and computes its share. A row that cannot be used leaves its step one example smaller, and is counted. What a step holds
+depends on its number and on where the streams stand, and the state of the streams travels with the step, so a resumed
+run goes on exactly where the last finished step ended.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from ift.data.conversation import Conversation
+from ift.data.encoding import Encoder, Example
+from ift.data.layouts import RowError, RowFunction
+from ift.data.length import LengthPolicy
+from ift.data.order import Members, Permutation
+from ift.data.row_conversations import Reject, to_conversations
+from ift.data.row_streams import RowStream
+from ift.data.steps import Step, StepPlan, StreamProgress, step_of_examples
+from ift.data.store import ExampleStore
+
+
+class Part(Protocol):
+    """One source of the mixture: gives examples by number, without end."""
+
+    def examples(self, start: int, stop: int) -> tuple[list[Example], list[Reject]]:
+        """Return what the rows from `start` to before `stop` give."""
+        ...
+
+    def state(self) -> dict[str, Any] | None:
+        """Return where the current block of a stream begins."""
+        ...
+
+
+@dataclass(frozen=True)
+class StoredPart:
+    """A prepared source, repeated in an order that changes from pass to pass."""
+
+    store: ExampleStore
+    members: Members
+    seed: tuple[int, ...]
+
+    def examples(self, start: int, stop: int) -> tuple[list[Example], list[Reject]]:
+        """Return examples by number; each pass holds every example once."""
+        size = len(self.members)
+        found = []
+        for number in range(start, stop):
+            passed, position = divmod(number, size)
+            order = Permutation(size, *self.seed, passed)
+            index = self.members[order(np.array([position]))]
+            found.append(self.store[int(index[0])])
+        return found, []
+
+    def state(self) -> None:
+        """Return nothing: the number of an example says it all."""
+
+
+class StreamedPart:
+    """A streaming source.
+
+    Args:
+        stream: its rows.
+        function: its row function.
+        encoder: tokenizer and template.
+        length: what becomes of long examples.
+        name: of the source, for its examples.
+    """
+
+    def __init__(
+        self, stream: RowStream, function: RowFunction, *, encoder: Encoder, length: LengthPolicy, name: str
+    ) -> None:
+        self._stream, self._function, self._name = stream, function, name
+        self._encoder, self._length = encoder, length
+
+    def examples(self, start: int, stop: int) -> tuple[list[Example], list[Reject]]:
+        """Return the examples of rows by number; a row with several conversations gives several."""
+        rejected, rendered, rows = [], [], []
+        conversations: list[Conversation] = []
+        for number in range(start, stop):
+            row = self._stream.row(number)
+            for conversation in to_conversations(row, self._function, needs_response=True):
+                try:
+                    if isinstance(conversation, RowError):
+                        raise conversation
+                    rendered.append(self._encoder.template.render(self._length.supervised(conversation)))
+                except RowError as error:
+                    rejected.append(Reject(row.file, row.line, str(error), str(error), row.value))
+                    continue
+                conversations.append(conversation)
+                rows.append(row)
+        outcome = self._length.apply(self._encoder.encode_batch(rendered), conversations)
+        for number, reason in outcome.rejected.items():
+            row = rows[number]
+            rejected.append(Reject(row.file, row.line, reason.kind, reason.text, row.value))
+        return self._encoder.examples(outcome.batch, source=self._name), rejected
+
+    def state(self) -> dict[str, Any]:
+        """Return where the current block begins."""
+        return self._stream.state()
+
+
+def rows_taken(shares: Sequence[float], total: int) -> list[int]:
+    """Return how many of the first `total` rows come from each source.
+
+    Webster's method (Sainte-Laguë): each next row is of the source that is furthest behind its share, so that every
+    beginning of the sequence is as close to the shares as whole numbers can be.
+
+    Args:
+        shares: of the sources, above 0, together 1.
+        total: rows of all sources.
+    """
+    taken = [max(0, math.floor(share * (total - len(shares)) + 0.5 - 1e-9)) for share in shares]
+    for _ in range(total - sum(taken)):
+        behind = max(range(len(shares)), key=lambda i: (shares[i] / (2 * taken[i] + 1), -i))
+        taken[behind] += 1
+    return taken
+
+
+class StreamSteps(Dataset[Step]):
+    """The steps of a run with streams by number; numbers must not decrease.
+
+    Args:
+        parts: the sources.
+        shares: of the sources among the rows, together 1.
+        plan: how steps are cut.
+        num_steps: of the run.
+    """
+
+    def __init__(self, parts: Sequence[Part], shares: Sequence[float], *, plan: StepPlan, num_steps: int) -> None:
+        self._parts, self._shares, self._plan = list(parts), list(shares), plan
+        self.num_steps_per_epoch = num_steps
+
+    def __getitem__(self, index: int) -> Step:
+        size = self._plan.global_batch_size
+        starts = rows_taken(self._shares, index * size)
+        stops = rows_taken(self._shares, (index + 1) * size)
+        examples: list[Example] = []
+        rejected: list[tuple[int, Reject]] = []
+        num_rows, num_examples, states = [], [], []
+        for number, (part, start, stop) in enumerate(zip(self._parts, starts, stops, strict=True)):
+            own, unusable = part.examples(start, stop)
+            examples += own
+            rejected += [(number, reject) for reject in unusable]
+            state = part.state()
+            states.append(state)
+            num_rows.append(stop - start if state is not None else 0)
+            num_examples.append(len(own) if state is not None else 0)
+        progress = StreamProgress(tuple(states), tuple(num_rows), tuple(num_examples), tuple(rejected))
+        return step_of_examples(examples, self._plan, index=index, progress=progress)
