@@ -46,7 +46,7 @@ def page(inspected: Inspection, shown: Sequence[Shown]) -> str:
         _section("Lengths in tokens", _lengths(inspected)),
         _section("Responses by turn", _turns(inspected)),
         _section("Rows that became no example", _rejects(inspected)),
-        _section("Examples", _LEGEND + "".join(map(_example, shown))) if shown else "",
+        _section("Examples", _LEGEND + "".join(map(example_html, shown))) if shown else "",
         f"<footer>ift {escape(__version__)}, <code>ift data inspect</code></footer>",
     ]
     return (
@@ -199,7 +199,8 @@ _LEGEND = (
 )
 
 
-def _example(shown: Shown) -> str:
+def example_html(shown: Shown) -> str:
+    """Return an example with its header and its tokens."""
     facts = "".join(f"<li>{_said(fact)}</li>" for fact in shown.facts)
     tokens = "".join(map(_token, shown.pieces))
     return (

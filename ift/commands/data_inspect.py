@@ -35,7 +35,7 @@ def run(subcommand: str, arguments: list[str]) -> None:
 
     inspected = inspect(data, validation=given.validation)
     shown = [show(inspected, index) for index in _chosen(inspected, given)]
-    colour = given.color == "always" or (given.color == "auto" and _takes_colour())
+    colour = given.color == "always" or (given.color == "auto" and takes_colour())
     print(_text(inspected, shown, colour=colour))
     if page is not None:
         from ift.commands.audit_page import write_page
@@ -79,7 +79,8 @@ def _new_page(name: str | None) -> Path | None:
     return path
 
 
-def _takes_colour() -> bool:
+def takes_colour() -> bool:
+    """Whether the output is a terminal that shows colour, and the user has not asked for none."""
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 

@@ -113,10 +113,10 @@ def _problems(counts: SourceCounts) -> list[str]:
         reasons = ", ".join(f"{number} x {reason}" for reason, number in list(counts.rejected.items())[:3])
         found.append(
             f"none of the {counts.rows} rows of '{counts.path}' gives a supervised token, so there is nothing to learn "
-            f"from it ({reasons or f'{counts.examples} examples'}). Mend the rows or their layout, or leave the "
-            "source out."
+            f"from it ({reasons or f'{counts.examples} examples'}). Mend the rows or their layout, raise "
+            "data.max_length where they are too long, or leave the source out."
         )
-    if counts.responses and not counts.supervised_stops:
+    if counts.responses and not counts.ended_responses:
         cut = f" ({counts.cut} of {counts.examples} examples are cut)" if counts.cut else ""
         found.append(
             f"end-of-text is never supervised: none of {counts.responses} responses of '{counts.path}' ends with it"

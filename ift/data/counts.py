@@ -56,9 +56,8 @@ class SourceCounts:
     responses: int = 0
     """Supervised stretches of text."""
     ended_responses: int = 0
-    """Those whose end is supervised too, so that the model learns to stop."""
-    supervised_stops: int = 0
-    """Labels that are a token which ends a response, wherever they stand."""
+    """Those with a supervised token that ends a response, so that the model learns to stop; it need not be the last
+    token, as some templates write a newline behind it."""
     supervised_per_turn: list[int] = field(default_factory=list)
     """Supervised tokens of the first, second, … supervised stretch of the examples."""
     examples_per_turn: list[int] = field(default_factory=list)
@@ -111,13 +110,11 @@ class SourceCounts:
         # The token that another response's end is learned from may be followed directly by the next response.
         after_stop = np.concatenate(([False], batch.loss[:-1] == STOP_LOSS))
         begins = counted & (first | after_stop | np.concatenate(([True], ~counted[:-1])))
-        ends = counted & np.concatenate((first[1:] | ~counted[1:] | after_stop[1:], [True]))
         labels = np.where(batch.loss == STOP_LOSS, special.end, batch.input_ids)
         self.responses += int(begins.sum())
-        self.ended_responses += int(np.isin(labels[ends], special.stops).sum())
-        self.supervised_stops += sum(int((labels[counted] == stop).sum()) for stop in special.stops)
         owner = np.repeat(np.arange(len(batch)), batch.num_tokens)
         run = np.cumsum(begins)
+        self.ended_responses += len(np.unique(run[counted & np.isin(labels, special.stops)]))
         before = np.concatenate(([0], run))[batch.starts[:-1]]  # responses before each example
         turn = (run - before[owner] - 1)[counted]
         self.supervised_per_turn = _added(self.supervised_per_turn, np.bincount(turn))

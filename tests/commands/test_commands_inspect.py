@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,6 +13,11 @@ from tiny import make_rows, write_json
 
 from ift.commands.audit_charts import length_chart
 from ift.commands.audit_numbers import Bin, audit_lines, histogram, number, percent
+from ift.commands.audit_page import example_html
+from ift.commands.data_inspect import takes_colour
+from ift.commands.inspect_text import example_text
+from ift.commands.inspection import Shown
+from ift.commands.token_view import Piece
 from ift.commands.trainer import TrainingCLI
 from ift.data.audit import audit
 
@@ -284,6 +290,44 @@ class TestPage:
         text = (tmp_path / "page.html").read_text(encoding="utf-8")
         assert "impossible: data.sources[1]: end-of-text is never supervised" in outcome.out
         assert '<div class="problem">' in text and "data.sources[1]: end-of-text is never supervised" in text
+
+
+def test_what_is_learned_in_place_of_a_token_is_marked() -> None:
+    """Baichuan2's chat format ends a response before the last by the next request alone."""
+    shown = Shown(
+        0,
+        "example 1 of 1",
+        ("template <baichuan2_chat>",),
+        (
+            Piece("yes", (5,), 0, supervised=True),
+            Piece("<reserved>", (6,), 1, supervised=False, special=True, learns="</s>"),
+            Piece(" ", (7,), 2, supervised=False),
+        ),
+    )
+    assert example_text(shown, colour=False).splitlines()[1] == "⟦yes⟧⟦⟨learns: </s>⟩⟧⟨<reserved>⟩·"
+    coloured = example_text(shown, colour=True).splitlines()[1]
+    assert re.findall(r"\x1b\[[\d;]+m(.+?)\x1b\[0m", coloured) == ["yes", "⟨learns: </s>⟩", "⟨<reserved>⟩", "·"]
+    html = example_html(shown)
+    assert '<span class="l">⟨learns: &lt;/s&gt;⟩</span><span class="x" title="token 2, id 6">⟨&lt;reserved&gt;⟩' in html
+
+
+@pytest.mark.parametrize(
+    ("terminal", "environment", "expected"),
+    [
+        (True, {"TERM": "xterm"}, True),
+        (True, {"TERM": "xterm", "NO_COLOR": "1"}, False),
+        (True, {"TERM": "dumb"}, False),
+        (False, {"TERM": "xterm"}, False),
+    ],
+)
+def test_colour_is_for_terminals_that_want_it(
+    terminal: bool, environment: dict[str, str], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    assert takes_colour() is expected
 
 
 def test_the_limit_stands_behind_the_longest_bin() -> None:

@@ -81,10 +81,9 @@ def recount(store: ExampleStore, source: int, end: int) -> dict[str, Any]:
         found["examples"] += 1
         found["tokens"] += len(ids)
         found["supervised_tokens"] += sum(label != IGNORE_INDEX for label in labels[1:])
-        found["supervised_stops"] += labels.count(end)
         found["longest"] = max(found["longest"], len(ids))
         found["responses"] += len(runs)
-        found["ended_responses"] += sum(run[-1] == end for run in runs)
+        found["ended_responses"] += sum(end in run for run in runs)
         found["duplicates"] += tuple(ids) in seen
         seen.add(tuple(ids))
         for turn, run in enumerate(runs):
@@ -127,6 +126,18 @@ def test_every_number_equals_a_recount(over_long: Any, sources: list[Source], to
     )
     assert audited.duplicates_between_sources == between > 0
     assert sum(source.duplicates for source in audited.sources) > 5
+
+
+def test_a_response_may_end_before_its_last_token(tokenizer: Any, tmp_path: Path) -> None:
+    """Some templates write a newline behind the token that ends a response, and it is learned too."""
+    source = Source(str(write_lines(tmp_path / "rows.jsonl", make_rows(6))), "alpaca")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<stop>"]})
+    template = Template("own", user="{text}: ", response="{text}{<stop>}\n")
+    store = store_of([source], tokenizer, tmp_path, template=template)
+    labels = [store[index].labels.tolist() for index in range(6)]
+    stop = tokenizer.convert_tokens_to_ids("<stop>")
+    assert all(stop in one[:-1] and one[-1] not in (stop, tokenizer.eos_token_id) for one in labels)
+    assert audit(store).sources[0].end_of_text_rate == 1
 
 
 def test_the_sum_of_all_sources(sources: list[Source], tokenizer: Any, tmp_path: Path) -> None:
