@@ -11,20 +11,27 @@ from torch.utils.data import DataLoader
 
 from ift.data.audit import audit, problems
 from ift.data.conversation import TrainOn
-from ift.data.counts import SourceCounts, reject_report
+from ift.data.data_report import check_rejected, rejected_text, source_notes, stream_notes, token_notes
 from ift.data.encoding import Encoder, load_tokenizer, make_renderer
 from ift.data.filters import NO_FILTERS, Deduplicate, FilterSettings
-from ift.data.layouts import resolve_layout
 from ift.data.length import LengthPolicy, OverLong
 from ift.data.micro_batches import GROUPED, RowLayoutChoice, RowLayoutSetting
 from ift.data.order import IndexArray, Members, Mixing, Mixture, Permutation, uses_per_epoch
 from ift.data.preparation import PreparationSettings, prepare
-from ift.data.row_conversations import locate
-from ift.data.rows import Source, check_source
+from ift.data.row_conversations import checked_sources
+from ift.data.rows import Source
 from ift.data.steps import EpochSampler, Position, Step, StepPlan, TrainingSteps, ValidationSteps
 from ift.data.store import ExampleStore
-from ift.data.stream_steps import Part, StoredPart, StreamSteps
-from ift.data.streaming import StreamCounts, check_streams, streamed_part, try_stream
+from ift.data.stream_steps import StoredPart, StreamSteps
+from ift.data.streaming import (
+    StreamCounts,
+    StreamSettings,
+    check_streams,
+    describe_streams,
+    row_shares,
+    stream_parts,
+    try_stream,
+)
 from ift.data.templates import Template, resolve_template
 from ift.errors import UserError
 
@@ -100,9 +107,9 @@ class InstructionDataModule(LightningDataModule):
             )
         if not 0 <= max_rejected <= 1:
             raise UserError(f"data.max_rejected: {max_rejected} is no share between 0 and 1.")
-        self.sources = _located("data.sources", sources)
+        self.sources = checked_sources("data.sources", sources)
         if isinstance(validation, list):
-            validation = _located("data.validation", validation)
+            validation = checked_sources("data.validation", validation)
         elif validation is not None and not (validation >= 1 if isinstance(validation, int) else 0 < validation < 1):
             raise UserError(
                 f"data.validation: {validation} is neither a share between 0 and 1 (0.05), nor a number of examples "
@@ -277,55 +284,24 @@ class InstructionDataModule(LightningDataModule):
 
     def describe_streams(self) -> dict[str, Any]:
         """Return what the streams are and what has become of their rows so far."""
-        streams = [
-            {
-                "path": one.source.path,
-                "layout": one.resolved.layout,
-                "files": one.num_files,
-                "weight": one.source.weight,
-            }
-            for one in self.streams
-        ]
-        return {"sources": streams, "shuffle_buffer": self.shuffle_buffer, **asdict(self.stream_counts)}
+        return describe_streams(self.streams, self.stream_counts, buffer=self.shuffle_buffer)
 
     def rejects_files(self) -> list[Path]:
         """Return the files that hold the rejected rows, one JSON object per line."""
-        stores = {store.key: store for store in (self.store, self._validation_store)}
-        return [store.rejects_path for store in stores.values()]
+        return [store.rejects_path for store in self._stores]
 
     def rejected(self) -> str:
         """Return how many rows became no example and why, or an empty text where all did."""
-        stores = {store.key: store for store in (self.store, self._validation_store)}.values()
-        counts = [one for store in stores for one in store.counts if one.num_rejected]
-        number = sum(one.num_rejected for one in counts)
-        everything = sum(_num_outcomes(one) for one in counts)
-        if not counts:
-            return ""
-        return f"{number} of {everything} rows cannot be used and are left out:\n{reject_report(counts)}"
+        return rejected_text(self._stores)
 
     def notes(self) -> list[str]:
         """Return what was decided for the user and may not be what they expect, one line each."""
-        stores = {store.key: store for store in (self.store, self._validation_store)}.values()
-        lines = []
-        for counts in (one for store in stores for one in store.counts):
-            if counts.detected:
-                lines.append(f"{counts.path}: no layout is named; its first rows have layout '{counts.layout}'")
-            if counts.cut:
-                lines.append(f"{counts.path}: {counts.cut} examples cut to data.max_length {self.max_length}")
-            for name, number in counts.removed.items():
-                lines.append(f"{counts.path}: {number} conversations left out ({name})")
-        for stream in self.streams:
-            if stream.resolved.detected:
-                layout = stream.resolved.layout
-                lines.append(f"{stream.source.path}: no layout is named; its first rows have layout '{layout}'")
-            if self.mixing == "tokens":
-                mean = f"{stream.mean_tokens:.0f} tokens per row, estimated from its first {stream.tried.rows}"
-                lines.append(f"{stream.source.path}: a stream; {mean}")
-        for token, instead in self.encoder.missing_tokens().items():
-            lines.append(
-                f"data.template: the tokenizer lacks the special token '{token}'; {instead} is written instead"
-            )
-        return lines
+        notes = source_notes(self._stores, max_length=self.max_length)
+        return [*notes, *stream_notes(self.streams, mixing=self.mixing), *token_notes(self.encoder)]
+
+    @property
+    def _stores(self) -> list[ExampleStore]:
+        return list({store.key: store for store in (self.store, self._validation_store)}.values())
 
     def _load_encoder(self) -> None:
         self.tokenizer = load_tokenizer("model.base", self.base)
@@ -343,14 +319,7 @@ class InstructionDataModule(LightningDataModule):
 
     def _open_store(self, key: str, sources: list[Source]) -> ExampleStore:
         store = self._prepared(key, sources)
-        everything = sum(map(_num_outcomes, store.counts))
-        rejected = sum(counts.num_rejected for counts in store.counts)
-        if rejected > self.max_rejected * everything:
-            raise UserError(
-                f"{key}: {rejected} of {everything} rows cannot be used, more than data.max_rejected "
-                f"{self.max_rejected:g} allows:\n{reject_report(store.counts)}\nAll of them: {store.rejects_path}\n"
-                "Mend the rows or their layout, or raise data.max_rejected (and data.max_length where rows are long)."
-            )
+        check_rejected(key, store, max_rejected=self.max_rejected)
         if sources and not len(store):
             raise UserError(f"{key}: no row in {', '.join(source.path for source in sources)}.")
         return store
@@ -411,24 +380,19 @@ class InstructionDataModule(LightningDataModule):
     def _training_steps(self, rank: int, world_size: int) -> TrainingSteps | StreamSteps:
         if not self.streams:
             return TrainingSteps(self.store, self._mixture, plan=self._plan(rank, world_size))
-        stored, streams = iter(enumerate(self.members)), iter(self.streams)
-        parts: list[Part] = []
-        mean_tokens: list[float] = []
-        for source, state in zip(self.sources, self._stream_states, strict=True):
-            if source.stream:
-                stream = next(streams)
-                mean_tokens.append(stream.mean_tokens)
-                arguments: Any = {"length": self._length, "buffer": self.shuffle_buffer, "seed": self.seed}
-                parts.append(streamed_part(stream, self.encoder, state=state, **arguments))
-            else:
-                number, members = next(stored)
-                counts = self.store.counts[number]
-                mean_tokens.append(counts.tokens / max(1, counts.examples))
-                parts.append(StoredPart(self.store, members, (self.seed, number, 0x57)))
-        by_tokens = self.mixing == "tokens"
-        rates = [s.weight / (m if by_tokens else 1) for s, m in zip(self.sources, mean_tokens, strict=True)]
+        parts = stream_parts(
+            self.sources,
+            self.streams,
+            [StoredPart(self.store, own, (self.seed, number, 0x57)) for number, own in enumerate(self.members)],
+            encoder=self.encoder,
+            settings=StreamSettings(self._length, self.shuffle_buffer, self.seed),
+            states=self._stream_states,
+        )
+        stored = iter(counts.tokens / max(1, counts.examples) for counts in self.store.counts)
+        streamed = iter(stream.mean_tokens for stream in self.streams)
+        means = [next(streamed if source.stream else stored) for source in self.sources]
+        shares = row_shares([source.weight for source in self.sources], means, mixing=self.mixing)
         num_steps = int(self.trainer.max_steps) if self.trainer else 0
-        shares = [rate / sum(rates) for rate in rates]
         return StreamSteps(parts, shares, plan=self._plan(rank, world_size), num_steps=num_steps)
 
     def _loader(self, steps: Any, sampler: EpochSampler | None) -> DataLoader[Step]:
@@ -440,20 +404,3 @@ class InstructionDataModule(LightningDataModule):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
         )
-
-
-def _located(key: str, sources: list[Source]) -> list[Source]:
-    """Return the sources with what the catalogue knows of them, each checked."""
-    located = []
-    for number, source in enumerate(sources):
-        source = locate(f"{key}[{number}]", source)
-        check_source(f"{key}[{number}]", source)
-        if source.layout is not None:
-            resolve_layout(f"{key}[{number}].layout", source.layout)
-        located.append(source)
-    return located
-
-
-def _num_outcomes(counts: SourceCounts) -> int:
-    """Return the number of conversations that a source held, used or not."""
-    return counts.examples + counts.num_rejected + counts.num_removed

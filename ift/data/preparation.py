@@ -179,7 +179,7 @@ class _Builder:
             "end_token_id": self._encoder.end_token_id,
             "seconds": time.monotonic() - started,
         }
-        (self._folder / "counts.json").write_text(json.dumps(described, ensure_ascii=False, indent=1), encoding="utf-8")
+        (self._folder / "counts.json").write_text(json.dumps(described, indent=1), encoding="utf-8")
 
     def _build_source(
         self, source: Source, function: RowFunction, counts: SourceCounts, *, index: int, key: str
@@ -262,8 +262,8 @@ def _json_lines(path: Path) -> TextIO:
 def _write_row(file: TextIO, row: RawRow, counts: SourceCounts, *, kind: str, reason: str) -> None:
     described = asdict(Reject(row.file or counts.path, row.line, kind, reason, None)) | {"row": row.value}
     try:
-        text = json.dumps(described, ensure_ascii=False, default=str)
-    except (ValueError, RecursionError):  # nested too deeply to be written, or an integer with too many digits
+        text = json.dumps(described, ensure_ascii=False, allow_nan=False, default=str)
+    except (ValueError, RecursionError):  # nested too deeply, an integer with too many digits, or NaN, which is no JSON
         text = json.dumps({**described, "row": None}, ensure_ascii=False)
     file.write(text + "\n")
 

@@ -1,7 +1,7 @@
 """From a source's rows to checked conversations: which row function reads them, and what each row gives."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -17,7 +17,7 @@ from ift.data.layouts import (
     resolve_layout,
 )
 from ift.data.layouts.detection import ROWS_LOOKED_AT
-from ift.data.rows import RawRow, Source, read_rows
+from ift.data.rows import RawRow, Source, check_source, read_rows
 from ift.errors import UserError
 
 
@@ -46,6 +46,23 @@ def locate(key: str, source: Source) -> Source:
         revision=source.revision or collection.revision,
         files=source.files or collection.files,
     )
+
+
+def checked_sources(key: str, sources: Sequence[Source]) -> list[Source]:
+    """Return the sources with what the catalogue knows of them, each checked.
+
+    Raises:
+        UserError: a source that cannot be read, or an unknown layout.
+    """
+    located = []
+    for number, configured in enumerate(sources):
+        place = f"{key}[{number}]"
+        source = locate(place, configured)
+        check_source(place, source)
+        if source.layout is not None:
+            resolve_layout(f"{place}.layout", source.layout)
+        located.append(source)
+    return located
 
 
 @dataclass(frozen=True)

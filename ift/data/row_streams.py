@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ift.data.files import DamagedFileError, DataFile
-from ift.data.json_rows import RawRow, parse_line
+from ift.data.json_rows import RawRow, bounded_lines, parse_line
 from ift.data.order import Permutation
 from ift.data.rows import Source, read_file
 from ift.data.table_rows import read_parquet
@@ -178,18 +178,23 @@ def _is_read_by_lines(file: DataFile) -> bool:
     if file.format == "text":
         return True
     with file.open() as opened:
-        first = opened.readline()
-        while first and not first.strip(b"\xef\xbb\xbf \t\r\n"):
-            first = opened.readline()
-    return not first.strip(b"\xef\xbb\xbf \t\r\n").startswith(b"[") and len(parse_line(1, first)) == 1
+        lines = (raw for _, raw in bounded_lines(opened) if raw is None or raw.strip(b"\xef\xbb\xbf \t\r\n"))
+        first = next(lines, b"")
+    # An array, or a value that reaches over lines, is no row per line; a broken first line is read as what it is not.
+    return first is not None and [type(row.value) for row in parse_line(1, first)] == [dict]
 
 
 def _read_lines(file: DataFile, place: Place) -> Iterator[tuple["RawRow | _Line", Place]]:
     rows, offset, lines = place.rows, place.offset, place.lines
     with file.open() as opened:
         opened.seek(offset)
-        while raw := opened.readline():
-            offset, lines = offset + len(raw), lines + 1
+        for _, raw in bounded_lines(opened):
+            lines += 1
+            offset = opened.tell()
+            if raw is None:
+                rows += 1
+                yield RawRow(lines, problem="the line is too long", file=file.path), Place(rows, offset, lines)
+                continue
             if lines == 1:
                 raw = raw.removeprefix(b"\xef\xbb\xbf")
             if raw.strip():

@@ -1,7 +1,7 @@
 """What a run with streaming sources needs beside its prepared ones: a try, parts of the mixture, counts, refusals."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -16,7 +16,7 @@ from ift.data.row_conversations import ResolvedSource, resolve_source, to_conver
 from ift.data.row_streams import RowStream, stream_files
 from ift.data.rows import Source, read_file
 from ift.data.steps import StreamProgress
-from ift.data.stream_steps import StreamedPart
+from ift.data.stream_steps import Part, StoredPart, StreamedPart
 from ift.errors import UserError
 
 ROWS_TRIED = 100
@@ -81,22 +81,61 @@ def _conversations(rows: Sequence[RawRow], resolved: ResolvedSource) -> Iterator
             yield row, conversation
 
 
-def streamed_part(
-    stream: Stream,
-    encoder: Encoder,
+@dataclass(frozen=True)
+class StreamSettings:
+    """What decides the examples of streams beside their rows."""
+
+    length: LengthPolicy
+    buffer: int
+    """Rows that are shuffled together."""
+    seed: int
+
+
+def stream_parts(
+    sources: Sequence[Source],
+    streams: Sequence[Stream],
+    stored: Sequence[StoredPart],
     *,
-    length: LengthPolicy,
-    buffer: int,
-    seed: int,
-    state: dict[str, Any] | None,
-) -> StreamedPart:
-    """Return a stream's part of the mixture, from a state on or from the beginning."""
-    files = stream_files(f"data.sources[{stream.number}]", stream.source)
-    rows = RowStream(files, buffer=buffer, seed=(seed, stream.number))
-    if state is not None:
-        rows.load_state(state)
-    function = stream.resolved.function
-    return StreamedPart(rows, function, encoder=encoder, length=length, name=stream.source.path)
+    encoder: Encoder,
+    settings: StreamSettings,
+    states: Sequence[dict[str, Any] | None],
+) -> list[Part]:
+    """Return the parts of the mixture in the order of the sources.
+
+    Args:
+        sources: all of them.
+        streams: those that stream, in order.
+        stored: those that do not, in order.
+        encoder: tokenizer and template.
+        settings: of all streams.
+        states: per source from where a stream goes on; `None` from the beginning.
+    """
+    waiting, prepared = iter(streams), iter(stored)
+    parts: list[Part] = []
+    for source, state in zip(sources, states, strict=True):
+        if not source.stream:
+            parts.append(next(prepared))
+            continue
+        stream = next(waiting)
+        files = stream_files(f"data.sources[{stream.number}]", source)
+        rows = RowStream(files, buffer=settings.buffer, seed=(settings.seed, stream.number))
+        if state is not None:
+            rows.load_state(state)
+        function = stream.resolved.function
+        parts.append(StreamedPart(rows, function, encoder=encoder, length=settings.length, name=source.path))
+    return parts
+
+
+def row_shares(weights: Sequence[float], mean_tokens: Sequence[float], *, mixing: Mixing) -> list[float]:
+    """Return the share of each source among the rows, together 1.
+
+    Args:
+        weights: of the sources; their shares of the rows, or with `tokens` of the tokens.
+        mean_tokens: per row of each source.
+        mixing: what the weights mean.
+    """
+    rates = [w / (m if mixing == "tokens" else 1) for w, m in zip(weights, mean_tokens, strict=True)]
+    return [rate / sum(rates) for rate in rates]
 
 
 def check_streams(sources: Sequence[Source], *, mixing: Mixing, deduplicate: str, num_benchmarks: int) -> None:
@@ -163,3 +202,12 @@ class StreamCounts:
                 f"data.max_rejected {max_rejected:g} allows:\n{told}\nMend the rows or their layout, or raise "
                 "data.max_rejected."
             )
+
+
+def describe_streams(streams: Sequence[Stream], counts: StreamCounts, *, buffer: int) -> dict[str, Any]:
+    """Return what the streams are and what has become of their rows so far, for the manifest."""
+    sources = [
+        {"path": one.source.path, "layout": one.resolved.layout, "files": one.num_files, "weight": one.source.weight}
+        for one in streams
+    ]
+    return {"sources": sources, "shuffle_buffer": buffer, **asdict(counts)}

@@ -1,0 +1,73 @@
+"""What a run says of its data at the start: what cannot be used, and what was decided for the user."""
+
+from collections.abc import Sequence
+
+from ift.data.counts import SourceCounts, reject_report
+from ift.data.encoding import Encoder
+from ift.data.order import Mixing
+from ift.data.store import ExampleStore
+from ift.data.streaming import Stream
+from ift.errors import UserError
+
+
+def num_outcomes(counts: SourceCounts) -> int:
+    """Return the number of conversations that a source held, used or not."""
+    return counts.examples + counts.num_rejected + counts.num_removed
+
+
+def check_rejected(key: str, store: ExampleStore, *, max_rejected: float) -> None:
+    """Refuse a store of which too many rows cannot be used.
+
+    Raises:
+        UserError: with the reasons and the first places.
+    """
+    everything = sum(map(num_outcomes, store.counts))
+    rejected = sum(counts.num_rejected for counts in store.counts)
+    if rejected > max_rejected * everything:
+        raise UserError(
+            f"{key}: {rejected} of {everything} rows cannot be used, more than data.max_rejected {max_rejected:g} "
+            f"allows:\n{reject_report(store.counts)}\nAll of them: {store.rejects_path}\n"
+            "Mend the rows or their layout, or raise data.max_rejected (and data.max_length where rows are long)."
+        )
+
+
+def rejected_text(stores: Sequence[ExampleStore]) -> str:
+    """Return how many rows became no example and why, or an empty text where all did."""
+    counts = [one for store in stores for one in store.counts if one.num_rejected]
+    if not counts:
+        return ""
+    number, everything = sum(one.num_rejected for one in counts), sum(map(num_outcomes, counts))
+    return f"{number} of {everything} rows cannot be used and are left out:\n{reject_report(counts)}"
+
+
+def source_notes(stores: Sequence[ExampleStore], *, max_length: int) -> list[str]:
+    """Return what was found out, cut and left out of prepared sources, one line each."""
+    lines = []
+    for counts in (one for store in stores for one in store.counts):
+        if counts.detected:
+            lines.append(f"{counts.path}: no layout is named; its first rows have layout '{counts.layout}'")
+        if counts.cut:
+            lines.append(f"{counts.path}: {counts.cut} examples cut to data.max_length {max_length}")
+        lines += [f"{counts.path}: {n} conversations left out ({name})" for name, n in counts.removed.items()]
+    return lines
+
+
+def stream_notes(streams: Sequence[Stream], *, mixing: Mixing) -> list[str]:
+    """Return what was found out of streams, one line each."""
+    lines = []
+    for stream in streams:
+        path = stream.source.path
+        if stream.resolved.detected:
+            lines.append(f"{path}: no layout is named; its first rows have layout '{stream.resolved.layout}'")
+        if mixing == "tokens":
+            estimate = f"{stream.mean_tokens:.0f} tokens per row, estimated from its first {stream.tried.rows}"
+            lines.append(f"{path}: a stream; {estimate}")
+    return lines
+
+
+def token_notes(encoder: Encoder) -> list[str]:
+    """Return which special tokens of the template the tokenizer lacks, one line each."""
+    return [
+        f"data.template: the tokenizer lacks the special token '{token}'; {instead} is written instead"
+        for token, instead in encoder.missing_tokens().items()
+    ]
