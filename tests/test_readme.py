@@ -16,7 +16,9 @@ def readme_commands() -> list[list[str]]:
     return [shlex.split(line, comments=True) for block in blocks for line in block.splitlines() if line.strip()]
 
 
-IFT = [command[1:] for command in readme_commands() if command[0] == "ift"]
+IFT = [command[1:] for command in readme_commands() if command[0] == "ift" and command[1] != "data"]
+DATA = [command[1:] for command in readme_commands() if command[:2] == ["ift", "data"]]
+DATA_README = (ROOT / "ift" / "data" / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("arguments", IFT, ids=" ".join)
@@ -35,6 +37,65 @@ def test_every_ift_command_parses(
         main([*stand_ins, "--print_config"])
     assert stop.value.code == 0
     assert "base:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", DATA, ids=" ".join)
+def test_every_data_command_runs(
+    arguments: list[str],
+    base: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from ift.cli import main
+
+    monkeypatch.chdir(ROOT)
+    stand_ins = [re.sub("^runs/", f"{tmp_path}/", argument) for argument in arguments]
+    if "inspect" in stand_ins:  # the quickstart's base model is not there before it
+        stand_ins += ["--model.base", str(base), "--data.cache_dir", str(tmp_path / "cache")]
+    assert main(stand_ins) == 0
+    assert capsys.readouterr().out
+    for made in (argument for argument in stand_ins if argument.startswith(str(tmp_path))):
+        assert Path(made).exists()
+
+
+def test_the_data_readme_lists_every_layout_and_template() -> None:
+    from ift.data.layouts import layout_table
+    from ift.data.templates import TEMPLATES
+
+    assert layout_table().strip() in DATA_README
+    assert ", ".join(f"`{name}`" for name in TEMPLATES) in DATA_README
+
+
+def test_the_data_readme_is_true(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its sources and its template are ones, and its row function reads rows."""
+    import yaml
+
+    from ift.data.conversation import Conversation
+    from ift.data.layouts import RowError, resolve_layout
+    from ift.data.rows import Source
+    from ift.data.templates import Template
+
+    sources, template = (
+        yaml.safe_load(text)["data"] for text in re.findall(r"```yaml\n(.*?)```", DATA_README, re.DOTALL)
+    )
+    assert len([Source(**source) for source in sources["sources"]]) == 5
+    assert Template(**template["template"]).render(Conversation(()))
+    (code,) = re.findall(r"```python\n(.*?)```", DATA_README, re.DOTALL)
+    (tmp_path / "my_rows.py").write_text(code, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    function = resolve_layout("layout", "my_rows.quiz")
+    assert function({"q": "a", "a": "b"}).messages[1].text == "b"  # type: ignore[union-attr]
+    with pytest.raises(RowError, match="no answer"):
+        function({"q": "a", "a": ""})
+
+
+def test_every_layout_of_the_catalogue_is_known() -> None:
+    from ift.data.catalogue import load_catalogue
+    from ift.data.layouts import LAYOUTS
+
+    assert {one.layout for one in load_catalogue() if one.layout is not None} <= set(LAYOUTS)
+    assert f"{len(load_catalogue())} collections" in README and f"{len(LAYOUTS)} layouts" in README
 
 
 def test_there_are_commands_of_every_kind() -> None:

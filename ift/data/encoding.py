@@ -205,7 +205,8 @@ class Encoder:
                     stops.append(len(tokens))
                 tokens += own
                 sizes.append(len(own))
-                losses.append(LOSS if segment.supervised else NO_LOSS)
+                counted = segment.supervised and not (segment.begins_response and self._is_text(segment))
+                losses.append(LOSS if counted else NO_LOSS)
             num_tokens.append(len(tokens) - before)
         loss = np.repeat(np.array(losses, dtype=np.uint8), np.array(sizes, dtype=np.int64))
         loss[stops] = STOP_LOSS

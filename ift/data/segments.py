@@ -29,6 +29,9 @@ class Segment:
     ends_response: bool = False
     """Whether this is the token by which a response ends, at which generation stops. A tokenizer that lacks a special
     token gets its text instead, but in this place end-of-text, so that a model can always learn to stop."""
+    begins_response: bool = False
+    """Whether it is the token before the last response that is learned with it (ChatGLM-6B). A tokenizer that lacks it
+    gets its text as any other part of the prompt."""
 
 
 class Renderer(Protocol):

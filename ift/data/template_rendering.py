@@ -147,7 +147,7 @@ class Rendering:
             supervised = bool(message.supervised) and (place == last or not self._defaults.last_output_only)
             if message.role == "assistant":
                 if place == last and self._requests.before_last_response:
-                    segments[-1] = Segment(segments[-1].text, segments[-1].kind, supervised)
+                    segments[-1] = Segment(segments[-1].text, segments[-1].kind, supervised, begins_response=True)
                 stop_due = self._answer(message, segments, supervised=supervised, is_last=place == last)
                 continue
             system = self._system(conversation) if place == 0 else ""

@@ -3,22 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
-ENDED_BY_END_OF_TEXT = (
-    "alpaca",
-    "alpaca_chinese",
-    "belle",
-    "chinese_alpaca",
-    "chinese_alpaca_2",
-    "firefly",
-    "llama2_chat",
-    "mistral",
-    "plain",
-    "tulu",
-    "vicuna",
-    "vigogne",
-    "zephyr",
-)
-"""Templates that any tokenizer can write: their only special tokens are begin-of-text and end-of-text."""
+from ift.data.templates import TEMPLATES
+
+OF_THEIR_OWN = {"baichuan2_chat", "chatglm", "chatglm2", "internlm_chat", "moss_plugins"}
+"""Templates that learn more than responses each ended by one token; they have tests of their own."""
+ENDED_BY_ONE_TOKEN = tuple(sorted(set(TEMPLATES) - OF_THEIR_OWN))
 
 NASTY = (
     "plain words",

@@ -6,7 +6,6 @@ import gzip
 import json
 import os
 import random
-import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -212,15 +211,11 @@ HOSTILE: dict[str, Callable[[int], bytes]] = {
 }
 
 
+@pytest.mark.timeout(60)
 @pytest.mark.parametrize("suffix", [".json", ".csv", ".txt"])
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_hostile_files_cost_no_more_than_their_length(kind: str, suffix: str, tmp_path: Path) -> None:
-    """Eight times as long takes about eight times as long; 64 times would show what is quadratic."""
-    seconds = []
-    for size in (1 << 16, 1 << 19):
-        path = put(tmp_path / f"{size}{suffix}", HOSTILE[kind](size))
-        started = time.process_time()
-        for _ in read(path):
-            pass
-        seconds.append(time.process_time() - started)
-    assert seconds[1] < 24 * max(seconds[0], 0.02), seconds
+def test_hostile_files_come_to_an_end(kind: str, suffix: str, tmp_path: Path) -> None:
+    """Half a mebibyte takes a second or two; what costs the square of the length would take hours."""
+    path = put(tmp_path / f"hostile{suffix}", HOSTILE[kind](1 << 19))
+    lines = max(1, len(path.read_bytes().splitlines()))
+    assert all(1 <= row.line <= lines + 1 for row in read(path))

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conversations import ENDED_BY_END_OF_TEXT, NASTY, Talk, Turn, row_of, talks_of
+from conversations import ENDED_BY_ONE_TOKEN, NASTY, Talk, Turn, row_of, talks_of
 
 from ift.data.conversation import Conversation, Message
 from ift.data.datamodule import InstructionDataModule
@@ -16,7 +16,7 @@ from ift.data.store import ExampleStore
 from ift.data.templates import TEMPLATES
 from ift.inference.prompts import PromptDataModule
 
-PAIRS = [(name, template) for name in ("sentencepiece", "llama", "byte_level") for template in ENDED_BY_END_OF_TEXT]
+PAIRS = [(name, template) for name in ("sentencepiece", "llama", "byte_level") for template in ENDED_BY_ONE_TOKEN]
 PAIRS += [("byte_level", "tokenizer")]
 
 

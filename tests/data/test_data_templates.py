@@ -131,7 +131,7 @@ def test_everything_is_everything(name: str) -> None:
     for conversation in random_conversations(name):
         segments = TEMPLATES[name].render(supervise(conversation, "everything"))
         if name == "chatglm":  # the model sees the prompt in both directions, so there is nothing to predict in it
-            response = segments.index(Segment("<sop>", "token", supervised=True))
+            response = segments.index(Segment("<sop>", "token", supervised=True, begins_response=True))
             assert not any(s.supervised for s in segments[:response]) and all(s.supervised for s in segments[response:])
         else:
             assert all(segment.supervised and not segment.stop_label for segment in segments)

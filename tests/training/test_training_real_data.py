@@ -1,6 +1,7 @@
 """LoRA on real bilingual records and code, with the LLaMA tokenizer; run where the records are at hand."""
 
 import json
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 import pytest
 import yaml
 from tiny import ROOT, make_llama
+
+from ift.data.templates import TEMPLATES
 
 SHARED = ROOT.parent / "shared" / "data"
 pytestmark = [
@@ -129,3 +132,59 @@ def test_next_to_nothing_is_padded_at_128_examples_a_step(llama: Path, tmp_path:
         shares[row_layout] = padded / (padded + tokens)
     assert max(shares.values()) <= 0.03, shares
     assert shares["flattened"] == 0 and shares["packed"] <= 0.015, shares
+
+
+RECORDS = [
+    "sharegpt/sharegpt_zh_1K_format.jsonl",
+    "alpaca_gpt4_demo/alpaca_zh_demo.json",
+    "code_alpaca/code_alpaca_2k.json",
+    "firefly/dummy_data.jsonl",
+    "sharegpt/glaive_toolcall_zh_demo.json",
+    "messages/v1_sft_demo.jsonl",
+    "oasst/en_100_tree.jsonl",
+    "pclue/pCLUE_train_9.json",
+    "moss/*.json",
+]
+
+
+@pytest.fixture(scope="module")
+def conversations() -> list[Any]:
+    """Five hundred conversations of nine sources, a seeded choice."""
+    from ift.data.row_conversations import resolve_source, to_conversations
+    from ift.data.rows import Source, read_rows
+
+    found = []
+    for name in RECORDS:
+        source = Source(str(SHARED / name))
+        function = resolve_source("source", source).function
+        given = [one for row in read_rows(source) for one in to_conversations(row, function, needs_response=True)]
+        found += [one for one in given if not isinstance(one, Exception)]
+    assert len(found) == 1364
+    random.Random(0).shuffle(found)
+    return found[:500]
+
+
+@pytest.mark.parametrize("template", sorted(TEMPLATES))
+def test_masks_of_every_template_decode_to_the_responses(llama: Path, conversations: list[Any], template: str) -> None:
+    from ift.data.conversation import supervise
+    from ift.data.encoding import IGNORE_INDEX, Encoder, load_tokenizer
+
+    encoder = Encoder(load_tokenizer("model.base", str(llama)), TEMPLATES[template])
+    decode, ends = encoder.tokenizer.decode, set(encoder.stop_token_ids)
+    compared = 0
+    for conversation in conversations:
+        (example,) = encoder.encode([TEMPLATES[template].render(supervise(conversation, "outputs"))])
+        prompt = encoder.prompt_ids(conversation)
+        assert example.input_ids[: len(prompt)].tolist() == prompt
+        answers = [message for message in conversation.messages if message.role == "assistant"]
+        if any(message.thought or message.call for message in answers) or template == "moss_plugins":
+            continue  # marks and thoughts are learned too; other tests compare them piece by piece
+        runs: list[list[int]] = [[]]
+        for label in example.labels.tolist():
+            runs = [*runs, []] if label == IGNORE_INDEX and runs[-1] else runs
+            runs[-1] += [label] if label != IGNORE_INDEX else []
+        texts = [decode([token for token in run if token not in ends]).strip() for run in runs if run]
+        expected = [message.text.strip() for message in answers]
+        assert texts == (expected[-1:] if template == "chatglm" else expected)
+        compared += 1
+    assert compared > 400 or template == "moss_plugins"
