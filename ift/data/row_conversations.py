@@ -148,6 +148,8 @@ def to_conversations(row: RawRow, function: RowFunction, *, needs_response: bool
 
 
 def _each(given: Any) -> Iterable[Any]:
+    if isinstance(given, Conversation):
+        return (given,)
     return given if isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping) else [given]
 
 
