@@ -17,7 +17,7 @@ _BATCH_EXAMPLES = 1000
 """Examples of every record batch but the last, so that an example's batch is found by division."""
 _MOST_OPEN = 64
 """Record batches whose columns are kept at hand."""
-_READS_BETWEEN_RELEASES = 4096
+_READS_BETWEEN_RELEASES = 128
 """Reads after which mapped pages are given back, so that resident memory does not grow with the store."""
 
 
@@ -167,6 +167,8 @@ class ExampleStore:
 
         with (self.folder / "examples.arrow").open("rb") as file:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        if hasattr(self._map, "madvise"):
+            self._map.madvise(mmap.MADV_RANDOM)  # examples are read in random order: reading ahead is for nothing
         self._reader = pa.ipc.open_file(pa.py_buffer(self._map))
         self._open: OrderedDict[int, _Columns] = OrderedDict()
         self._reads = 0
