@@ -1,10 +1,11 @@
 """What a run says of its data at the start: what cannot be used, and what was decided for the user."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ift.data.counts import SourceCounts, reject_report
 from ift.data.encoding import Encoder
-from ift.data.order import Mixing
+from ift.data.order import Members, Mixing, Mixture
+from ift.data.rows import Source
 from ift.data.store import ExampleStore
 from ift.data.streaming import Stream
 from ift.errors import UserError
@@ -28,6 +29,40 @@ def check_rejected(key: str, store: ExampleStore, *, max_rejected: float) -> Non
             f"{key}: {rejected} of {everything} rows cannot be used, more than data.max_rejected {max_rejected:g} "
             f"allows:\n{reject_report(store.counts)}\nAll of them: {store.rejects_path}\n"
             "Mend the rows or their layout, or raise data.max_rejected (and data.max_length where rows are long)."
+        )
+
+
+def check_members(sources: Sequence[Source], members: Mapping[int, Members]) -> None:
+    """Refuse a prepared source of which nothing is left to train on.
+
+    Raises:
+        UserError: with the source.
+    """
+    for number, own in members.items():
+        if not len(own):
+            raise UserError(
+                f"data.sources[{number}]: all examples of '{sources[number].path}' are held out, and none is left to "
+                "train on. Hold out fewer (data.validation), or leave the source out."
+            )
+
+
+def check_uses(sources: Sequence[Source], mixture: Mixture, *, global_batch_size: int) -> None:
+    """Refuse a mixture that never uses a source, or that is smaller than a step.
+
+    Raises:
+        UserError: with the setting.
+    """
+    for number, uses in enumerate(mixture.uses):
+        if not uses:
+            weight, size = sources[number].weight, len(mixture.members[number])
+            raise UserError(
+                f"data.sources[{number}].weight: {weight:g} of {size} examples is none per epoch. Raise it, or leave the "
+                "source out."
+            )
+    if len(mixture) < global_batch_size:
+        raise UserError(
+            f"data.global_batch_size: a step takes {global_batch_size} examples, and an epoch has only {len(mixture)}. "
+            "Lower it, or add data."
         )
 
 

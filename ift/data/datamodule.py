@@ -11,7 +11,15 @@ from torch.utils.data import DataLoader
 
 from ift.data.audit import audit, problems
 from ift.data.conversation import TrainOn
-from ift.data.data_report import check_rejected, rejected_text, source_notes, stream_notes, token_notes
+from ift.data.data_report import (
+    check_members,
+    check_rejected,
+    check_uses,
+    rejected_text,
+    source_notes,
+    stream_notes,
+    token_notes,
+)
 from ift.data.encoding import Encoder, load_tokenizer, make_renderer
 from ift.data.filters import NO_FILTERS, Deduplicate, FilterSettings
 from ift.data.length import LengthPolicy, OverLong
@@ -358,11 +366,10 @@ class InstructionDataModule(LightningDataModule):
         return Mixture(self.members, uses, self.seed)
 
     def _check_size(self) -> None:
-        if not self.streams and len(self._mixture) < self.global_batch_size:
-            raise UserError(
-                f"data.global_batch_size: a step takes {self.global_batch_size} examples, and an epoch has only "
-                f"{len(self._mixture)}. Lower it, or add data."
-            )
+        numbers = [number for number, source in enumerate(self.sources) if not source.stream]
+        check_members(self.sources, dict(zip(numbers, self.members, strict=True)))
+        if not self.streams:
+            check_uses(self.sources, self._mixture, global_batch_size=self.global_batch_size)
 
     def _place(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

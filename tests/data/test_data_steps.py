@@ -14,6 +14,7 @@ from ift.data.datamodule import InstructionDataModule
 from ift.data.order import Members, Mixture, Permutation, uses_per_epoch
 from ift.data.rows import Source
 from ift.data.steps import EpochSampler, Position, Step
+from ift.errors import UserError
 
 
 @pytest.mark.parametrize(("weight", "size"), [(0.5, 10), (1, 20), (2.5, 50), (0.13, 3), (3, 60)])
@@ -252,3 +253,22 @@ class TestValidationSplit:
 def test_settings_that_cannot_be(options: dict[str, Any], reason: str, base: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=reason):
         module_of(base, tmp_path, **options)
+
+
+def test_a_source_that_would_never_be_used_is_refused(base: Path, tmp_path: Path) -> None:
+    path = write_json(tmp_path / "rows.json", make_rows(20))
+    for weight, message in ((0.02, r"data.sources\[1\].weight: 0.02 of 20 examples is none per epoch"),):
+        sources = [Source(str(path), "alpaca"), Source(str(path), "alpaca", weight=weight)]
+        with pytest.raises(UserError, match=message):
+            InstructionDataModule(sources, str(base), 256, 4, 512, cache_dir=str(tmp_path / "cache")).load()
+
+
+def test_a_source_of_which_all_is_held_out_is_refused(base: Path, tmp_path: Path) -> None:
+    one, many = write_json(tmp_path / "one.json", make_rows(1)), write_json(tmp_path / "many.json", make_rows(20))
+    sources = [Source(str(one), "alpaca"), Source(str(many), "alpaca")]
+    with pytest.raises(UserError, match=r"data.sources\[0\]: all examples of '.*one.json' are held out"):
+        module = InstructionDataModule(
+            sources, str(base), 256, 4, 512, validation=20, cache_dir=str(tmp_path / "cache"), seed=2
+        )
+        module.load()
+        pytest.fail(str([len(members) for members in module.members]))
