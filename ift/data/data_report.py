@@ -56,8 +56,8 @@ def check_uses(sources: Sequence[Source], mixture: Mixture, *, global_batch_size
         if not uses:
             weight, size = sources[number].weight, len(mixture.members[number])
             raise UserError(
-                f"data.sources[{number}].weight: {weight:g} of {size} examples is none per epoch. Raise it, or leave the "
-                "source out."
+                f"data.sources[{number}].weight: {weight:g} of {size} examples is none per epoch. Raise it, or leave "
+                "the source out."
             )
     if len(mixture) < global_batch_size:
         raise UserError(

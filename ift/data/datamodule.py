@@ -29,7 +29,7 @@ from ift.data.preparation import PreparationSettings, prepare
 from ift.data.row_conversations import checked_sources
 from ift.data.rows import Source
 from ift.data.steps import EpochSampler, Position, Step, StepPlan, TrainingSteps, ValidationSteps
-from ift.data.store import ExampleStore
+from ift.data.store import ExampleStore, first_prompts
 from ift.data.stream_steps import StoredPart, StreamSteps
 from ift.data.streaming import (
     StreamCounts,
@@ -233,17 +233,7 @@ class InstructionDataModule(LightningDataModule):
 
     def validation_prompts(self, number: int) -> list[tuple[list[int], list[int]]]:
         """Return `(prompt ids, response ids)` of the first validation examples that have a prompt."""
-        pairs: list[tuple[list[int], list[int]]] = []
-        for index in self._validation_indices:
-            if len(pairs) == number:
-                break
-            example = self._validation_store[int(index)]
-            supervised = np.flatnonzero(example.labels == example.input_ids)
-            last_response = np.split(supervised, np.flatnonzero(np.diff(supervised) > 1) + 1)[-1]
-            start, end = last_response[0], last_response[-1] + 1
-            if start > 0:
-                pairs.append((example.input_ids[:start].tolist(), example.input_ids[start:end].tolist()))
-        return pairs
+        return first_prompts(self._validation_store, self._validation_indices, number)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position in the data."""

@@ -205,3 +205,20 @@ class _Columns:
         self.source = batch.column("source").to_numpy()
         self.file = batch.column("file").to_numpy()
         self.line = batch.column("line").to_numpy()
+
+
+def first_prompts(store: ExampleStore, indices: IndexArray, number: int) -> list[tuple[list[int], list[int]]]:
+    """Return `(prompt ids, ids of the last response)` of the first of these examples that have a prompt."""
+    pairs: list[tuple[list[int], list[int]]] = []
+    for index in indices:
+        if len(pairs) == number:
+            break
+        example = store[int(index)]
+        supervised = np.flatnonzero(example.labels == example.input_ids)
+        if not len(supervised):
+            continue
+        last_response = np.split(supervised, np.flatnonzero(np.diff(supervised) > 1) + 1)[-1]
+        start, end = last_response[0], last_response[-1] + 1
+        if start > 0:
+            pairs.append((example.input_ids[:start].tolist(), example.input_ids[start:end].tolist()))
+    return pairs
