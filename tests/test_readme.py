@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,7 @@ def test_the_data_readme_is_true(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (code,) = re.findall(r"```python\n(.*?)```", DATA_README, re.DOTALL)
     (tmp_path / "my_rows.py").write_text(code, encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "my_rows", raising=False)
     function = resolve_layout("layout", "my_rows.quiz")
     assert function({"q": "a", "a": "b"}).messages[1].text == "b"  # type: ignore[union-attr]
     with pytest.raises(RowError, match="no answer"):

@@ -32,17 +32,23 @@ def check_rejected(key: str, store: ExampleStore, *, max_rejected: float) -> Non
         )
 
 
-def check_members(sources: Sequence[Source], members: Mapping[int, Members]) -> None:
+def check_members(sources: Sequence[Source], members: Mapping[int, Members], *, with_streams: bool) -> None:
     """Refuse a prepared source of which nothing is left to train on.
+
+    Args:
+        sources: all of them.
+        members: of the prepared ones, by their numbers.
+        with_streams: whether others stream; then each must have a part.
 
     Raises:
         UserError: with the source.
     """
     for number, own in members.items():
-        if not len(own):
+        # Of a source without any example the audit says why, unless a filter left everything out, as was asked for.
+        if not len(own) and (own.stop > own.start or with_streams):
             raise UserError(
-                f"data.sources[{number}]: all examples of '{sources[number].path}' are held out, and none is left to "
-                "train on. Hold out fewer (data.validation), or leave the source out."
+                f"data.sources[{number}]: all examples of '{sources[number].path}' are held out or left out, and none is "
+                "left to train on. Hold out fewer (data.validation), or leave the source out."
             )
 
 
@@ -53,8 +59,8 @@ def check_uses(sources: Sequence[Source], mixture: Mixture, *, global_batch_size
         UserError: with the setting.
     """
     for number, uses in enumerate(mixture.uses):
-        if not uses:
-            weight, size = sources[number].weight, len(mixture.members[number])
+        weight, size = sources[number].weight, len(mixture.members[number])
+        if size and not uses:
             raise UserError(
                 f"data.sources[{number}].weight: {weight:g} of {size} examples is none per epoch. Raise it, or leave "
                 "the source out."

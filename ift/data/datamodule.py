@@ -357,7 +357,7 @@ class InstructionDataModule(LightningDataModule):
 
     def _check_size(self) -> None:
         numbers = [number for number, source in enumerate(self.sources) if not source.stream]
-        check_members(self.sources, dict(zip(numbers, self.members, strict=True)))
+        check_members(self.sources, dict(zip(numbers, self.members, strict=True)), with_streams=bool(self.streams))
         if not self.streams:
             check_uses(self.sources, self._mixture, global_batch_size=self.global_batch_size)
 

@@ -142,7 +142,9 @@ def uses_per_epoch(
     """
     if mixing == "repeats":
         return tuple(int(w) * n + round((w - int(w)) * n) for w, n in zip(weights, sizes, strict=True))
-    shares = [weight / sum(weights) for weight in weights]
+    # A source of which everything was left out has no part; the others share what it would have had.
+    parts = [weight if size else 0.0 for weight, size in zip(weights, sizes, strict=True)]
+    shares = [part / (sum(parts) or 1) for part in parts]
     if mixing == "examples":
         return tuple(round(share * sum(sizes)) for share in shares)
     tokens = sum(size * mean for size, mean in zip(sizes, mean_tokens, strict=True))

@@ -11,7 +11,7 @@ import pytest
 from tiny import make_rows, write_json
 
 from ift.data.datamodule import InstructionDataModule
-from ift.data.order import Members, Mixture, Permutation, uses_per_epoch
+from ift.data.order import Members, Mixing, Mixture, Permutation, uses_per_epoch
 from ift.data.rows import Source
 from ift.data.steps import EpochSampler, Position, Step
 from ift.errors import UserError
@@ -73,6 +73,13 @@ def test_members_are_the_range_without_what_is_held_out(seed: int) -> None:
     capped = Members(10, 60, held_out, cap=4, seed=(seed,))
     chosen = capped[np.arange(len(capped))].tolist()
     assert len(set(chosen)) == min(4, 50 - seed * 5) and set(chosen) <= set(members[np.arange(len(members))].tolist())
+
+
+@pytest.mark.parametrize("mixing", ["repeats", "examples", "tokens"])
+def test_a_source_without_examples_has_no_part(mixing: Mixing) -> None:
+    uses = uses_per_epoch([8, 0], [1, 5], [4.0, 0.0], mixing=mixing)
+    mixture = Mixture((Members(0, 8), Members(8, 8)), uses, seed=0)
+    assert uses == (8, 0) and sorted(mixture.at(np.arange(8), epoch=0).tolist()) == list(range(8))
 
 
 @pytest.mark.parametrize("weights", [(1, 1), (3, 1), (0.2, 0.8), (1, 30)])
@@ -266,7 +273,7 @@ def test_a_source_that_would_never_be_used_is_refused(base: Path, tmp_path: Path
 def test_a_source_of_which_all_is_held_out_is_refused(base: Path, tmp_path: Path) -> None:
     one, many = write_json(tmp_path / "one.json", make_rows(1)), write_json(tmp_path / "many.json", make_rows(20))
     sources = [Source(str(one), "alpaca"), Source(str(many), "alpaca")]
-    with pytest.raises(UserError, match=r"data.sources\[0\]: all examples of '.*one.json' are held out"):
+    with pytest.raises(UserError, match=r"data.sources\[0\]: all examples of '.*one.json' are held out or left out"):
         module = InstructionDataModule(
             sources, str(base), 256, 4, 512, validation=20, cache_dir=str(tmp_path / "cache"), seed=2
         )
