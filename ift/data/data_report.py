@@ -47,8 +47,8 @@ def check_members(sources: Sequence[Source], members: Mapping[int, Members], *, 
         # Of a source without any example the audit says why, unless a filter left everything out, as was asked for.
         if not len(own) and (own.stop > own.start or with_streams):
             raise UserError(
-                f"data.sources[{number}]: all examples of '{sources[number].path}' are held out or left out, and none is "
-                "left to train on. Hold out fewer (data.validation), or leave the source out."
+                f"data.sources[{number}]: all examples of '{sources[number].path}' are held out or left out, and none "
+                "is left to train on. Hold out fewer (data.validation), or leave the source out."
             )
 
 
