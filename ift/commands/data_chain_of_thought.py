@@ -7,8 +7,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import Any, TextIO
 
+from ift.commands.option_parser import OptionParser
 from ift.data.chain_of_thought import Converted, convert, wordings
 from ift.errors import UserError, unknown_name
 
@@ -47,11 +48,6 @@ class Counts:
         return [f"  {len(lines)} x {reason}: {path} line {_listed(lines)}" for reason, lines in reasons]
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message.removeprefix('argument ')}. `{self.prog} --help` explains every option.")
-
-
 def run(subcommand: str, arguments: list[str]) -> None:
     """Run the subcommand: write the rows, print the counts.
 
@@ -79,7 +75,7 @@ def run(subcommand: str, arguments: list[str]) -> None:
 
 
 def _parsed(subcommand: str, arguments: list[str]) -> argparse.Namespace:
-    parser = _Parser(prog=f"ift data {subcommand}", description=DESCRIPTION, allow_abbrev=False)
+    parser = OptionParser(f"ift data {subcommand}", DESCRIPTION)
     known = wordings()
     languages = ", ".join(f"{name} “{text}”" for name, text in known.think_first.items())
     names = ", ".join(sorted(known.datasets))
@@ -104,10 +100,7 @@ def _parsed(subcommand: str, arguments: list[str]) -> argparse.Namespace:
     }
     for name, settings in options.items():
         parser.add_argument(name, **settings)
-    for name in (argument.partition("=")[0] for argument in arguments if argument.startswith("--")):
-        if name not in (*options, "--help"):  # said before argparse complains that the right one is missing
-            raise unknown_name(f"ift data {subcommand}", name, options)
-    return parser.parse_args(arguments)
+    return parser.parse(arguments)
 
 
 def _check(given: argparse.Namespace, source: Path, target: Path) -> None:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ift.artifacts import write_json
+from ift.commands.option_parser import OptionParser
 from ift.commands.row_files import (
     UNREADABLE,
     FileCounts,
-    OptionParser,
     Write,
     add_input_options,
     check_new,

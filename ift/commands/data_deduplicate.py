@@ -3,7 +3,8 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from ift.commands.row_files import OptionParser, add_input_options, check_new, json_lines, sift, sources_of
+from ift.commands.option_parser import OptionParser
+from ift.commands.row_files import add_input_options, check_new, json_lines, sift, sources_of
 from ift.data.conversation import Conversation
 from ift.data.duplicates import ExactDuplicates, NearDuplicates
 from ift.data.row_conversations import Reject

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ift.commands.row_files import OptionParser
+from ift.commands.option_parser import OptionParser
 from ift.errors import UserError
 
 if TYPE_CHECKING:

@@ -1,6 +1,5 @@
-"""What the commands that sort rows share: options that fail as `UserError`, rows with progress, and new files."""
+"""What the commands that sort rows share: their input, rows with progress, and new files."""
 
-import argparse
 import json
 import os
 import sys
@@ -9,45 +8,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from ift.commands.option_parser import OptionParser
 from ift.data.conversation import Conversation
 from ift.data.layouts import resolve_layout
 from ift.data.row_conversations import Reject, resolve_source, to_conversations
 from ift.data.rows import RawRow, Source, check_source, read_rows
-from ift.errors import UserError, unknown_name
+from ift.errors import UserError
 
 UNREADABLE = "unreadable"
 Write = Callable[[Any], None]
 Judge = Callable[[Sequence[Conversation], RawRow, Source], Reject | None]
 """Decides about a row by its conversations, of which there is at least one; `None` keeps it."""
-
-
-class OptionParser(argparse.ArgumentParser):
-    """Says what is wrong with an option in one sentence."""
-
-    def __init__(self, prog: str, description: str) -> None:
-        super().__init__(prog=prog, description=description, allow_abbrev=False)
-
-    def error(self, message: str) -> NoReturn:
-        """Raise the error.
-
-        Raises:
-            UserError: always.
-        """
-        raise UserError(f"{self.prog}: {message.removeprefix('argument ')}. See '{self.prog} --help'.")
-
-    def parse(self, arguments: list[str]) -> argparse.Namespace:
-        """Return the options.
-
-        Raises:
-            UserError: an unknown option, with the nearest one, or a wrong value.
-        """
-        for argument in arguments:
-            name = argument.partition("=")[0]
-            if name.startswith("--") and name not in self._option_string_actions:
-                raise unknown_name(self.prog, name, [own for own in self._option_string_actions if own[:2] == "--"])
-        return self.parse_args(arguments)
 
 
 def add_input_options(parser: OptionParser) -> None:
