@@ -9,6 +9,7 @@ RUN/model/             the model and its tokenizer, in transformers' layout
 RUN/checkpoints/       trainable weights, optimizer, schedule and data position, for resuming
 RUN/tensorboard/       TensorBoard's log
 RUN/rejects.jsonl      rows that could not be used, with file, line and reason
+RUN/removed.jsonl      rows that were asked to be left out (duplicates, contaminated ones), where there are any
 """
 
 import hashlib
@@ -51,6 +52,7 @@ class RunFolder:
         self.checkpoints = self.root / "checkpoints"
         self.tensorboard = self.root / "tensorboard"
         self.rejects = self.root / "rejects.jsonl"
+        self.removed = self.root / "removed.jsonl"
 
     def check_new(self) -> None:
         """Refuse a folder that holds anything, so that nothing of an older run is overwritten.

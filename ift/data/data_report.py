@@ -1,10 +1,12 @@
-"""What a run says of its data at the start: what cannot be used, and what was decided for the user."""
+"""What a run says of its data at the start: what cannot be used, what is held out, what was decided for the user."""
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from ift.data.counts import SourceCounts, reject_report
 from ift.data.encoding import Encoder
-from ift.data.order import Members, Mixing, Mixture
+from ift.data.order import IndexArray, Members, Mixing, Mixture, Permutation
 from ift.data.rows import Source
 from ift.data.store import ExampleStore
 from ift.data.streaming import Stream
@@ -30,6 +32,29 @@ def check_rejected(key: str, store: ExampleStore, *, max_rejected: float) -> Non
             f"allows:\n{reject_report(store.counts)}\nAll of them: {store.rejects_path}\n"
             "Mend the rows or their layout, or raise data.max_rejected (and data.max_length where rows are long)."
         )
+
+
+def choose_held_out(asked: int | float, size: int, *, seed: int) -> IndexArray:
+    """Return the sorted indices of the examples that are held out for validation.
+
+    Args:
+        asked: a number of examples, or a share of them.
+        size: examples of all prepared sources.
+        seed: of the choice.
+
+    Raises:
+        UserError: nothing would be left to train on.
+    """
+    if not size:
+        raise UserError(
+            f"data.validation: {asked} can only be held out of sources that do not stream, and all do. List sources of "
+            "its own."
+        )
+    number = asked if isinstance(asked, int) else max(1, round(asked * size))
+    if number >= size:
+        raise UserError(f"data.validation: {number} examples held out of {size} leave none to train on.")
+    # A stream of its own, so that the split does not move when anything else draws random numbers.
+    return np.sort(Permutation(size, seed, 0x5EED)(np.arange(number)))
 
 
 def check_members(sources: Sequence[Source], members: Mapping[int, Members], *, with_streams: bool) -> None:

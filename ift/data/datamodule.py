@@ -15,6 +15,7 @@ from ift.data.data_report import (
     check_members,
     check_rejected,
     check_uses,
+    choose_held_out,
     rejected_text,
     source_notes,
     stream_notes,
@@ -24,7 +25,7 @@ from ift.data.encoding import Encoder, load_tokenizer, make_renderer
 from ift.data.filters import NO_FILTERS, Deduplicate, FilterSettings
 from ift.data.length import LengthPolicy, OverLong
 from ift.data.micro_batches import GROUPED, RowLayoutChoice, RowLayoutSetting
-from ift.data.order import IndexArray, Members, Mixing, Mixture, Permutation, uses_per_epoch
+from ift.data.order import IndexArray, Members, Mixing, Mixture, uses_per_epoch
 from ift.data.preparation import PreparationSettings, prepare
 from ift.data.row_conversations import checked_sources
 from ift.data.rows import Source
@@ -288,6 +289,11 @@ class InstructionDataModule(LightningDataModule):
         """Return the files that hold the rejected rows, one JSON object per line."""
         return [store.rejects_path for store in self._stores]
 
+    def removed_files(self) -> list[Path]:
+        """Return the files that hold the rows which filters left out; none where there are no such rows."""
+        stores = [store for store in self._stores if any(counts.num_removed for counts in store.counts)]
+        return [store.removed_path for store in stores]
+
     def rejected(self) -> str:
         """Return how many rows became no example and why, or an empty text where all did."""
         return rejected_text(self._stores)
@@ -325,17 +331,7 @@ class InstructionDataModule(LightningDataModule):
     def _held_out(self) -> IndexArray:
         if self.validation is None or isinstance(self.validation, list):
             return np.zeros(0, dtype=np.int64)
-        asked = self.validation
-        if not len(self.store):
-            raise UserError(
-                f"data.validation: {asked} can only be held out of sources that do not stream, and all do. List "
-                "sources of its own."
-            )
-        number = asked if isinstance(asked, int) else max(1, round(asked * len(self.store)))
-        if number >= len(self.store):
-            raise UserError(f"data.validation: {number} examples held out of {len(self.store)} leave none to train on.")
-        # A stream of its own, so that the split does not move when anything else draws random numbers.
-        return np.sort(Permutation(len(self.store), self.seed, 0x5EED)(np.arange(number)))
+        return choose_held_out(self.validation, len(self.store), seed=self.seed)
 
     def _members(self, held_out: IndexArray) -> tuple[Members, ...]:
         members = []

@@ -60,6 +60,8 @@ class RunFolderWriter(Callback):
             write_json(self._run.template, datamodule.encoder.template.describe())
             datamodule.tokenizer.save_pretrained(str(self._run.tokenizer))
             _join_files(datamodule.rejects_files(), self._run.rejects)
+            if removed := datamodule.removed_files():
+                _join_files(removed, self._run.removed)
         write_json(self._run.manifest, self._manifest)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

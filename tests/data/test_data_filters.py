@@ -84,3 +84,14 @@ def test_a_missing_benchmark_is_refused_before_anything_is_read(
 ) -> None:
     assert main(["fit", "--config", str(config(data={"benchmarks": ["nowhere.json"]}))]) == 2
     assert "data.benchmarks[0].path: no file 'nowhere.json'" in capsys.readouterr().err
+
+
+def test_a_run_keeps_what_was_left_out(config: Callable[..., Path], repeated: Path) -> None:
+    data = {"sources": [{"path": str(repeated)}], "deduplicate": "exact", "validation": 2}
+    path = config("run", data=data, trainer={"max_epochs": 1})
+    assert main(["fit", "--config", str(path)]) == 0
+    run = path.with_suffix("")
+    lines = (run / "removed.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == len(EXACT) and all(json.loads(line)["kind"] == "duplicate" for line in lines)
+    (source,) = json.loads((run / "manifest.json").read_text())["data"]["sources"]
+    assert source["removed"] == {"duplicate": len(EXACT)} and source["examples"] == 17 - len(EXACT)
