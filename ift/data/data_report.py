@@ -57,6 +57,25 @@ def choose_held_out(asked: int | float, size: int, *, seed: int) -> IndexArray:
     return np.sort(Permutation(size, seed, 0x5EED)(np.arange(number)))
 
 
+def check_validation_sources(sources: Sequence[Source]) -> None:
+    """Refuse keys that mean nothing for validation, which counts every example once.
+
+    Raises:
+        UserError: a source that streams, is weighted or capped.
+    """
+    for number, source in enumerate(sources):
+        for key, value, usual in (
+            ("stream", source.stream, False),
+            ("weight", source.weight, 1.0),
+            ("max_examples", source.max_examples, None),
+        ):
+            if value != usual:
+                raise UserError(
+                    f"data.validation[{number}].{key}: {value} means nothing here, as validation counts every example "
+                    "of a source once. Leave it out."
+                )
+
+
 def check_members(sources: Sequence[Source], members: Mapping[int, Members], *, with_streams: bool) -> None:
     """Refuse a prepared source of which nothing is left to train on.
 

@@ -15,6 +15,7 @@ from ift.data.data_report import (
     check_members,
     check_rejected,
     check_uses,
+    check_validation_sources,
     choose_held_out,
     rejected_text,
     source_notes,
@@ -119,6 +120,7 @@ class InstructionDataModule(LightningDataModule):
         self.sources = checked_sources("data.sources", sources)
         if isinstance(validation, list):
             validation = checked_sources("data.validation", validation)
+            check_validation_sources(validation)
         elif validation is not None and not (validation >= 1 if isinstance(validation, int) else 0 < validation < 1):
             raise UserError(
                 f"data.validation: {validation} is neither a share between 0 and 1 (0.05), nor a number of examples "
@@ -325,7 +327,8 @@ class InstructionDataModule(LightningDataModule):
         store = self._prepared(key, sources)
         check_rejected(key, store, max_rejected=self.max_rejected)
         if sources and not len(store):
-            raise UserError(f"{key}: no row in {', '.join(source.path for source in sources)}.")
+            paths = ", ".join(source.path for source in sources)
+            raise UserError(f"{key}: nothing in {paths} can be used.\n{rejected_text([store])}".rstrip())
         return store
 
     def _held_out(self) -> IndexArray:

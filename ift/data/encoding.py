@@ -7,6 +7,7 @@ messages never becomes a special token, whatever it contains.
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -17,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ift.data.conversation import Conversation, Message
+from ift.data.layouts import RowError
 from ift.data.templates import Renderer, Segment, Template
 from ift.errors import UserError
 from ift.hub import check_place, local_folder
@@ -171,8 +173,12 @@ class Encoder:
     @property
     def stop_token_ids(self) -> list[int]:
         """Ids that end a response: end-of-text, and the token by which the template ends one."""
-        probe = Conversation((Message("user", "a"), Message("assistant", "b", supervised=True)))
-        segments = self.template.render(probe)
+        call = (Message("assistant", "b", supervised=True, call=True), Message("tool", "c"))
+        plain = (Message("user", "a"), Message("assistant", "b", supervised=True))
+        segments: list[Segment] = []
+        for probe in (plain, (*plain, *plain), (plain[0], *call, plain[1])):
+            with suppress(RowError):  # a chat template may know no tools
+                segments += self.template.render(Conversation(probe))
         ends = [self._segment_ids(s) for s in segments if s.ends_response and s.kind != "text"]
         return sorted({self.end_token_id, *(ids[0] for ids in ends if ids)})
 

@@ -115,6 +115,16 @@ class DataFile:
         status = os.stat(os.path.expanduser(self.path))
         return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
+    def size(self) -> int | None:
+        """Return its size in bytes, or `None` where a remote file system does not tell."""
+        if is_remote(self.path):
+            import fsspec
+
+            system, inner = fsspec.core.url_to_fs(self.path)
+            size: int | None = system.info(inner).get("size")
+            return size
+        return Path(self.path).expanduser().stat().st_size
+
     def identity(self, hashes: Path | None) -> str:
         """Return a hash that changes with the file's content.
 
@@ -127,7 +137,9 @@ class DataFile:
             import fsspec
 
             system, inner = fsspec.core.url_to_fs(self.path)
-            return str(system.ukey(inner))
+            # Of an address of the web, fsspec's own key says nothing of the content; what the server says of it does.
+            described = json.dumps([system.ukey(inner), system.info(inner)], sort_keys=True, default=str)
+            return hashlib.sha256(described.encode()).hexdigest()
         path = Path(os.path.expanduser(self.path)).resolve()
         stamp = [str(path), *self._stamp()]
         kept = hashes / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:32]}.json" if hashes else None

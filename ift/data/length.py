@@ -7,7 +7,8 @@ from typing import Literal
 import numpy as np
 
 from ift.data.conversation import Conversation, TrainOn, supervise
-from ift.data.encoding import EncodedBatch, Encoder
+from ift.data.encoding import NO_LOSS, STOP_LOSS, EncodedBatch, Encoder
+from ift.data.layouts import RowError
 
 OverLong = Literal["drop", "cut_start", "cut_end", "cut_turns"]
 """`drop` rejects an over-long example; `cut_start` and `cut_end` cut its tokens on that side; `cut_turns` leaves out
@@ -83,15 +84,20 @@ class LengthPolicy:
         if self._over_long == "cut_turns":
             return self._without_last_turns(conversation)
         start, end = (int(value) for value in batch.starts[number : number + 2])
+        # Begin-of-text stays where the tokenizer writes one: a model has seen no text without it.
+        begin = 1 if batch.input_ids[start] == self._encoder.begin_token_id else 0
         if self._over_long == "cut_end":
             kept = np.arange(start, start + self._max_length)
         else:
-            # Begin-of-text stays where the tokenizer writes one: a model has seen no text without it.
-            begin = 1 if batch.input_ids[start] == self._encoder.begin_token_id else 0
             kept = np.concatenate(
                 (np.arange(start, start + begin), np.arange(end - self._max_length + begin, end, dtype=np.int64))
             )
-        return EncodedBatch(batch.input_ids[kept], batch.loss[kept], np.array([len(kept)], dtype=np.int32))
+        loss = batch.loss[kept]
+        if self._over_long == "cut_start":
+            # The end of a response that was cut away is nothing to learn.
+            first = min(begin, len(loss) - 1)
+            loss[first] = NO_LOSS if loss[first] == STOP_LOSS else loss[first]
+        return EncodedBatch(batch.input_ids[kept], loss, np.array([len(kept)], dtype=np.int32))
 
     def _without_last_turns(self, conversation: Conversation) -> EncodedBatch | None:
         ends = [i + 1 for i, message in enumerate(conversation.messages) if message.role == "assistant"]
@@ -99,7 +105,10 @@ class LengthPolicy:
             if conversation.messages[end - 1].call:
                 continue  # a call without its result is no whole turn
             shorter = replace(conversation, messages=conversation.messages[:end])
-            one = self._encoder.encode_batch([self._encoder.template.render(self.supervised(shorter))])
+            try:
+                one = self._encoder.encode_batch([self._encoder.template.render(self.supervised(shorter))])
+            except RowError:  # a chat template may refuse the shorter one where it took the whole
+                continue
             if one.num_tokens[0] <= self._max_length:
                 return one
         return None

@@ -33,7 +33,9 @@ from ift.data.store import ExampleSink
 from ift.data.templates import Segment
 from ift.errors import UserError
 
-_BATCH_ROWS = 1000
+_BATCH_CONVERSATIONS = 1000
+_FIRST_ROWS = 32
+"""Rows of a source's first batch, by which the number of conversations per row is told."""
 _BATCHES_AHEAD = 2
 _BATCHES_BETWEEN_COLLECTIONS = 20
 
@@ -67,7 +69,8 @@ def store_key(
         place = f"{key}[{index}]"
         content = content_hash(source, key=place, hashes=cache_dir / "hashes")
         columns = sorted(source.columns.items())
-        described = [source.path, source.layout, columns, source.split, source.subset, content]
+        names = [file.path for file in source.data_files(place)] if source.has_files else []
+        described = [source.path, names, source.layout, columns, source.split, source.subset, content]
         digest.update(json.dumps(described).encode())
         if source.layout is not None:
             digest.update(_code(f"{place}.layout", source.layout))
@@ -157,6 +160,8 @@ class _Builder:
         )
         self._filters = settings.filters.build()
         self._files: dict[str, int] = {}
+        self._last_rejected: RawRow | None = None
+        self._last_removed: RawRow | None = None
 
     def build(self, sources: Sequence[Source], *, key: str, hashes: Path) -> None:
         """Write `examples.arrow`, `rejects.jsonl`, `removed.jsonl` and, last, `counts.json`."""
@@ -185,10 +190,15 @@ class _Builder:
         self, source: Source, function: RowFunction, counts: SourceCounts, *, index: int, key: str
     ) -> None:
         waiting: deque[tuple[list[_Place], Future[EncodedBatch]]] = deque()
-        for number, rows in enumerate(_batches(_with_progress(read_rows(source, key=key), source.path))):
+        rows_left = _with_progress(read_rows(source, key=key), source.path)
+        size, number = _FIRST_ROWS, 0
+        while rows := list(islice(rows_left, size)):
+            number += 1
             if number % _BATCHES_BETWEEN_COLLECTIONS == 0:
                 gc.collect(1)
             places, rendered = self._render(rows, function, counts)
+            # Rows may hold thousands of conversations, and memory must stay flat.
+            size = max(1, min(_BATCH_CONVERSATIONS, _BATCH_CONVERSATIONS * len(rows) // max(1, len(places))))
             waiting.append((places, self._threads.submit(self._encoder.encode_batch, rendered)))
             while len(waiting) > _BATCHES_AHEAD:
                 self._write(*waiting.popleft(), counts=counts, index=index)
@@ -234,7 +244,11 @@ class _Builder:
         for place in places:
             if place.removed_by:
                 counts.remove(place.removed_by)
-                _write_row(self._removed, place.row, counts, kind=place.removed_by, reason=place.reason)
+                again = place.row is self._last_removed
+                self._last_removed = place.row
+                _write_row(
+                    self._removed, place.row, counts, kind=place.removed_by, reason=place.reason, is_repeated=again
+                )
                 continue
             if place.conversation is None:
                 self._reject(place.row, counts, Reason(place.reason, place.reason))
@@ -251,7 +265,8 @@ class _Builder:
 
     def _reject(self, row: RawRow, counts: SourceCounts, reason: Reason) -> None:
         counts.reject(reason.kind, f"{row.file or counts.path} line {row.line}: {reason.text}")
-        _write_row(self._rejects, row, counts, kind=reason.kind, reason=reason.text)
+        again, self._last_rejected = row is self._last_rejected, row
+        _write_row(self._rejects, row, counts, kind=reason.kind, reason=reason.text, is_repeated=again)
 
 
 def _json_lines(path: Path) -> TextIO:
@@ -259,8 +274,13 @@ def _json_lines(path: Path) -> TextIO:
     return path.open("w", encoding="utf-8", errors="backslashreplace")
 
 
-def _write_row(file: TextIO, row: RawRow, counts: SourceCounts, *, kind: str, reason: str) -> None:
-    described = asdict(Reject(row.file or counts.path, row.line, kind, reason, None)) | {"row": row.value}
+def _write_row(
+    file: TextIO, row: RawRow, counts: SourceCounts, *, kind: str, reason: str, is_repeated: bool = False
+) -> None:
+    """Write one line; a row that holds several conversations is written with the first of them only."""
+    described = asdict(Reject(row.file or counts.path, row.line, kind, reason, None)) | {
+        "row": None if is_repeated else row.value
+    }
     try:
         text = json.dumps(described, ensure_ascii=False, allow_nan=False, default=str)
     except (ValueError, RecursionError):  # nested too deeply, an integer with too many digits, or NaN, which is no JSON
@@ -272,9 +292,3 @@ def _with_progress(rows: Iterable[RawRow], name: str) -> Iterator[RawRow]:
     from tqdm import tqdm
 
     yield from tqdm(rows, desc=f"Preparing {name}", unit=" rows", delay=2.0)
-
-
-def _batches(rows: Iterable[RawRow]) -> Iterator[list[RawRow]]:
-    iterator = iter(rows)
-    while batch := list(islice(iterator, _BATCH_ROWS)):
-        yield batch

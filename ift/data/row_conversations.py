@@ -9,6 +9,7 @@ from typing import Any
 from ift.data.catalogue import resolve
 from ift.data.conversation import Conversation
 from ift.data.layouts import (
+    Row,
     RowError,
     RowFunction,
     check_turns,
@@ -107,7 +108,18 @@ def _first_rows(key: str, source: Source, rows: Iterable[RawRow]) -> list[Any]:
 def _with_columns(function: RowFunction, source: Source) -> RowFunction:
     if not source.columns:
         return function
-    return lambda row: function(map_columns(row, source.columns))
+    return _Mapped(function, dict(source.columns))
+
+
+@dataclass(frozen=True)
+class _Mapped:
+    """A row function that reads rows with foreign field names; no closure, as processes hand it on."""
+
+    function: RowFunction
+    columns: dict[str, str]
+
+    def __call__(self, row: Row) -> Conversation | Iterable[Conversation | RowError]:
+        return self.function(map_columns(row, self.columns))
 
 
 @dataclass(frozen=True)

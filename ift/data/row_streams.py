@@ -7,6 +7,8 @@ can be entered in the middle: JSON lines, text, and Parquet (from the row group 
 arrays have to be read again from their own beginning.
 """
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -63,6 +65,8 @@ class RowStream:
 
     def __init__(self, files: Sequence[DataFile], *, buffer: int, seed: tuple[int, ...]) -> None:
         self._files, self._buffer, self._seed = list(files), buffer, seed
+        described = [[file.path, file.size()] for file in self._files]
+        self._identity = hashlib.sha256(json.dumps(described).encode()).hexdigest()[:16]
         self._start = BlockStart()
         self._next = BlockStart()
         self._rows: list[RawRow | _Line] = []
@@ -70,12 +74,22 @@ class RowStream:
         self._reading: Iterator[tuple[RawRow | _Line, int, Place]] | None = None
 
     def state(self) -> dict[str, Any]:
-        """Return where the current block begins, as plain values."""
-        return asdict(self._start)
+        """Return where the current block begins and in which files, as plain values."""
+        return {"files": self._identity, **asdict(self._start)}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from a state; reads nothing yet."""
-        self._start = self._next = BlockStart.from_dict(state)
+        """Go on from a state; reads nothing yet.
+
+        Raises:
+            UserError: the state is of other files.
+        """
+        if state["files"] != self._identity:
+            raise UserError(
+                f"data.sources: the files of the stream that begins with '{self._files[0].path}' have changed since "
+                "the run was interrupted, so it cannot go on where it was. Begin a new run_dir."
+            )
+        place = {key: value for key, value in state.items() if key != "files"}
+        self._start = self._next = BlockStart.from_dict(place)
         self._rows, self._reading = [], None
 
     def row(self, number: int) -> RawRow:
