@@ -51,7 +51,7 @@ def test_every_data_command_runs(
     from ift.cli import main
 
     monkeypatch.chdir(ROOT)
-    stand_ins = [re.sub("^runs/", f"{tmp_path}/", argument) for argument in arguments]
+    stand_ins = [re.sub("^runs/", f"{tmp_path}/runs/", argument) for argument in arguments]  # not there before
     if "inspect" in stand_ins:  # the quickstart's base model is not there before it
         stand_ins += ["--model.base", str(base), "--data.cache_dir", str(tmp_path / "cache")]
     assert main(stand_ins) == 0
@@ -113,4 +113,5 @@ def test_files_that_the_readme_names_exist() -> None:
 
 
 def test_the_readme_has_no_open_place() -> None:
+    assert not re.search(r"^[A-Z]{4,}$", README + DATA_README, re.MULTILINE)
     assert "@" not in re.sub(r"\S+@\S+\.\S+", "", README)

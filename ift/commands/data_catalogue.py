@@ -94,6 +94,7 @@ def _chart(arguments: list[str]) -> None:
     sized = [collection for collection in collections if collection.records is not None]
     if not sized:
         raise UserError("data chart: no collection of known size passes these filters. Loosen them.")
+    path.parent.mkdir(parents=True, exist_ok=True)
     draw(sized, path, unsized=[collection.name for collection in collections if collection.records is None])
     print(f"{path}: {len(sized)} collections drawn, {len(collections) - len(sized)} of unknown size named below them")
 

@@ -439,7 +439,8 @@ class TestFit:
 
 
 def test_the_manifest_tells_the_audit(config: Config, ift: Any, tmp_path: Path, two_sources: Any) -> None:
-    path = config(data={**two_sources, "validation": two_sources["sources"][1:]}, trainer={"max_epochs": 1})
+    held_out = [{key: value for key, value in two_sources["sources"][1].items() if key != "weight"}]
+    path = config(data={**two_sources, "validation": held_out}, trainer={"max_epochs": 1})
     assert ift("fit", "--config", path).code == 0
     told = json.loads((tmp_path / "run" / "manifest.json").read_text(encoding="utf-8"))["data"]
     data = data_of(path)

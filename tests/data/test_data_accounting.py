@@ -186,3 +186,28 @@ def test_layouts_that_are_none(layout: str, reason: str, base: Path, rows_file: 
             [Source(str(rows_file), layout)], str(base), 200, 4, 400, cache_dir=str(tmp_path / "cache")
         ).load()
     assert str(caught.value).startswith("data.sources[0].layout: ") and reason in str(caught.value)
+
+
+def test_a_row_of_many_conversations_is_written_once(base: Path, tmp_path: Path) -> None:
+    """Else the file of rejects would grow with the square of a task's instances."""
+    instances = [{"input": f"question {i}", "output": [] if i % 2 else [f"answer {i}"]} for i in range(3000)]
+    task = {"Definition": ["Answer."], "Instances": instances}
+    path = tmp_path / "task.json"
+    path.write_text(json.dumps(task, indent=1), encoding="utf-8")
+    source = Source(str(path), "super_natural_instructions")
+    folder = prepare([source], encoder_of(base), PreparationSettings(200), cache_dir=tmp_path / "cache", key="k")
+    store = ExampleStore(folder)
+    assert (len(store), store.counts[0].num_rejected) == (1500, 1500)
+    rejects = [json.loads(line) for line in store.rejects_path.read_text(encoding="utf-8").splitlines()]
+    assert [reject["row"] is not None for reject in rejects] == [True] + [False] * 1499
+    assert {reject["line"] for reject in rejects} == {1}
+
+
+def test_a_renamed_file_is_named_as_it_is_now(base: Path, tmp_path: Path) -> None:
+    first = tmp_path / "a.jsonl"
+    first.write_text(json.dumps(GOOD) + "\n", encoding="utf-8")
+    arguments: dict[str, Any] = {"settings": PreparationSettings(200), "cache_dir": tmp_path / "cache", "key": "k"}
+    pattern = [Source(str(tmp_path / "*.jsonl"), "alpaca")]
+    assert ExampleStore(prepare(pattern, encoder_of(base), **arguments)).place(0) == (str(first), 1)
+    renamed = first.rename(tmp_path / "b.jsonl")
+    assert ExampleStore(prepare(pattern, encoder_of(base), **arguments)).place(0) == (str(renamed), 1)

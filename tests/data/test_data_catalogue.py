@@ -286,7 +286,7 @@ def test_png_without_matplotlib_names_the_way_out(
         (["chart"], "needs --output"),
         (["chart", "--output", "sizes.gif"], "must end in .svg or .png"),
         (["chart", "--output", "sizes.svg", "--search", "logicot"], "no collection of known size"),
-        (["chart", "--output", "no/such/folder/sizes.svg"], "no/such/folder"),
+        (["chart", "--output", f"{__file__}/sizes.svg"], __file__),
     ],
 )
 def test_a_mistake_is_answered_with_the_nearest(

@@ -172,3 +172,21 @@ def test_a_hub_data_set_streams_from_its_files(tmp_path: Path, monkeypatch: pyte
     assert sorted(take(RowStream(files, buffer=3, seed=(0,)), range(7))) == list(range(7))
     with pytest.raises(UserError, match=r"data.sources\[0\].split: 'owner/name' has no split 'test'.*train"):
         stream_files("data.sources[0]", Source("owner/name", split="test"))
+
+
+def test_other_files_are_not_gone_on_in(tmp_path: Path) -> None:
+    stream = make(tmp_path, "jsonl")
+    take(stream, range(3))
+    write(tmp_path, "jsonl", [90, 91])
+    with pytest.raises(UserError, match="the files of the stream that begins with .* have changed"):
+        make(tmp_path, "jsonl").load_state(stream.state())
+
+
+def test_a_stream_can_be_handed_to_another_process(base: Path, tmp_path: Path) -> None:
+    import pickle
+
+    from ift.data.row_conversations import resolve_source
+
+    source = Source(str(write(tmp_path, "jsonl", [1, 2])), "alpaca", columns={"instruction": "q", "output": "a"})
+    function = pickle.loads(pickle.dumps(resolve_source("data", source).function))
+    assert function({"q": "x", "a": "y"}).messages[1].text == "y"
