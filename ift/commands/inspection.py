@@ -65,10 +65,18 @@ def inspect(data: InstructionDataModule, *, validation: bool) -> Inspection:
     """
     if validation and data.validation is None:
         raise UserError("data.validation: null holds nothing out, so there is nothing to show. Leave --validation out.")
+    if not validation and any(source.stream for source in data.sources):
+        streaming = ", ".join(f"data.sources[{n}]" for n, source in enumerate(data.sources) if source.stream)
+        raise UserError(
+            f"{streaming}: a stream is not prepared, so it cannot be audited as a whole. Leave 'stream' out, with a "
+            "part of its files if they are many."
+        )
     key = "data.validation" if validation and isinstance(data.validation, list) else "data.sources"
     store, held_out = data.look(validation=validation)
     audited = audit(store)
-    return Inspection(data, key, store, frozenset(held_out.tolist()), audited, tuple(problems(audited, key)))
+    numbers = data.stored_numbers if key == "data.sources" else None
+    found = tuple(problems(audited, key, numbers=numbers))
+    return Inspection(data, key, store, frozenset(held_out.tolist()), audited, found)
 
 
 def show(inspected: Inspection, index: int) -> Shown:

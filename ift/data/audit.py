@@ -93,16 +93,17 @@ def total(sources: Sequence[SourceAudit]) -> SourceAudit:
     return SourceAudit(counts, sum(source.duplicates for source in sources))
 
 
-def problems(audited: Audit, key: str) -> list[str]:
+def problems(audited: Audit, key: str, *, numbers: Sequence[int] | None = None) -> list[str]:
     """Return what makes it senseless to train on the data, one text each with key, numbers and repair.
 
     Args:
         audited: what `audit` returned.
         key: of the sources in the configuration: `data.sources`, or `data.validation`.
+        numbers: of the sources under that key, where these are not all of them.
     """
     return [
         f"{key}[{number}]: {problem}"
-        for number, source in enumerate(audited.sources)
+        for number, source in zip(numbers or range(len(audited.sources)), audited.sources, strict=True)
         for problem in _problems(source.counts)
     ]
 

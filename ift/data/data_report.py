@@ -1,9 +1,11 @@
 """What a run says of its data at the start: what cannot be used, what is held out, what was decided for the user."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from ift.data.audit import audit
 from ift.data.counts import SourceCounts, reject_report
 from ift.data.encoding import Encoder
 from ift.data.order import IndexArray, Members, Mixing, Mixture, Permutation
@@ -32,6 +34,12 @@ def check_rejected(key: str, store: ExampleStore, *, max_rejected: float) -> Non
             f"allows:\n{reject_report(store.counts)}\nAll of them: {store.rejects_path}\n"
             "Mend the rows or their layout, or raise data.max_rejected (and data.max_length where rows are long)."
         )
+
+
+def describe_store(store: ExampleStore) -> dict[str, Any]:
+    """Return the counts, the audit and the key of a store, for the manifest."""
+    sources = [counts.describe() for counts in store.counts]
+    return {"sources": sources, "audit": audit(store).describe(), "prepared": store.key}
 
 
 def choose_held_out(asked: int | float, size: int, *, seed: int) -> IndexArray:

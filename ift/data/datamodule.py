@@ -17,6 +17,7 @@ from ift.data.data_report import (
     check_uses,
     check_validation_sources,
     choose_held_out,
+    describe_store,
     rejected_text,
     source_notes,
     stream_notes,
@@ -156,7 +157,7 @@ class InstructionDataModule(LightningDataModule):
         if self._loaded:
             return
         self._load_encoder()
-        self.store = self._open_store("data.sources", self.stored_sources)
+        self.store = self._open_store("data.sources", [self.sources[number] for number in self.stored_numbers])
         held_out = self._held_out()
         self.members = self._members(held_out)
         self.num_train_examples = sum(map(len, self.members))
@@ -191,12 +192,12 @@ class InstructionDataModule(LightningDataModule):
         if validation and isinstance(self.validation, list):
             store = self._prepared("data.validation", self.validation)
             return store, np.arange(len(store))
-        self.store = self._prepared("data.sources", self.stored_sources)
+        self.store = self._prepared("data.sources", [self.sources[number] for number in self.stored_numbers])
         return self.store, self._held_out() if len(self.store) else np.zeros(0, dtype=np.int64)
 
     def problems(self) -> list[str]:
         """Return what makes it senseless to train on the data, one text each."""
-        found = problems(audit(self.store), "data.sources")
+        found = problems(audit(self.store), "data.sources", numbers=self.stored_numbers)
         if isinstance(self.validation, list):
             found += problems(audit(self._validation_store), "data.validation")
         return found
@@ -218,9 +219,9 @@ class InstructionDataModule(LightningDataModule):
         return self._training_steps(0, 1).num_steps_per_epoch
 
     @property
-    def stored_sources(self) -> list[Source]:
-        """The sources that are prepared before training."""
-        return [source for source in self.sources if not source.stream]
+    def stored_numbers(self) -> list[int]:
+        """Numbers of the sources that are prepared before training."""
+        return [number for number, source in enumerate(self.sources) if not source.stream]
 
     def train_dataloader(self) -> DataLoader[Step]:
         """Yield one `Step` per optimizer step, from the position in the data on."""
@@ -265,10 +266,7 @@ class InstructionDataModule(LightningDataModule):
 
     def describe(self) -> dict[str, Any]:
         """Return what the manifest says of the data: per source what became of its rows, and what is held out."""
-        described: dict[str, Any] = {
-            "sources": [asdict(counts) for counts in self.store.counts],
-            "audit": audit(self.store).describe(),
-            "prepared": self.store.key,
+        described = describe_store(self.store) | {
             "preparation_seconds": round(self.store.preparation_seconds, 3),
             "train_examples": self.num_train_examples,
             "validation_examples": self.num_validation_examples,
@@ -278,9 +276,7 @@ class InstructionDataModule(LightningDataModule):
         else:
             described["steps_per_epoch"] = self.num_steps_per_epoch
         if isinstance(self.validation, list):
-            described["validation_sources"] = [asdict(counts) for counts in self._validation_store.counts]
-            described["validation_audit"] = audit(self._validation_store).describe()
-            described["validation_prepared"] = self._validation_store.key
+            described |= {f"validation_{name}": one for name, one in describe_store(self._validation_store).items()}
         return described
 
     def describe_streams(self) -> dict[str, Any]:
@@ -318,7 +314,8 @@ class InstructionDataModule(LightningDataModule):
         # What validation measures is not the run's to choose: filters are for training data.
         filters = self.filters if key == "data.sources" else NO_FILTERS
         settings = PreparationSettings(self.max_length, self.over_long, self.train_on, filters)
-        store = ExampleStore(prepare(sources, self.encoder, settings, cache_dir=self.cache_dir, key=key))
+        place: Any = {"key": key, "numbers": self.stored_numbers if key == "data.sources" else None}
+        store = ExampleStore(prepare(sources, self.encoder, settings, cache_dir=self.cache_dir, **place))
         for counts, source in zip(store.counts, sources, strict=True):
             counts.weight = source.weight  # no part of what is prepared, so the store may know an older one
         return store
@@ -338,7 +335,7 @@ class InstructionDataModule(LightningDataModule):
 
     def _members(self, held_out: IndexArray) -> tuple[Members, ...]:
         members = []
-        for number, source in enumerate(self.stored_sources):
+        for number, source in enumerate([self.sources[number] for number in self.stored_numbers]):
             start, stop = self.store.source_range(number)
             own = held_out[(held_out >= start) & (held_out < stop)]
             members.append(Members(start, stop, own, cap=source.max_examples, seed=(self.seed, number, 0xCA9)))
@@ -355,8 +352,9 @@ class InstructionDataModule(LightningDataModule):
         return Mixture(self.members, uses, self.seed)
 
     def _check_size(self) -> None:
-        numbers = [number for number, source in enumerate(self.sources) if not source.stream]
-        check_members(self.sources, dict(zip(numbers, self.members, strict=True)), with_streams=bool(self.streams))
+        check_members(
+            self.sources, dict(zip(self.stored_numbers, self.members, strict=True)), with_streams=bool(self.streams)
+        )
         if not self.streams:
             check_uses(self.sources, self._mixture, global_batch_size=self.global_batch_size)
 

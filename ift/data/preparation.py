@@ -13,7 +13,7 @@ import os
 import shutil
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -61,12 +61,18 @@ class PreparationSettings:
 
 
 def store_key(
-    sources: Sequence[Source], encoder: Encoder, settings: PreparationSettings, *, cache_dir: Path, key: str
+    sources: Mapping[str, Source], encoder: Encoder, settings: PreparationSettings, *, cache_dir: Path
 ) -> str:
-    """Return the hash of all that decides the content of a store, as 32 hexadecimal digits."""
+    """Return the hash of all that decides the content of a store, as 32 hexadecimal digits.
+
+    Args:
+        sources: each with its place in the configuration, for errors.
+        encoder: tokenizer and template.
+        settings: lengths, masks and filters.
+        cache_dir: keeps the hashes of files.
+    """
     digest = hashlib.sha256()
-    for index, source in enumerate(sources):
-        place = f"{key}[{index}]"
+    for place, source in sources.items():
         content = content_hash(source, key=place, hashes=cache_dir / "hashes")
         columns = sorted(source.columns.items())
         names = [file.path for file in source.data_files(place)] if source.has_files else []
@@ -95,7 +101,13 @@ def _code(key: str, layout: str) -> bytes:
 
 
 def prepare(
-    sources: Sequence[Source], encoder: Encoder, settings: PreparationSettings, *, cache_dir: Path, key: str
+    sources: Sequence[Source],
+    encoder: Encoder,
+    settings: PreparationSettings,
+    *,
+    cache_dir: Path,
+    key: str,
+    numbers: Sequence[int] | None = None,
 ) -> Path:
     """Build the store of these sources, unless it is there already, and return its folder.
 
@@ -107,11 +119,13 @@ def prepare(
         settings: lengths, masks and filters.
         cache_dir: holds one folder per store.
         key: of the sources in the configuration, for errors.
+        numbers: of the sources under that key, where these are not all of them.
     """
     from filelock import FileLock
 
+    places = {f"{key}[{n}]": one for n, one in zip(numbers or range(len(sources)), sources, strict=True)}
     cache_dir.mkdir(parents=True, exist_ok=True)
-    folder = cache_dir / store_key(sources, encoder, settings, cache_dir=cache_dir, key=key)
+    folder = cache_dir / store_key(places, encoder, settings, cache_dir=cache_dir)
     if folder.is_dir():
         return folder
     with FileLock(f"{folder}.lock"):
@@ -120,7 +134,7 @@ def prepare(
             shutil.rmtree(building, ignore_errors=True)  # left by a killed process; the lock says nobody uses it
             building.mkdir()
             with _few_collections():
-                _Builder(encoder, settings, folder=building).build(sources, key=key, hashes=cache_dir / "hashes")
+                _Builder(encoder, settings, folder=building).build(places, hashes=cache_dir / "hashes")
             os.replace(building, folder)
     return folder
 
@@ -163,7 +177,7 @@ class _Builder:
         self._last_rejected: RawRow | None = None
         self._last_removed: RawRow | None = None
 
-    def build(self, sources: Sequence[Source], *, key: str, hashes: Path) -> None:
+    def build(self, sources: Mapping[str, Source], *, hashes: Path) -> None:
         """Write `examples.arrow`, `rejects.jsonl`, `removed.jsonl` and, last, `counts.json`."""
         started = time.monotonic()
         all_counts = []
@@ -172,11 +186,11 @@ class _Builder:
             self._rejects = stack.enter_context(_json_lines(self._folder / "rejects.jsonl"))
             self._removed = stack.enter_context(_json_lines(self._folder / "removed.jsonl"))
             self._threads = stack.enter_context(ThreadPoolExecutor(1))
-            for index, source in enumerate(sources):
-                content = content_hash(source, key=f"{key}[{index}]", hashes=hashes)
-                resolved = resolve_source(f"{key}[{index}]", source)
+            for index, (place, source) in enumerate(sources.items()):
+                content = content_hash(source, key=place, hashes=hashes)
+                resolved = resolve_source(place, source)
                 counts = SourceCounts(source.path, resolved.layout, source.weight, content, resolved.detected)
-                self._build_source(source, resolved.function, counts, index=index, key=f"{key}[{index}]")
+                self._build_source(source, resolved.function, counts, index=index, key=place)
                 all_counts.append(counts)
         described = {
             "sources": [counts.describe() for counts in all_counts],

@@ -70,7 +70,7 @@ def try_stream(number: int, source: Source, encoder: Encoder, length: LengthPoli
     counts.add(outcome.batch, special)
     if not counts.examples:
         raise UserError(f"{key}: none of the first {len(rows)} rows can be used:\n{reject_report([counts])}")
-    if found := problems(Audit((SourceAudit(counts, 0),), 0), "data.sources"):
+    if found := problems(Audit((SourceAudit(counts, 0),), 0), "data.sources", numbers=[number]):
         raise UserError("\n".join(found))
     return Stream(number, source, resolved, len(files), counts)
 

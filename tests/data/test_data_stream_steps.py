@@ -195,3 +195,12 @@ def test_a_stream_of_unusable_rows_is_refused_at_once(base: Path, tmp_path: Path
 def test_nothing_can_be_held_out_of_streams_alone(base: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="data.validation: 3 can only be held out of sources that do not stream"):
         module(base, [Source(str(stream_file(tmp_path, 9)), "alpaca", stream=True)], tmp_path, validation=3)
+
+
+def test_errors_name_the_source_as_it_is_numbered(base: Path, tmp_path: Path) -> None:
+    """A stream before a prepared source moves no number."""
+    stream, stored = stream_file(tmp_path, 9), tmp_path / "rows.jsonl"
+    stored.write_text('{"p": "a", "q": "b"}\n')
+    pair = [Source(str(stream), "alpaca", stream=True), Source(str(stored))]
+    with pytest.raises(UserError, match=r"data.sources\[1\].layout: no layout is known by the fields 'p', 'q'"):
+        module(base, pair, tmp_path)
