@@ -84,6 +84,20 @@ def check_validation_sources(sources: Sequence[Source]) -> None:
                 )
 
 
+def check_not_empty(key: str, store: ExampleStore) -> None:
+    """Refuse sources that give no example at all.
+
+    Raises:
+        UserError: with the sources, and whether they hold no row or none that can be used.
+    """
+    if not store.counts or len(store):
+        return
+    paths = ", ".join(counts.path for counts in store.counts)
+    if not any(counts.rows for counts in store.counts):
+        raise UserError(f"{key}: no row in {paths}. Give files that hold rows.")
+    raise UserError(f"{key}: nothing in {paths} can be used.\n{rejected_text([store])}".rstrip())
+
+
 def check_members(sources: Sequence[Source], members: Mapping[int, Members], *, with_streams: bool) -> None:
     """Refuse a prepared source of which nothing is left to train on.
 

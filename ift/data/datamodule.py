@@ -13,6 +13,7 @@ from ift.data.audit import audit, problems
 from ift.data.conversation import TrainOn
 from ift.data.data_report import (
     check_members,
+    check_not_empty,
     check_rejected,
     check_uses,
     check_validation_sources,
@@ -323,9 +324,7 @@ class InstructionDataModule(LightningDataModule):
     def _open_store(self, key: str, sources: list[Source]) -> ExampleStore:
         store = self._prepared(key, sources)
         check_rejected(key, store, max_rejected=self.max_rejected)
-        if sources and not len(store):
-            paths = ", ".join(source.path for source in sources)
-            raise UserError(f"{key}: nothing in {paths} can be used.\n{rejected_text([store])}".rstrip())
+        check_not_empty(key, store)
         return store
 
     def _held_out(self) -> IndexArray:
