@@ -5,6 +5,7 @@ RUN/manifest.json      versions, seed, data hashes and counts, parameters, timin
 RUN/template.json      the template
 RUN/tokenizer/         the tokenizer
 RUN/adapter/           the trained adapter, in PEFT's layout; or, where all weights were trained,
+RUN/adapter_initial/   the adapter before the first step, where its first value was taken out of the base model (PiSSA)
 RUN/model/             the model and its tokenizer, in transformers' layout
 RUN/checkpoints/       trainable weights, optimizer, schedule and data position, for resuming
 RUN/tensorboard/       TensorBoard's log
@@ -48,6 +49,7 @@ class RunFolder:
         self.template = self.root / "template.json"
         self.tokenizer = self.root / "tokenizer"
         self.adapter = self.root / "adapter"
+        self.initial_adapter = self.root / "adapter_initial"
         self.model = self.root / "model"
         self.checkpoints = self.root / "checkpoints"
         self.tensorboard = self.root / "tensorboard"

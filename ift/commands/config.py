@@ -4,7 +4,8 @@ import dataclasses
 import importlib
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, get_args
 
 from jsonargparse import ArgumentError
@@ -12,6 +13,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from ift.commands.config_file import ConfigFile, config_names
 from ift.commands.messages import is_missing, key_in, nearest, simplified
+from ift.commands.method_names import KEY, adapter_setting, class_path_of, full_arguments, with_class_paths
 from ift.errors import UserError
 
 _HELP_KEYS = frozenset({"config", "print_config", "help"})
@@ -57,6 +59,9 @@ class ConfigParser(LightningArgumentParser):
                         raise UserError(f"{place}: '{path}' needs keys below it, found '{entry.text}'.")
                 elif path not in known:
                     self._check_inside(place, path, entry.text, known)
+                elif path == KEY and self._names_methods():
+                    with _at(place):
+                        adapter_setting(entry.text)
         for file in self._files:
             self._check_required(file)
 
@@ -67,6 +72,8 @@ class ConfigParser(LightningArgumentParser):
         if not any(container == key or container.startswith((f"{key}.", f"{key}[")) for key in values):
             raise UserError(f"{place}: unknown key '{path}'.{nearest(path, known)}")
         if name == "class_path":
+            with _at(place):
+                text = class_path_of(container, text)
             _check_class(f"{place}: {path}", text)
         allowed = self._names_inside(container)
         if allowed is not None and name not in allowed:
@@ -84,7 +91,7 @@ class ConfigParser(LightningArgumentParser):
         """Return the names that may stand in a mapping inside a value, or `None` where its type does not tell."""
         owner, _, last = container.rpartition(".")
         if last == "init_args":
-            class_path = self._typed(f"{owner}.class_path")
+            class_path = class_path_of(owner, self._typed(f"{owner}.class_path"))
             return _settings(class_path) if class_path else None
         if self._typed(f"{container}.class_path"):
             return _CLASS_KEYS
@@ -140,9 +147,22 @@ class ConfigParser(LightningArgumentParser):
         ]
         return found[-1] if found else None
 
+    def _load_config_parser_mode(self, content: str, *args: Any, **options: Any) -> Any:
+        """Put the whole class path where a file has a short name."""
+        content = with_class_paths(content) if self._names_methods() else content
+        return super()._load_config_parser_mode(content, *args, **options)
+
+    def _names_methods(self) -> bool:
+        """Return whether `model.adapter` is a method, and not the folder of a trained adapter alone."""
+        return any(
+            action.dest == KEY and str not in _leaves(getattr(action, "_typehint", str)) for action in self._actions
+        )
+
     def parse_args(self, args: Any = None, namespace: Any = None, **options: Any) -> Any:
         """Parse, with the files checked first."""
         self.check_files([str(argument) for argument in args or []])
+        args = [str(argument) for argument in args or []]
+        args = full_arguments(args) if self._names_methods() else args
         try:
             return super().parse_args(args, namespace, **options)
         except ArgumentError as error:
@@ -156,6 +176,15 @@ class ConfigParser(LightningArgumentParser):
             raise
         except ValueError as error:
             raise UserError(self.explain(str(error))) from error
+
+
+@contextmanager
+def _at(place: str) -> Iterator[None]:
+    """Put the place of a value before what is said of it."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from error
 
 
 def _leaves(hint: Any) -> list[Any]:

@@ -60,6 +60,7 @@ def _without_union(text: str) -> str:
     if found:
         failures, _, value = rest.partition(" Given value type:")
         parts = [p for p in failures.split(" - ") if not p.startswith(("Expected a <class 'NoneType'>", "Not a "))]
+        parts = [p for p in parts if "does not correspond to a subclass" not in p] or parts
         own = [p for p in parts if not p.startswith("Expected a")]  # a type that fits, with a value that does not
         key = re.match(r"[\w.\[\]]+: ", start)
         told = (own or ["Expected a " + " or ".join(part.removeprefix("Expected a ") for part in parts)])[0]

@@ -23,6 +23,7 @@ from ift.artifacts import RunFolder  # noqa: E402
 from ift.commands.config import ConfigParser  # noqa: E402
 from ift.data.datamodule import InstructionDataModule  # noqa: E402
 from ift.errors import UserError, unknown_name  # noqa: E402
+from ift.models.adapters import peft_config_of  # noqa: E402
 from ift.models.loading import max_positions  # noqa: E402
 from ift.models.packing import choose_row_layout  # noqa: E402
 from ift.training.checkpoints import AtomicCheckpointIO, check_checkpoint, resolve_checkpoint  # noqa: E402
@@ -322,8 +323,9 @@ def run(command: str, arguments: list[str]) -> None:
     """Run `fit` or `validate`."""
     hide_advice()
     cli = TrainingCLI(command, arguments)
+    cli.model.check()
     cli.datamodule.row_layout_choice = choose_row_layout(
-        "data.row_layout", cli.datamodule.row_layout, base=cli.model.base, adapter=cli.model.adapter
+        "data.row_layout", cli.datamodule.row_layout, base=cli.model.base, adapter=peft_config_of(cli.model.method)
     )
     cli.datamodule.load()  # all mistakes in the data come before the weights, and before other processes wait
     if is_first_process():

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from ift.errors import UserError
-from ift.models.loading import takes_logits_to_keep
+from ift.models.calling import calling_of
 
 
 @dataclass(frozen=True)
@@ -127,12 +127,8 @@ def option_scores(model: Any, prompts: Sequence[list[int]], options: Sequence[li
         # The logits at a position are about the next one.
         keep[row, len(prompt) - 1 : len(prompt) + len(option) - 1] = True
     # Padding on the right of a causal model: no option's position attends to it, so no mask is needed.
-    where = keep.to(model.device)
-    if takes_logits_to_keep(model):
-        logits = model(input_ids=input_ids.to(model.device), use_cache=False, logits_to_keep=where).logits
-    else:
-        logits = model(input_ids=input_ids.to(model.device), use_cache=False).logits[where]
-    logits = logits.view(-1, logits.shape[-1])
+    inputs = {"input_ids": input_ids.to(model.device), "use_cache": False}
+    logits = calling_of(model).logits(model, inputs, keep.to(model.device))
     targets = torch.tensor([token for _, option in rows for token in option], device=logits.device)
     likelihood = -F.cross_entropy(logits.float(), targets, reduction="none")
     sums = iter(float(part.sum()) for part in torch.split(likelihood, [len(option) for _, option in rows]))

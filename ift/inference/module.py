@@ -9,7 +9,8 @@ from ift.errors import UserError
 from ift.hub import check_base
 from ift.inference.generation import Decoding, generate, option_scores
 from ift.inference.prompts import Prompt, PromptBatch
-from ift.models.loading import Dtype, check_vocabulary, load_adapter, load_base_model, max_positions
+from ift.models.adapters import load_adapter
+from ift.models.loading import Dtype, check_vocabulary, load_base_model, max_positions
 from ift.records import Prediction
 from ift.seeds import mixed_seed
 

@@ -1,7 +1,5 @@
 """Load base models and attach adapters, without remote code."""
 
-import inspect
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -77,54 +75,6 @@ def check_vocabulary(key: str, model: Any, tokenizer: Any) -> None:
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise UserError(f"{key}: the tokenizer has {len(tokenizer)} tokens, the model's embedding only {rows} rows.")
-
-
-def attach_adapter(model: Any, adapter: Any, *, seed: int) -> Any:
-    """Wrap a base model with a freshly initialised adapter.
-
-    Args:
-        model: of `load_base_model`.
-        adapter: a `peft.PeftConfig`.
-        seed: for the adapter's initial weights, the same on every rank.
-
-    Returns:
-        A `peft.PeftModel`; only the adapter's parameters require gradients.
-
-    Raises:
-        UserError: PEFT refuses the settings for this model.
-    """
-    from peft import TaskType, get_peft_model
-
-    if adapter.task_type is None:
-        adapter.task_type = TaskType.CAUSAL_LM
-    torch.manual_seed(seed)
-    try:
-        return get_peft_model(model, adapter)
-    except (ValueError, TypeError) as error:
-        raise UserError(f"model.adapter: {type(adapter).__name__} cannot be applied to this model: {error}") from error
-
-
-def load_adapter(key: str, model: Any, folder: str | Path) -> Any:
-    """Wrap a base model with a trained adapter from a folder, for inference.
-
-    Raises:
-        UserError: the folder holds no adapter, or one that does not fit the model.
-    """
-    from peft import PeftModel
-
-    if not (Path(folder) / "adapter_config.json").is_file():
-        raise UserError(f"{key}: '{folder}' holds no adapter_config.json, so it is no adapter.")
-    try:
-        return PeftModel.from_pretrained(model, str(folder))
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:400]
-        raise UserError(f"{key}: the adapter '{folder}' does not fit the base model: {reason}") from error
-
-
-def takes_logits_to_keep(model: Any) -> bool:
-    """Whether the model's own forward can compute logits at chosen positions only."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return "logits_to_keep" in inspect.signature(base.forward).parameters
 
 
 def count_parameters(model: torch.nn.Module) -> dict[str, int]:

@@ -14,16 +14,15 @@ from ift.data.encoding import IGNORE_INDEX
 from ift.data.steps import Step
 from ift.errors import UserError
 from ift.hub import check_base, fingerprint
-from ift.models.loading import (
-    TrainingDtype,
-    attach_adapter,
-    check_vocabulary,
-    load_base_model,
-    takes_logits_to_keep,
-)
+from ift.models.adapters import attach, check_merged, check_method, merge_adapters
+from ift.models.calling import calling_of
+from ift.models.loading import TrainingDtype, check_vocabulary, load_base_model
+from ift.models.methods import Method, as_method
 from ift.models.packing import verify_row_layout
 from ift.seeds import mixed_seed
+from ift.training.course import MethodCourse
 from ift.training.objective import loss_sum, shifted_targets
+from ift.training.parameter_groups import parameter_groups, spread_learning_rate
 from ift.training.schedule import Schedule, learning_rate_share
 
 CHECKPOINT_KEY = "ift"
@@ -47,7 +46,9 @@ class InstructionModule(LightningModule):
     Args:
         base: folder or hub id of the base model and its tokenizer.
         optimizer: class path and arguments of a torch optimizer; `lr` among them.
-        adapter: class path and arguments of a `peft.PeftConfig`; none trains all weights.
+        adapter: a method by its short name (lora, dora, prefix, freeze, ...), a `peft.PeftConfig` by its class, or the
+            folder of an adapter or run to go on with; none trains all weights.
+        merged_adapters: folders of adapters or runs, merged into the base model in this order before all else.
         dtype: of the base model's weights; adapters stay in float32.
         schedule: how the learning rate moves.
         gradient_clip_norm: largest norm of the whole gradient; none clips nothing.
@@ -59,7 +60,8 @@ class InstructionModule(LightningModule):
         self,
         base: str,
         optimizer: OptimizerCallable,
-        adapter: PeftConfig | None = None,
+        adapter: PeftConfig | Method | None = None,
+        merged_adapters: list[str] | None = None,
         dtype: TrainingDtype = "float32",
         schedule: Schedule = Schedule(),  # noqa: B008 (frozen)
         gradient_clip_norm: float | None = 1.0,
@@ -70,7 +72,8 @@ class InstructionModule(LightningModule):
         check_base("model.base", base)
         if gradient_clip_norm is not None and gradient_clip_norm <= 0:
             raise UserError(f"model.gradient_clip_norm: {gradient_clip_norm} is not above 0; null clips nothing.")
-        self.base, self.dtype_name, self.adapter = base, dtype, adapter
+        self.base, self.dtype_name, self.method = base, dtype, as_method(adapter)
+        self.merged_adapters = merged_adapters or []
         self.optimizer_callable, self.schedule = optimizer, schedule
         self.gradient_clip_norm, self.gradient_checkpointing = gradient_clip_norm, gradient_checkpointing
         self.seed = seed
@@ -78,21 +81,35 @@ class InstructionModule(LightningModule):
         # Checkpoints hold trained weights only; on_load_checkpoint checks that they are exactly those needed.
         self.strict_loading = False
         self.model: Any = None
+        self._trained: list[str] = []
+        self._checked = False
         self._validation_sums = torch.zeros(2, dtype=torch.float64)
         self.validation_result: ValidationResult | None = None
         self._all_finite: torch.Tensor | None = None
         self._loaded_step = 0
 
+    def check(self) -> None:
+        """Refuse a method that does not fit the base model, without loading weights; does nothing twice.
+
+        Raises:
+            UserError: with the setting.
+        """
+        if not self._checked:
+            check_method(self.method, self.base)
+            check_merged("model.merged_adapters", self.merged_adapters, base=self.base)
+            self._checked = True
+
     def configure_model(self) -> None:
         """Load the base model and attach the adapter; does nothing twice."""
         if self.model is not None:
             return
+        self.check()
         model = load_base_model("model.base", self.base, self.dtype_name)
         datamodule: Any = getattr(self.trainer, "datamodule", None) if self._trainer is not None else None
         if datamodule is not None:
             check_vocabulary("model.base", model, datamodule.tokenizer)
-        if self.adapter is not None:
-            model = attach_adapter(model, self.adapter, seed=self.seed)
+        model = merge_adapters("model.merged_adapters", model, self.merged_adapters)
+        model = attach(model, self.method, seed=self.seed, num_steps=self._num_steps(datamodule))
         if self.gradient_checkpointing:
             # The reentrant kind would need inputs that require gradients, and fails under DDP with unused parameters.
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -100,17 +117,30 @@ class InstructionModule(LightningModule):
             datamodule.row_layout_choice = verify_row_layout(
                 "data.row_layout", datamodule.row_layout, choice=datamodule.row_layout_choice, model=model
             )
-        self._keep_only = takes_logits_to_keep(model)
+        self._calling = calling_of(model)
+        self._course = MethodCourse(model, self.method, seed=self.seed)
         self.model = model
+        self._trained = [name for name, parameter in self.named_parameters() if parameter.requires_grad]
+
+    def _num_steps(self, datamodule: Any) -> int | None:
+        """Return the optimizer steps of the whole run, where it has any and an end."""
+        if datamodule is None or self.trainer.state.fn != "fit":
+            return None
+        most = [self.trainer.max_steps] if self.trainer.max_steps > 0 else []
+        if (self.trainer.max_epochs or -1) > 0 and not datamodule.streams:
+            most.append(self.trainer.max_epochs * datamodule.num_steps_per_epoch)
+        return min(most) if most else None
 
     def configure_optimizers(self) -> Any:
         """Return the optimizer over trainable parameters and its schedule; no decay on biases and norms."""
-        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        groups: list[dict[str, Any]] = [
-            {"params": [parameter for parameter in parameters if parameter.ndim >= 2]},
-            {"params": [parameter for parameter in parameters if parameter.ndim < 2], "weight_decay": 0.0},
-        ]
-        optimizer = self.optimizer_callable([group for group in groups if group["params"]])
+        named = [(name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad]
+        if not named:
+            raise UserError(
+                "model.adapter: nothing in this adapter can be trained further; PEFT keeps what its virtual tokens "
+                "became, not the network that wrote them. Begin a new one, or go on with --ckpt_path."
+            )
+        optimizer = self.optimizer_callable(parameter_groups(named, ratio=self.method.learning_rate_ratio))
+        spread_learning_rate(optimizer)
         num_steps = int(self.trainer.estimated_stepping_batches)
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: learning_rate_share(step, num_steps, self.schedule)
@@ -127,13 +157,15 @@ class InstructionModule(LightningModule):
         # Seeded by step and rank, dropout does not depend on what else drew random numbers, nor on interruptions.
         torch.manual_seed(mixed_seed(self.seed, step.index, self.global_rank))
         optimizer: Any = self.optimizers()
+        self._course.before_step(step.index, optimizer.optimizer)
         # DDP averages over ranks; the loss is a sum over ranks divided by the supervised tokens of all of them.
         scale = self.trainer.world_size / max(1, step.num_supervised)  # 0 where no row of a stream could be used
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for number, batch in enumerate(step.micro_batches, 1):
             with self._gradient_sync(last=number == len(step.micro_batches)):
-                loss = loss_sum(self.model, batch, keep_only=self._keep_only)
-                self.manual_backward(loss * scale)
+                loss = loss_sum(self.model, batch, calling=self._calling)
+                penalty = self._course.penalty() if number == 1 else None  # a step has one, however it is cut
+                self.manual_backward(loss * scale if penalty is None else loss * scale + penalty)
             total += loss.detach()
         norm = self._clip()
         # A flag on the device, looked at when weights are kept or losses told: no wait for the device in every step.
@@ -141,6 +173,7 @@ class InstructionModule(LightningModule):
         self._all_finite = finite if self._all_finite is None else self._all_finite & finite
         learning_rate = float(optimizer.param_groups[0]["lr"])
         optimizer.step()
+        self._course.after_update(step.index)
         optimizer.zero_grad()
         scheduler: Any = self.lr_schedulers()
         scheduler.step()
@@ -169,7 +202,7 @@ class InstructionModule(LightningModule):
         """Add this rank's summed cross-entropy and number of supervised tokens."""
         for batch in step.micro_batches:
             count = (shifted_targets(batch.labels) != IGNORE_INDEX).sum()
-            loss = loss_sum(self.model, batch, keep_only=self._keep_only)
+            loss = loss_sum(self.model, batch, calling=self._calling)
             self._validation_sums += torch.stack((loss.double(), count.double()))
 
     def on_validation_epoch_end(self) -> None:
@@ -192,10 +225,14 @@ class InstructionModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep trained weights only, and say which base model they belong to."""
         self.check_finite()
-        trained = set(self._trained_names())
+        trained = set(self._trained)
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {name: value for name, value in state.items() if name in trained}
-        checkpoint[CHECKPOINT_KEY] = {"base": self.base, "base_fingerprint": fingerprint(self.base)}
+        checkpoint[CHECKPOINT_KEY] = {
+            "base": self.base,
+            "base_fingerprint": fingerprint(self.base),
+            "method": self._course.state(),
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint whose weights are not exactly the trained ones of this model.
@@ -204,7 +241,7 @@ class InstructionModule(LightningModule):
             UserError: names or shapes differ.
         """
         self._loaded_step = int(checkpoint["global_step"])
-        trained = set(self._trained_names())
+        trained = set(self._trained)
         needed = {name: tuple(value.shape) for name, value in self.state_dict().items() if name in trained}
         found = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
         differing = sorted(name for name in needed.keys() | found.keys() if needed.get(name) != found.get(name))
@@ -215,9 +252,7 @@ class InstructionModule(LightningModule):
                 f"'{first}' (here {needed.get(first, 'absent')}, checkpoint {found.get(first, 'absent')}). "
                 "Resume with the configuration in the run folder."
             )
-
-    def _trained_names(self) -> list[str]:
-        return [name for name, parameter in self.named_parameters() if parameter.requires_grad]
+        self._course.load_state(checkpoint[CHECKPOINT_KEY].get("method", {}))
 
     def _gradient_sync(self, *, last: bool) -> AbstractContextManager[Any]:
         """Let DDP exchange gradients at the last micro-batch only."""

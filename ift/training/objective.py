@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from ift.data.encoding import IGNORE_INDEX
 from ift.data.micro_batches import MicroBatch
+from ift.models.calling import Calling
 
 
 def shifted_targets(labels: torch.Tensor) -> torch.Tensor:
@@ -14,7 +15,7 @@ def shifted_targets(labels: torch.Tensor) -> torch.Tensor:
     return F.pad(labels, (0, 1), value=IGNORE_INDEX)[:, 1:]
 
 
-def loss_sum(model: Any, batch: MicroBatch, *, keep_only: bool) -> torch.Tensor:
+def loss_sum(model: Any, batch: MicroBatch, *, calling: Calling) -> torch.Tensor:
     """Return the summed cross-entropy of a micro-batch's supervised tokens, a float32 scalar in nats.
 
     Examples are padded on the right and the model is causal, so no real position ever attends to padding and no
@@ -24,8 +25,7 @@ def loss_sum(model: Any, batch: MicroBatch, *, keep_only: bool) -> torch.Tensor:
     Args:
         model: a causal language model of transformers, wrapped by PEFT or not.
         batch: of this rank.
-        keep_only: whether the model takes `logits_to_keep` (`takes_logits_to_keep`), so that the head is applied at
-            supervised positions only; the result is the same without, only slower.
+        calling: of `calling_of(model)`.
     """
     targets = shifted_targets(batch.labels)
     keep = targets != IGNORE_INDEX
@@ -33,5 +33,5 @@ def loss_sum(model: Any, batch: MicroBatch, *, keep_only: bool) -> torch.Tensor:
     inputs: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
     if batch.position_ids is not None:
         inputs["position_ids"] = batch.position_ids
-    logits = model(**inputs, logits_to_keep=keep).logits if keep_only else model(**inputs).logits[keep]
+    logits = calling.logits(model, inputs, keep)
     return F.cross_entropy(logits.float().view(-1, logits.shape[-1]), targets[keep], reduction="sum")

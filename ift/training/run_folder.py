@@ -14,6 +14,7 @@ from ift.artifacts import RunFolder, fingerprint, versions, write_json
 from ift.data.steps import Step
 from ift.hub import fingerprint as base_fingerprint
 from ift.hub import local_folder
+from ift.models.adapters import changes_base, save_adapter, save_initial
 from ift.models.loading import count_parameters
 from ift.training.metrics import StepMetrics
 
@@ -62,6 +63,9 @@ class RunFolderWriter(Callback):
             _join_files(datamodule.rejects_files(), self._run.rejects)
             if removed := datamodule.removed_files():
                 _join_files(removed, self._run.removed)
+        module: Any = pl_module
+        if not module.method.trains_base and changes_base(module.model.active_peft_config):
+            save_initial(module.model, self._run.initial_adapter)
         write_json(self._run.manifest, self._manifest)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -134,7 +138,9 @@ class RunFolderWriter(Callback):
             "fingerprint": fingerprint(parts),
             "base": base,
             "dtype": pl_module.dtype_name,
-            "adapter": type(pl_module.adapter).__name__ if pl_module.adapter is not None else None,
+            "method": pl_module.method.name,
+            "adapter": _adapter_kind(pl_module),
+            "merged_adapters": [str(Path(folder).resolve()) for folder in pl_module.merged_adapters],
             "seed": pl_module.seed,
             "versions": versions(),
             "parameters": count_parameters(pl_module),
@@ -144,14 +150,22 @@ class RunFolderWriter(Callback):
         }
 
     def _export(self, pl_module: Any, datamodule: Any) -> None:
-        target = self._run.adapter if pl_module.adapter is not None else self._run.model
+        whole = pl_module.method.trains_base
+        target = self._run.model if whole else self._run.adapter
         building = target.with_name(target.name + ".tmp")
         shutil.rmtree(building, ignore_errors=True)  # left by a killed export of this same run
-        pl_module.model.save_pretrained(str(building))
-        if pl_module.adapter is None:
+        if whole:
+            pl_module.model.save_pretrained(str(building))
             datamodule.tokenizer.save_pretrained(str(building))
+        else:
+            save_adapter(pl_module.model, building, initial=self._run.initial_adapter)
         shutil.rmtree(target, ignore_errors=True)  # of an earlier session of this same run
         building.rename(target)
+
+
+def _adapter_kind(pl_module: Any) -> str | None:
+    """Return the class of the adapter's configuration, or `None` where the base model itself is trained."""
+    return None if pl_module.method.trains_base else type(pl_module.model.active_peft_config).__name__
 
 
 def _join_files(sources: list[Path], target: Path) -> None:

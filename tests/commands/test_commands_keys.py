@@ -94,7 +94,7 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"data": {"sources": [{"layout": "x"}]}}, "layout: x", "data.sources[0].path: required, and not given"),
     ({"model": with_settings(r="many")}, "r: many", "model.adapter: r: Expected int. Got value: many"),
     ({"model": with_settings(bias="some")}, "some", "bias: Expected one of 'none', 'all', 'lora_only'. Got value: so"),
-    ({"model": {"adapter": "lora"}}, "lora", "model.adapter: Expected a class by its dotted path. Got value: lora"),
+    ({"model": {"adapter": "lola"}}, "lola", "model.adapter: unknown name 'lola'"),
     ({"model": 3}, "model: 3", "'model' needs keys below it, found '3'"),
     ({"data": {"base": "x"}}, "base: x", "'data.base' always follows 'model.base'. Leave it out."),
     ({"data": {"seed": 3}}, "seed: 3", "'data.seed' always follows 'seed_everything'. Leave it out."),

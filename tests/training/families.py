@@ -46,18 +46,21 @@ OWN_NAMES: dict[str, dict[str, Any]] = {
 }
 
 
-def make_model(model_type: str, *, attention: str | None = None, spread: float = 0.2) -> Any:
+def make_model(
+    model_type: str, *, attention: str | None = None, spread: float = 0.2, vocabulary: int = VOCABULARY
+) -> Any:
     """Return a model in evaluation mode whose attention matters: at the usual start, weights are near zero.
 
     Args:
         model_type: of the config.
         attention: transformers' name of an implementation; by default transformers' choice.
         spread: standard deviation of the weight matrices.
+        vocabulary: number of tokens.
     """
     settings = OWN_NAMES.get(model_type, SIZES)
     known = AutoConfig.for_model(model_type)
     settings = {key: value for key, value in settings.items() if hasattr(known, key) or key not in SIZES}
-    config = AutoConfig.for_model(model_type, **settings)
+    config = AutoConfig.for_model(model_type, **{**settings, "vocab_size": vocabulary})
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, **({"attn_implementation": attention} if attention else {}))
     for parameter in model.parameters():

@@ -17,7 +17,7 @@ from transformers import (
 
 from ift.data.encoding import IGNORE_INDEX, Example
 from ift.data.micro_batches import collate
-from ift.models.loading import takes_logits_to_keep
+from ift.models.calling import Calling, calling_of
 from ift.training.objective import loss_sum, shifted_targets
 
 SMALL = {"vocab_size": 90, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -57,10 +57,10 @@ def test_grouped_examples_have_the_logits_of_each_alone(model: torch.nn.Module) 
 
 @pytest.mark.parametrize("keep_only", [True, False])
 def test_the_loss_and_its_gradient_are_those_of_transformers(model: torch.nn.Module, keep_only: bool) -> None:
-    assert takes_logits_to_keep(model)
+    assert calling_of(model).keep_only
     examples = make_examples()
     batch = collate([[example] for example in examples], 0)
-    ours = loss_sum(model, batch, keep_only=keep_only)
+    ours = loss_sum(model, batch, calling=Calling(keep_only))
     ours.backward()
     gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
     model.zero_grad()
@@ -78,7 +78,7 @@ def test_the_loss_and_its_gradient_are_those_of_transformers(model: torch.nn.Mod
 def test_an_example_that_counts_nothing_has_no_loss_and_a_zero_gradient(model: torch.nn.Module) -> None:
     example = make_examples((7,))[0]
     batch = collate([[Example(example.input_ids, np.full_like(example.labels, IGNORE_INDEX))]], 0)
-    loss = loss_sum(model, batch, keep_only=True)
+    loss = loss_sum(model, batch, calling=Calling(True))
     loss.backward()
     assert float(loss) == 0
     assert all(parameter.grad is not None and not parameter.grad.any() for parameter in model.parameters())
@@ -94,5 +94,5 @@ def test_a_model_without_logits_to_keep_gets_the_same_loss(base: object) -> None
     model = AutoModelForCausalLM.from_pretrained(str(base))
     batch = collate([[example] for example in make_examples()], 0)
     with torch.no_grad():
-        one, two = (float(loss_sum(model, batch, keep_only=keep)) for keep in (True, False))
+        one, two = (float(loss_sum(model, batch, calling=Calling(keep))) for keep in (True, False))
     assert one == pytest.approx(two, abs=1e-4)

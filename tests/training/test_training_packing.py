@@ -14,6 +14,7 @@ from transformers import AttentionInterface, AutoConfig
 
 from ift.data.encoding import IGNORE_INDEX, Example
 from ift.data.micro_batches import MicroBatch, RowLayout, RowLayoutChoice, collate, cut
+from ift.models.calling import Calling
 from ift.models.packing import (
     ATTENTION_WITHOUT_POSITIONS,
     EXACT_FAMILIES,
@@ -91,7 +92,7 @@ def gradients(model: Any, batches: list[MicroBatch]) -> tuple[float, dict[str, t
     model.zero_grad()
     total = torch.zeros((), dtype=torch.float64)
     for batch in batches:
-        loss = loss_sum(model, batch, keep_only=True)
+        loss = loss_sum(model, batch, calling=Calling(True))
         loss.backward()
         total += loss.detach()
     return float(total), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}

@@ -54,14 +54,14 @@ def test_a_fully_trained_model_loads_in_plain_transformers(config: Config, fit: 
 
 
 def test_a_fresh_adapter_changes_no_logit(base: Path) -> None:
-    from peft import LoraConfig
-
-    from ift.models.loading import attach_adapter, load_base_model
+    from ift.models.adapters import attach
+    from ift.models.loading import load_base_model
+    from ift.models.methods import lora
 
     model = load_base_model("model.base", str(base), "float32").eval()
     with torch.no_grad():
         before = model(PROBE).logits
-        after = attach_adapter(model, LoraConfig(r=4, target_modules="all-linear"), seed=3)(PROBE).logits
+        after = attach(model, lora(r=4), seed=3, num_steps=None).eval()(PROBE).logits
     assert torch.equal(before, after)
 
 

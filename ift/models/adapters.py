@@ -1,0 +1,367 @@
+"""Attach adapters: fresh ones, trained ones to go on with, and what is checked before any weights are loaded."""
+
+import copy
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from peft import (
+    AdaLoraConfig,
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    TaskType,
+    get_peft_model,
+    load_peft_weights,
+    set_peft_model_state_dict,
+)
+from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError
+from torch import nn
+
+from ift.artifacts import RunFolder
+from ift.errors import UserError
+from ift.hub import fingerprint
+from ift.models.base_weights import BaseWeights, select
+from ift.models.loading import read_config
+from ift.models.methods import Method
+from ift.models.targets import check_tied, fill_targets, peft_type
+
+KEY = "model.adapter"
+_CHANGE_THE_BASE = ("pissa", "olora", "corda", "lora_ga")
+"""Beginnings of LoRA's `init_lora_weights` that subtract the adapter's first value from the base model's weights."""
+
+
+def attach(model: Any, method: Method, *, seed: int, num_steps: int | None) -> Any:
+    """Make exactly what a method trains trainable.
+
+    Args:
+        model: a base model.
+        method: a fresh adapter, one to go on with, or weights of the base model.
+        seed: for the adapter's initial weights, the same on every rank.
+        num_steps: optimizer steps of the whole run, where known.
+
+    Returns:
+        The model itself, or a `peft.PeftModel` around it.
+
+    Raises:
+        UserError: the method does not fit this model.
+    """
+    if isinstance(method.config, BaseWeights):
+        select(model, method.config)
+        return model
+    if isinstance(method.config, Path):
+        return _load_trainable(model, method.config)
+    return _wrap(model, resolved(method, model, num_steps=num_steps), seed=seed)
+
+
+def resolved(method: Method, model: nn.Module, *, num_steps: int | None) -> PeftConfig:
+    """Return a copy of a method's PEFT configuration with targets and duration set.
+
+    Raises:
+        UserError: an `AdaLoraConfig` for another number of steps.
+    """
+    config = copy.deepcopy(method.peft_config)
+    assert config is not None
+    config.task_type = config.task_type or TaskType.CAUSAL_LM
+    fill_targets(config, model)
+    if isinstance(config, AdaLoraConfig) and num_steps is not None:
+        _set_duration(config, method, num_steps)
+    return config
+
+
+def _set_duration(config: AdaLoraConfig, method: Method, num_steps: int) -> None:
+    if method.name == "adalora":
+        config.total_step = num_steps
+        config.tinit, config.tfinal = int(method.warmup_share * num_steps), int(method.final_share * num_steps)
+    elif config.total_step != num_steps:
+        raise UserError(
+            f"{KEY}.total_step: {config.total_step}, and this run has {num_steps} steps. Set it to that, or take "
+            "'adalora', which sets it itself."
+        )
+    if config.tinit >= num_steps - config.tfinal:
+        raise UserError(
+            f"{KEY}: of {num_steps} steps, AdaLoRA keeps {config.tinit} at the start and {config.tfinal} at the end, "
+            "and none is left to deal ranks in. Lower warmup_share and final_share (tinit and tfinal)."
+        )
+
+
+def _wrap(model: Any, config: PeftConfig, *, seed: int) -> Any:
+    torch.manual_seed(seed)
+    name = type(config).__name__
+    try:
+        wrapped = get_peft_model(model, config)
+    except (ValueError, TypeError, KeyError, AssertionError, ImportError, NotImplementedError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:400]
+        raise UserError(f"{KEY}: {name} cannot be applied to this model: {reason}") from error
+    check_tied(wrapped)
+    return wrapped
+
+
+def _load_trainable(model: Any, folder: Path) -> Any:
+    """Wrap a model with a trained adapter to go on with; one that cannot be trained any more stays frozen."""
+    place = adapter_folder(KEY, folder)
+    config: Any = PeftConfig.from_pretrained(str(place))
+    if not config.is_prompt_learning:
+        return load_adapter(KEY, model, folder, trainable=True)
+    # PEFT keeps what the virtual tokens became, not the network that wrote them.
+    written = peft_type(config) not in ("PROMPT_TUNING", "PREFIX_TUNING") or getattr(config, "prefix_projection", False)
+    if written:
+        return load_adapter(KEY, model, folder)
+    config.inference_mode = False
+    wrapped = _wrap(model, config, seed=0)
+    set_peft_model_state_dict(wrapped, load_peft_weights(str(place), device="cpu"))
+    return wrapped
+
+
+def empty_model(base: str) -> Any | None:
+    """Return a base model without weights (on the meta device), or `None` where its config cannot be read."""
+    from transformers import AutoModelForCausalLM
+
+    config = read_config(base)
+    if config is None:
+        return None
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except (ValueError, KeyError, RuntimeError):  # load_base_model says what is wrong
+        return None
+
+
+def check_method(method: Method, base: str) -> int | None:
+    """Try a method on the model without its weights, so that mistakes are told before any are loaded.
+
+    Returns:
+        Number of trainable parameters; `None` where only the loaded model can tell.
+
+    Raises:
+        UserError: the method does not fit the model.
+    """
+    if isinstance(method.config, Path):
+        check_merged(KEY, [str(method.config)], base=base)
+        return None
+    model = empty_model(base)
+    return count_trainable(method, model) if model is not None else None
+
+
+def _make_known() -> None:
+    """Let PEFT know the types of adapters that are ours."""
+    with suppress(ImportError):
+        import ift.models.bottleneck  # noqa: F401
+
+
+def check_merged(key: str, folders: Sequence[str], *, base: str) -> None:
+    """Refuse trained adapters that are not there, or that a run trained on another base model.
+
+    Raises:
+        UserError: with the folder.
+    """
+    for folder in folders:
+        place = adapter_folder(key, folder)
+        manifest = place.parent / "manifest.json"
+        if place.name != "adapter" or not manifest.is_file():
+            continue  # not of a run, so nothing tells its base model
+        trained_on = RunFolder(place.parent).read_manifest()["base"]
+        if trained_on["fingerprint"] != fingerprint(base):
+            raise UserError(
+                f"{key}: the adapter '{folder}' was trained on '{trained_on['name']}', and model.base '{base}' is not "
+                "that model as it was then. Set model.base to it."
+            )
+
+
+def peft_config_of(method: Method) -> PeftConfig | None:
+    """Return the PEFT configuration of a method's adapter, fresh or trained; `None` where the base model is trained."""
+    if isinstance(method.config, Path):
+        _make_known()
+        return cast(PeftConfig, PeftConfig.from_pretrained(str(adapter_folder(KEY, method.config))))
+    return method.peft_config
+
+
+def count_trainable(method: Method, model: Any) -> int | None:
+    """Return how many parameters a method would train on a model without weights; the model is of no use afterwards.
+
+    Returns:
+        `None` where PEFT needs the weights to tell.
+
+    Raises:
+        UserError: the method does not fit the model.
+    """
+    if isinstance(method.config, BaseWeights):
+        select(model, method.config)
+    elif isinstance(method.config, PeftConfig):
+        config = resolved(method, model, num_steps=None)
+        principal = changes_base(config)
+        if isinstance(config, LoraConfig):
+            config.init_lora_weights = True  # the others compute with weights, which are not there
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # they are given again with the real model
+                model = _wrap(model, config, seed=0)
+        except UserError as error:
+            if "meta" in str(error):  # torch's word for tensors without data
+                return None
+            raise
+        if principal:
+            _check_rank(config, model)
+    # PEFT's count of ranks in AdaLoRA is a parameter that is never trained, but only frozen with its data.
+    trained = [(name, one) for name, one in model.named_parameters() if one.requires_grad and ".ranknum." not in name]
+    return sum(int(parameter.numel()) for _, parameter in trained)
+
+
+def _check_rank(config: Any, model: nn.Module) -> None:
+    """Refuse to begin with more principal components than a matrix has."""
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLayer) and config.r > (most := min(module.in_features, module.out_features)):
+            place = name.removeprefix("base_model.model.")
+            raise UserError(
+                f"{KEY}.r: {config.r}, and '{place}' has only {most} components to begin with. Set r to {most} or less."
+            )
+
+
+def changes_base(config: Any) -> bool:
+    """Whether attaching a fresh adapter takes its first value out of the base model's weights."""
+    start = config.init_lora_weights if isinstance(config, LoraConfig) else None
+    return isinstance(start, str) and start.lower().startswith(_CHANGE_THE_BASE)
+
+
+def save_initial(model: Any, folder: Path) -> None:
+    """Save a fresh adapter that changed the base model, for `save_adapter`; call it before the first step."""
+    config: Any = model.active_peft_config
+    start, config.init_lora_weights = config.init_lora_weights, True
+    try:
+        model.save_pretrained(str(folder))
+    finally:
+        config.init_lora_weights = start
+
+
+def save_adapter(model: Any, folder: Path, *, initial: Path | None = None) -> None:
+    """Save a trained adapter in PEFT's layout, such that it fits the untouched base model.
+
+    Args:
+        model: a `PeftModel`.
+        folder: new.
+        initial: of `save_initial`, where the adapter changed the base model; what is saved is then the difference of
+            the two, a LoRA of twice the rank.
+    """
+    if not changes_base(model.active_peft_config):
+        model.save_pretrained(str(folder))
+        return
+    assert initial is not None
+    model.save_pretrained(str(folder), path_initial_model_for_weight_conversion=str(initial))
+
+
+def adapter_folder(key: str, folder: str | Path) -> Path:
+    """Return the folder of an adapter: itself, or the one inside a run folder.
+
+    Raises:
+        UserError: neither.
+    """
+    path = Path(folder).expanduser()
+    run = RunFolder(path)
+    if (path / "adapter_config.json").is_file():
+        return path
+    if (run.adapter / "adapter_config.json").is_file():
+        return run.adapter
+    if run.model.is_dir():
+        raise UserError(
+            f"{key}: '{folder}' trained the base model itself and holds no adapter. Set model.base to '{run.model}'."
+        )
+    raise UserError(f"{key}: '{folder}' holds no adapter_config.json, so it is neither an adapter nor a finished run.")
+
+
+def load_adapter(key: str, model: Any, folder: str | Path, *, trainable: bool = False) -> Any:
+    """Wrap a base model with a trained adapter.
+
+    Args:
+        key: the configuration key, for errors.
+        model: a base model.
+        folder: an adapter in PEFT's layout, or a run folder that holds one.
+        trainable: whether to go on training it.
+
+    Raises:
+        UserError: the folder holds no adapter, or one that does not fit the model.
+    """
+    place = adapter_folder(key, folder)
+    _make_known()
+    try:
+        return PeftModel.from_pretrained(model, str(place), is_trainable=trainable)
+    except (OSError, RuntimeError, ValueError, KeyError, IndexError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:400]
+        raise UserError(f"{key}: the adapter '{folder}' does not fit the base model: {reason}") from error
+
+
+def merge_adapters(key: str, model: Any, folders: Sequence[str]) -> Any:
+    """Merge trained adapters into a base model, one on top of the other.
+
+    Args:
+        key: the configuration key, for errors.
+        model: a base model, not quantized.
+        folders: of adapters or runs, the first merged first.
+
+    Returns:
+        The base model with changed weights.
+
+    Raises:
+        UserError: one that does not fit, or whose kind cannot be merged.
+    """
+    for number, folder in enumerate(folders):
+        place = f"{key}[{number}]"
+        adapted = load_adapter(place, model, folder)
+        try:
+            model = adapted.merge_and_unload(safe_merge=True)
+        except (ValueError, AttributeError, NotImplementedError) as error:
+            raise UserError(f"{place}: the adapter '{folder}' cannot be merged: {error}") from error
+    return model
+
+
+class RankBudget:
+    """AdaLoRA beside the loss: its penalty, and the course of its ranks, which a checkpoint must hold.
+
+    Args:
+        model: a `PeftModel` with a fresh AdaLoRA adapter.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._tuner = model.base_model
+        self._config: AdaLoraConfig = model.active_peft_config
+        self._factors = [
+            (parameter, "lora_A" in name)
+            for name, parameter in model.named_parameters()
+            if "lora_A" in name or "lora_B" in name
+        ]
+
+    def penalty(self) -> torch.Tensor:
+        """Return how far the singular vectors are from orthogonal, weighted (equation 4, mean over matrices).
+
+        PEFT adds it only to a loss that the model computes itself.
+        """
+        gaps = []
+        for factor, is_left in self._factors:
+            gram = factor @ factor.T if is_left else factor.T @ factor
+            gaps.append(torch.linalg.norm(gram - torch.eye(len(gram), device=gram.device, dtype=gram.dtype)))
+        return torch.stack(gaps).mean() * float(self._config.orth_reg_weight)
+
+    def after_update(self, step: int) -> None:
+        """Weigh the ranks and take some away; call it behind the optimizer's step, while gradients are there.
+
+        Args:
+            step: number of the step, from 0.
+        """
+        self._tuner.update_and_allocate(step)
+
+    def state(self) -> dict[str, Any]:
+        """Return what the next step depends on besides the weights."""
+        allocator = self._tuner.rankallocator
+        kept = {name: dict(getattr(allocator, name)) for name in ("ipt", "exp_avg_ipt", "exp_avg_unc")}
+        return {**kept, "rank_pattern": self._config.rank_pattern}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        device = next(parameter for parameter, _ in self._factors).device
+        for name in ("ipt", "exp_avg_ipt", "exp_avg_unc"):
+            values = {key: value.to(device) for key, value in state[name].items()}
+            setattr(self._tuner.rankallocator, name, values)
+        self._config.rank_pattern = state["rank_pattern"]

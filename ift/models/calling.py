@@ -1,0 +1,56 @@
+"""How a model is called: logits where they count only, and what PEFT's prompt methods put before the text."""
+
+import inspect
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from peft import PeftModel
+from torch.nn import functional as F
+
+from ift.models.targets import peft_type
+
+_KEYS_AND_VALUES = ("PREFIX_TUNING", "CARTRIDGE")
+
+
+@dataclass(frozen=True)
+class Calling:
+    """How a model is called for its logits at chosen positions of the text."""
+
+    keep_only: bool
+    """Whether it takes `logits_to_keep`, so that the head is applied at supervised positions only; the result is the
+    same without, only slower."""
+    num_virtual_tokens: int = 0
+    """Positions that a prompt method puts before the text, and that have logits, too."""
+    names_task: bool = False
+    """Whether the adapter is one of several tasks; here there is one."""
+
+    def logits(self, model: Any, inputs: dict[str, Any], keep: torch.Tensor) -> torch.Tensor:
+        """Return logits `(kept, vocabulary)`.
+
+        Args:
+            model: a causal language model of transformers, wrapped by PEFT or not.
+            inputs: for its forward, `input_ids` among them.
+            keep: positions of the text, bool `(batch, length)`.
+        """
+        if self.names_task:
+            inputs = {**inputs, "task_ids": keep.new_zeros(len(keep), dtype=torch.int64)}
+        if self.keep_only:
+            kept = model(**inputs, logits_to_keep=F.pad(keep, (self.num_virtual_tokens, 0))).logits
+        else:
+            kept = model(**inputs).logits[:, self.num_virtual_tokens :][keep]
+        return cast(torch.Tensor, kept.view(-1, kept.shape[-1]))
+
+
+def calling_of(model: Any) -> Calling:
+    """Return how to call a causal language model of transformers, wrapped by PEFT or not."""
+    adapted = isinstance(model, PeftModel)
+    base = model.get_base_model() if adapted else model
+    keep_only = "logits_to_keep" in inspect.signature(base.forward).parameters
+    if not adapted:
+        return Calling(keep_only)
+    config: Any = model.active_peft_config
+    kind = peft_type(config)
+    # Prefixes of keys and values have no positions of their own among the logits.
+    before = config.num_virtual_tokens if config.is_prompt_learning and kind not in _KEYS_AND_VALUES else 0
+    return Calling(keep_only, before, names_task=kind in ("POLY", "MULTITASK_PROMPT_TUNING"))

@@ -1,0 +1,89 @@
+"""Which modules an adapter goes on where the user names none, and adapters that would be wrong on a model."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from peft import IA3Config, LNTuningConfig, PeftConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from ift.errors import UserError
+
+_KEYS_AND_VALUES = ("k_proj", "v_proj")
+_FUSED_ATTENTION = ("query_key_value", "qkv_proj", "Wqkv", "c_attn", "W_pack", "wqkv")
+_SECOND_OF_MLP = ("down_proj", "dense_4h_to_h", "fc2", "fc_out", "mlp.c_proj", "w2")
+OWN_TARGETS = frozenset(
+    {"ADAPTION_PROMPT", "BEFT", "BOTTLENECK", "SHADOW", "TRAINABLE_TOKENS", "XLORA", "POLY", "IA3", "LN_TUNING"}
+)
+"""PEFT's types that are not made for every linear layer, or that find their places themselves."""
+
+
+def fill_targets(config: PeftConfig, model: nn.Module) -> None:
+    """Set `target_modules` of a configuration that names none.
+
+    Every linear layer but the head, where the method is one for linear layers; every norm for tuning norms; keys,
+    values and the MLP's second matrix for (IA)3, as in its paper. Others are left to PEFT.
+
+    Args:
+        config: changed in place.
+        model: with or without its weights.
+
+    Raises:
+        UserError: (IA)3 on a model whose modules have unknown names.
+    """
+    if getattr(config, "target_modules", "none") is not None or config.is_prompt_learning:
+        return
+    names = [name for name, _ in model.named_modules()]
+    if isinstance(config, LNTuningConfig):
+        config.target_modules = sorted({name.rpartition(".")[2] for name in names if _is_norm(name, model)})
+    elif isinstance(config, IA3Config):
+        _fill_ia3(config, names)
+    elif peft_type(config) not in OWN_TARGETS:
+        config.target_modules = "all-linear"
+
+
+def peft_type(config: PeftConfig) -> str:
+    """Return the name of PEFT's type."""
+    return str(getattr(config.peft_type, "value", config.peft_type))
+
+
+def _is_norm(name: str, model: nn.Module) -> bool:
+    return type(model.get_submodule(name)).__name__.endswith("Norm")
+
+
+def _fill_ia3(config: IA3Config, names: Iterable[str]) -> None:
+    attention = _ending_with(_KEYS_AND_VALUES, names) or _ending_with(_FUSED_ATTENTION, names)
+    mlp = _ending_with(_SECOND_OF_MLP, names)
+    if not attention or not mlp:
+        raise UserError(
+            "model.adapter: which modules of this model hold keys, values and the MLP's second matrix is not known. "
+            "Name them: target_modules (all of them) and feedforward_modules (the MLP's)."
+        )
+    config.target_modules, config.feedforward_modules = [*attention, *mlp], mlp
+
+
+def _ending_with(endings: Iterable[str], names: Iterable[str]) -> list[str]:
+    return [ending for ending in endings if any(f".{name}".endswith(f".{ending}") for name in names)]
+
+
+def check_tied(model: Any) -> None:
+    """Refuse an adapter on a matrix that embedding and head share.
+
+    PEFT would adapt one of the two only, and a merge would change both.
+
+    Args:
+        model: a `PeftModel`.
+
+    Raises:
+        UserError: with the repair.
+    """
+    if peft_type(model.active_peft_config) == "TRAINABLE_TOKENS":
+        return  # made for shared matrices
+    base = model.get_base_model()
+    ends = (base.get_input_embeddings(), base.get_output_embeddings())
+    if getattr(base.config, "tie_word_embeddings", False) and any(isinstance(end, BaseTunerLayer) for end in ends):
+        raise UserError(
+            "model.adapter.target_modules: this model's embedding and head are one matrix, and an adapter on either "
+            "would be wrong once merged. Leave them out; to train new tokens, name their ids in "
+            "trainable_token_indices, or both modules in modules_to_save with ensure_weight_tying true."
+        )

@@ -1,0 +1,59 @@
+"""What some methods do beside the gradient: draw layers, add a penalty, take ranks away. One object per run."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from peft import AdaLoraConfig, PeftModel
+
+from ift.models.adapters import RankBudget
+from ift.models.base_weights import LayerSampler, SampledLayers
+from ift.models.methods import Method
+
+
+class MethodCourse:
+    """The hooks of a method around an optimizer step; most methods need none.
+
+    Args:
+        model: with the method attached.
+        method: of the run.
+        seed: of the run.
+    """
+
+    def __init__(self, model: Any, method: Method, *, seed: int) -> None:
+        self._sampler: LayerSampler | None = None
+        self._budget: RankBudget | None = None
+        if isinstance(method.config, SampledLayers):
+            self._sampler = LayerSampler(model, method.config, seed=seed)
+        # An adapter that is gone on with has the ranks it ended with.
+        fresh = method.peft_config is not None and isinstance(model, PeftModel)
+        if fresh and isinstance(model.active_peft_config, AdaLoraConfig):
+            self._budget = RankBudget(model)
+
+    def before_step(self, step: int, optimizer: Any) -> None:
+        """Choose what is trained in a step.
+
+        Args:
+            step: its number, from 0.
+            optimizer: the torch optimizer.
+        """
+        if self._sampler is not None:
+            self._sampler.apply(step, optimizer)
+
+    def penalty(self) -> torch.Tensor | None:
+        """Return what is added to the loss of a step, once, or `None`."""
+        return self._budget.penalty() if self._budget is not None else None
+
+    def after_update(self, step: int) -> None:
+        """Act on the updated weights, while the gradients are there."""
+        if self._budget is not None:
+            self._budget.after_update(step)
+
+    def state(self) -> dict[str, Any]:
+        """Return what the next step depends on besides weights and optimizer; empty for most methods."""
+        return self._budget.state() if self._budget is not None else {}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        if self._budget is not None:
+            self._budget.load_state(state)
