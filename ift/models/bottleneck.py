@@ -8,9 +8,10 @@ The three adapters of "An Empirical Study of Instruction-tuning Large Language M
 - `parallel` (P-adapter): beside the MLP (He et al. 2022, arXiv 2110.04366, who find this the best place, as
   LLM-Adapters does).
 
-Places follow these papers. Two public programs differ: LLM-Adapters' default targets put `houlsby` before the MLP's
-first and behind its last matrix, and those of Alpaca-CoT put `parallel` beside each of q_proj, k_proj and v_proj; the
-latter is had with `target_modules`.
+Places follow the papers that brought the three. Alpaca-CoT's program, that of the Chinese study, has others by default:
+`houlsby` before the MLP's first matrices and behind its last, none behind attention; `parallel` beside each of q_proj,
+k_proj and v_proj, which `target_modules` can have here too. Its adapters have no bias (`use_bias: false`) and begin
+near, not at, zero (`init: near_identity`).
 
 PEFT knows the type `BOTTLENECK` once this module is imported; that registration is the one thing done at import, so
 that `import ift.models.bottleneck` suffices for `PeftModel.from_pretrained`. Without it PEFT says `KeyError:
@@ -18,7 +19,9 @@ that `import ift.models.bottleneck` suffices for `PeftModel.from_pretrained`. Wi
 `adapter_config.json` and `adapter_model.safetensors` are PEFT's.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from peft import PeftConfig, TaskType, mapping
@@ -66,7 +69,7 @@ class BottleneckConfig(PeftConfig):  # type: ignore[misc]  # PEFT is untyped
     """Numbers of the only layers that are adapted, from 0."""
     layers_pattern: list[str] | str | None = None
     """Name of the list of layers, where a model has several."""
-    modules_to_save: list[str] | None = field(default=None)
+    modules_to_save: list[str] | None = None
     """Further modules that are trained whole and saved with the adapter, such as a resized embedding."""
 
     def __post_init__(self) -> None:
@@ -157,6 +160,15 @@ class BottleneckModel(BaseTuner):  # type: ignore[misc]
 
     def _check_merge_allowed(self) -> None:
         raise UserError(MERGE_REFUSAL)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """Refuse one adapter per example, which PEFT would drop in silence."""
+        if kwargs.get("adapter_names") is not None:
+            raise UserError(
+                "adapter_names: bottleneck adapters are the same for all examples; call set_adapter instead."
+            )
+        yield
 
 
 def _is_target(tuner: BottleneckModel, config: BottleneckConfig, name: str) -> bool:

@@ -112,6 +112,41 @@ def test_every_family_begins_unchanged_has_the_formulas_size_and_computes_as_by_
     assert (by_hand(family, tmp_path) - changed).abs().max() <= 1e-6 * changed.abs().max().clamp(min=1)
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "settings", [{"new_decoder_architecture": True}, {"parallel_attn": False}, {"alibi": True}], ids=str
+)
+def test_falcons_of_all_builds_begin_unchanged_and_train(settings: dict[str, bool], variant: Any) -> None:
+    from transformers import FalconConfig, FalconForCausalLM
+
+    sizes = {"vocab_size": 90, "hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": 4}
+    base = FalconForCausalLM(FalconConfig(**sizes, num_kv_heads=2, **settings))
+    plain = logits(base)
+    model = get_peft_model(base, BottleneckConfig(variant=variant, bottleneck_size=SIZE, init="near_identity"))
+    with model.disable_adapter():
+        assert torch.equal(logits(model), plain)
+    assert not torch.equal(logits(model), plain)
+    model.train()(input_ids=IDS, labels=IDS).loss.backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters() if p.requires_grad)
+
+
+def test_two_adapters_at_once_follow_one_another() -> None:
+    layer = BottleneckLayer(torch.nn.Linear(5, 4), "one", config=BottleneckConfig(init="near_identity"), hidden_size=0)
+    layer.update_layer("two", BottleneckConfig(variant="parallel", init="near_identity", bottleneck_size=3))
+    layer.set_adapter(["one", "two"])
+    x = torch.randn(3, 5)
+    downs, ups = layer.bottleneck_down, layer.bottleneck_up
+    expected = layer.base_layer(x)
+    expected = expected + ups["one"](torch.tanh(downs["one"](expected)))
+    expected = expected + ups["two"](torch.tanh(downs["two"](x)))
+    torch.testing.assert_close(layer(x), expected)
+
+
+def test_one_adapter_per_example_is_refused() -> None:
+    with pytest.raises(UserError, match="adapter_names: .*set_adapter"):
+        adapted("llama")(input_ids=IDS, adapter_names=["default", "__base__"])
+
+
 def test_the_first_gradient_reaches_every_adapter() -> None:
     for variant in VARIANTS:
         model = adapted("llama", variant, fresh=True)
