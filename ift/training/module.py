@@ -19,9 +19,11 @@ from ift.models.loading import (
     attach_adapter,
     check_vocabulary,
     load_base_model,
+    read_config,
     takes_logits_to_keep,
 )
 from ift.models.packing import verify_row_layout
+from ift.models.quantization import Quantization, check_quantization, check_trainable_on
 from ift.seeds import mixed_seed
 from ift.training.objective import loss_sum, shifted_targets
 from ift.training.schedule import Schedule, learning_rate_share
@@ -49,6 +51,7 @@ class InstructionModule(LightningModule):
         optimizer: class path and arguments of a torch optimizer; `lr` among them.
         adapter: class path and arguments of a `peft.PeftConfig`; none trains all weights.
         dtype: of the base model's weights; adapters stay in float32.
+        quantization: holds the base model's weights in 4 or 8 bits; none keeps them as they are.
         schedule: how the learning rate moves.
         gradient_clip_norm: largest norm of the whole gradient; none clips nothing.
         gradient_checkpointing: compute activations twice instead of keeping them; the result is the same.
@@ -61,6 +64,7 @@ class InstructionModule(LightningModule):
         optimizer: OptimizerCallable,
         adapter: PeftConfig | None = None,
         dtype: TrainingDtype = "float32",
+        quantization: Quantization | None = None,
         schedule: Schedule = Schedule(),  # noqa: B008 (frozen)
         gradient_clip_norm: float | None = 1.0,
         gradient_checkpointing: bool = False,
@@ -70,7 +74,11 @@ class InstructionModule(LightningModule):
         check_base("model.base", base)
         if gradient_clip_norm is not None and gradient_clip_norm <= 0:
             raise UserError(f"model.gradient_clip_norm: {gradient_clip_norm} is not above 0; null clips nothing.")
+        config = read_config(base)
+        check_quantization("model.base", base, config=config, quantization=quantization)
+        check_trainable_on("model.adapter", adapter, config=config, quantization=quantization)
         self.base, self.dtype_name, self.adapter = base, dtype, adapter
+        self.quantization = quantization
         self.optimizer_callable, self.schedule = optimizer, schedule
         self.gradient_clip_norm, self.gradient_checkpointing = gradient_clip_norm, gradient_checkpointing
         self.seed = seed
@@ -87,7 +95,7 @@ class InstructionModule(LightningModule):
         """Load the base model and attach the adapter; does nothing twice."""
         if self.model is not None:
             return
-        model = load_base_model("model.base", self.base, self.dtype_name)
+        model = load_base_model("model.base", self.base, self.dtype_name, quantization=self.quantization)
         datamodule: Any = getattr(self.trainer, "datamodule", None) if self._trainer is not None else None
         if datamodule is not None:
             check_vocabulary("model.base", model, datamodule.tokenizer)

@@ -134,6 +134,7 @@ class RunFolderWriter(Callback):
             "fingerprint": fingerprint(parts),
             "base": base,
             "dtype": pl_module.dtype_name,
+            "quantization": asdict(pl_module.quantization) if pl_module.quantization is not None else None,
             "adapter": type(pl_module.adapter).__name__ if pl_module.adapter is not None else None,
             "seed": pl_module.seed,
             "versions": versions(),
