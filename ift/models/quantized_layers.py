@@ -6,7 +6,7 @@ Imports bitsandbytes, which takes seconds; import this module where a model is q
 from typing import Any
 
 import torch
-from bitsandbytes.functional import dequantize_4bit
+from bitsandbytes.functional import dequantize_blockwise
 from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
 from torch.nn import functional as F
 
@@ -29,35 +29,27 @@ def prepare_quantized(model: Any) -> None:
             # Otherwise the first evaluation on a CPU with AVX512-BF16 packs the weights for a kernel without gradient,
             # for good: later training steps would have wrong gradients and no error.
             module.support_avx512bf16_for_cpu = False
+            module.__class__ = FourBitLinear
         elif isinstance(module, Linear8bitLt) and not module.state.has_fp16_weights:
-            module.__class__ = Int8Linear
+            module.__class__ = EightBitLinear
 
 
-class _Int8Product(torch.autograd.Function):
-    """`x @ weight.T + bias` with a weight that is never kept in full precision."""
+class FourBitLinear(Linear4bit):
+    """A linear layer with 4-bit weights that reads their scales in the order in which they were written.
 
-    @staticmethod
-    def forward(
-        ctx: Any, x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None
-    ) -> torch.Tensor:
-        ctx.save_for_backward(codes, scales)
-        ctx.input_dtype, ctx.bias_dtype = x.dtype, None if bias is None else bias.dtype
-        return F.linear(x, int8_weight(codes, scales, x.dtype), None if bias is None else bias.to(x.dtype))
+    Scales belong to 64 weights in a row, counted over the whole matrix. bitsandbytes' CPU kernel (0.50) begins them
+    anew in each row of the matrix, and so takes wrong ones where rows are no multiple of 64 long.
+    """
 
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, None, None, torch.Tensor | None]:
-        (gradient,) = gradients
-        codes, scales = ctx.saved_tensors
-        of_input = of_bias = None
-        if ctx.needs_input_grad[0]:
-            # Under autocast the output, and so its gradient, has a smaller dtype than the input.
-            of_input = (gradient @ int8_weight(codes, scales, gradient.dtype)).to(ctx.input_dtype)
-        if ctx.needs_input_grad[3]:
-            of_bias = gradient.flatten(0, -2).sum(0, dtype=ctx.bias_dtype)
-        return of_input, None, None, of_bias
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Multiply."""
+        if x.device.type != "cpu":
+            return super().forward(x)  # type: ignore[no-any-return]
+        product: torch.Tensor = _Product.apply(x.to(self.compute_dtype), self, self.bias)  # type: ignore[no-untyped-call]
+        return product.to(x.dtype)
 
 
-class Int8Linear(Linear8bitLt):
+class EightBitLinear(Linear8bitLt):
     """A linear layer with 8-bit weights and products in the dtype of its input.
 
     bitsandbytes' own layer rounds its inputs to 8 bits too, but for columns that hold an outlier anywhere in the batch;
@@ -67,25 +59,48 @@ class Int8Linear(Linear8bitLt):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Multiply."""
-        product: torch.Tensor = _Int8Product.apply(x, self.weight.data, row_scales(self), self.bias)  # type: ignore[no-untyped-call]
+        product: torch.Tensor = _Product.apply(x, self, self.bias)  # type: ignore[no-untyped-call]
         return product
 
 
-def row_scales(layer: Any) -> torch.Tensor:
-    """Return the largest magnitude of each row of an 8-bit layer, where its codes are +-127; float32, `(rows,)`."""
-    scales: torch.Tensor = layer.weight.SCB if layer.weight.SCB is not None else layer.state.SCB
-    return scales.to(layer.weight.device)  # moving a whole model forgets them
+class _Product(torch.autograd.Function):
+    """`x @ weight.T + bias` with a weight that is not kept in full precision between forward and backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, layer: Any, bias: torch.Tensor | None) -> torch.Tensor:
+        ctx.layer, ctx.input_dtype, ctx.bias_dtype = layer, x.dtype, None if bias is None else bias.dtype
+        return F.linear(x, dequantized_weight(layer, x.dtype), None if bias is None else bias.to(x.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, None, torch.Tensor | None]:
+        (gradient,) = gradients
+        of_input = of_bias = None
+        if ctx.needs_input_grad[0]:
+            # Under autocast the output, and so its gradient, has a smaller dtype than the input.
+            of_input = (gradient @ dequantized_weight(ctx.layer, gradient.dtype)).to(ctx.input_dtype)
+        if ctx.needs_input_grad[2]:
+            of_bias = gradient.flatten(0, -2).sum(0, dtype=ctx.bias_dtype)
+        return of_input, None, of_bias
 
 
-def int8_weight(codes: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Return the weight that 8-bit codes stand for.
-
-    Args:
-        codes: int8, `(rows, columns)`.
-        scales: float32, `(rows,)`.
-        dtype: of the result; rounded once, from float32.
-    """
-    return (codes * (scales / 127).unsqueeze(1)).to(dtype)
+def dequantized_weight(layer: Any, dtype: torch.dtype) -> torch.Tensor:
+    """Return the weight that a quantized layer computes with, `(out_features, in_features)`."""
+    weight: Any = layer.weight
+    if isinstance(layer, Linear8bitLt):
+        # bitsandbytes keeps the scales with the weight or in the layer's state, and moving a model forgets them.
+        scales: Any = weight.SCB if weight.SCB is not None else layer.state.SCB
+        scales = scales.to(weight.device)
+        return (weight.data * (scales / 127).unsqueeze(1)).to(dtype)  # type: ignore[no-any-return]
+    state = weight.quant_state
+    scales = state.absmax
+    if state.nested:
+        scales = dequantize_blockwise(scales, state.state2) + state.offset
+    # As one row: the scales' order is then right on every device.
+    numel = layer.in_features * layer.out_features
+    values = torch.ops.bitsandbytes.dequantize_4bit(
+        weight.data, scales.float(), state.blocksize, state.quant_type, [1, numel], dtype
+    )
+    return values.reshape(layer.out_features, layer.in_features)  # type: ignore[no-any-return]
 
 
 def dequantized(model: Any) -> Any:
@@ -106,6 +121,7 @@ def dequantized(model: Any) -> Any:
     """
     from peft import PeftModel
     from peft.tuners.tuners_utils import BaseTunerLayer
+    from transformers import PreTrainedModel
 
     if isinstance(model, PeftModel) or any(isinstance(module, BaseTunerLayer) for module in model.modules()):
         raise ValueError("dequantized() must come before an adapter is attached")
@@ -122,7 +138,7 @@ def dequantized(model: Any) -> Any:
             model.set_submodule(name, _plain_layer(module, model.dtype))
     quantizer.remove_quantization_config(model)
     for part in model.modules():
-        if hasattr(part, "config"):
+        if isinstance(part, PreTrainedModel):
             vars(part.config).pop("_is_quantized", None)
     model.__dict__.pop("is_loaded_in_4bit", None)
     model.__dict__.pop("is_loaded_in_8bit", None)
@@ -132,7 +148,9 @@ def dequantized(model: Any) -> Any:
 def _plain_layer(layer: Any, dtype: torch.dtype) -> torch.nn.Module:
     from transformers.pytorch_utils import Conv1D
 
-    weight = dequantized_weight(layer).to(dtype)
+    # In the dtype of its products first, where that is another.
+    computing = getattr(layer, "compute_dtype", None) or dtype
+    weight = dequantized_weight(layer, computing).to(dtype)
     plain: Any
     with torch.device("meta"):
         if issubclass(getattr(layer, "source_cls", torch.nn.Linear), Conv1D):  # GPT-2's, with transposed weights
@@ -143,17 +161,3 @@ def _plain_layer(layer: Any, dtype: torch.dtype) -> torch.nn.Module:
     plain.bias = None if layer.bias is None else torch.nn.Parameter(layer.bias.data.to(dtype), requires_grad=False)
     plain.train(layer.training)
     return plain  # type: ignore[no-any-return]
-
-
-def dequantized_weight(layer: Any) -> torch.Tensor:
-    """Return the weight that a quantized layer computes with, `(out_features, in_features)`."""
-    if isinstance(layer, Linear8bitLt):
-        return int8_weight(layer.weight.data, row_scales(layer), torch.float32)
-    state = layer.weight.quant_state
-    # Straight to the dtype of its products, as the kernels do.
-    state_dtype, state.dtype = state.dtype, layer.compute_dtype or state.dtype
-    try:
-        weight: torch.Tensor = dequantize_4bit(layer.weight.data, state)
-    finally:
-        state.dtype = state_dtype
-    return weight
