@@ -6,6 +6,7 @@ Imports bitsandbytes, which takes seconds; import this module where a model is q
 from typing import Any
 
 import torch
+from bitsandbytes import matmul_4bit  # type: ignore[attr-defined]
 from bitsandbytes.functional import dequantize_blockwise
 from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
 from torch.nn import functional as F
@@ -38,14 +39,23 @@ class FourBitLinear(Linear4bit):
     """A linear layer with 4-bit weights that reads their scales in the order in which they were written.
 
     Scales belong to 64 weights in a row, counted over the whole matrix. bitsandbytes' CPU kernel (0.50) begins them
-    anew in each row of the matrix, and so takes wrong ones where rows are no multiple of 64 long.
+    anew in each row of the matrix, and so takes wrong ones where rows are no multiple of 64 long. Its layer would also
+    round a bias to the compute dtype for good.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Multiply."""
-        if x.device.type != "cpu":
-            return super().forward(x)  # type: ignore[no-any-return]
-        product: torch.Tensor = _Product.apply(x.to(self.compute_dtype), self, self.bias)  # type: ignore[no-untyped-call]
+        inputs = x.to(self.compute_dtype)
+        bias = None if self.bias is None else self.bias.to(inputs.dtype)
+        product: torch.Tensor
+        if x.device.type == "cpu":
+            product = _product(inputs, self, bias)
+        else:
+            weight: Any = self.weight
+            # bitsandbytes sums the gradient of a bias over the batch only, not over the length.
+            trained = bias is not None and bias.requires_grad
+            product = matmul_4bit(inputs, weight, weight.quant_state, bias=None if trained else bias)
+            product = product + bias if bias is not None and trained else product
         return product.to(x.dtype)
 
 
@@ -59,8 +69,12 @@ class EightBitLinear(Linear8bitLt):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Multiply."""
-        product: torch.Tensor = _Product.apply(x, self, self.bias)  # type: ignore[no-untyped-call]
-        return product
+        return _product(x, self, None if self.bias is None else self.bias.to(x.dtype))
+
+
+def _product(x: torch.Tensor, layer: Any, bias: torch.Tensor | None) -> torch.Tensor:
+    product: torch.Tensor = _Product.apply(x, layer, bias)  # type: ignore[no-untyped-call]
+    return product
 
 
 class _Product(torch.autograd.Function):
@@ -68,8 +82,8 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, layer: Any, bias: torch.Tensor | None) -> torch.Tensor:
-        ctx.layer, ctx.input_dtype, ctx.bias_dtype = layer, x.dtype, None if bias is None else bias.dtype
-        return F.linear(x, dequantized_weight(layer, x.dtype), None if bias is None else bias.to(x.dtype))
+        ctx.layer, ctx.dtype = layer, x.dtype
+        return F.linear(x, dequantized_weight(layer, x.dtype), bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, None, torch.Tensor | None]:
@@ -77,9 +91,9 @@ class _Product(torch.autograd.Function):
         of_input = of_bias = None
         if ctx.needs_input_grad[0]:
             # Under autocast the output, and so its gradient, has a smaller dtype than the input.
-            of_input = (gradient @ dequantized_weight(ctx.layer, gradient.dtype)).to(ctx.input_dtype)
+            of_input = (gradient @ dequantized_weight(ctx.layer, gradient.dtype)).to(ctx.dtype)
         if ctx.needs_input_grad[2]:
-            of_bias = gradient.flatten(0, -2).sum(0, dtype=ctx.bias_dtype)
+            of_bias = gradient.flatten(0, -2).sum(0, dtype=ctx.dtype)
         return of_input, None, of_bias
 
 

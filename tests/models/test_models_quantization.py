@@ -28,7 +28,7 @@ from ift.models.quantization import (  # noqa: E402
     loading_options,
     modules_to_skip,
 )
-from ift.models.quantized_layers import EightBitLinear, dequantized  # noqa: E402
+from ift.models.quantized_layers import EightBitLinear, dequantized, dequantized_weight, prepare_quantized  # noqa: E402
 
 # QLoRA (Dettmers et al. 2023), appendix E.
 # fmt: off
@@ -131,6 +131,22 @@ def test_eight_bit_weights_are_rounded_by_row(folders: dict[str, Path]) -> None:
         assert ((written_out(layer) - weight).abs() <= scales / 254 * 1.001 + weight.abs() / 2048).all()
 
 
+@pytest.mark.parametrize(("rows", "columns"), [(5, 7), (3, 35), (4, 96), (64, 65), (7, 130), (2, 4096)])
+@pytest.mark.parametrize("scheme", ["nf4", "fp4"])
+def test_any_shape_of_a_matrix_is_read_as_it_was_written(tmp_path: Path, scheme: Any, rows: int, columns: int) -> None:
+    """Rows that are no multiple of the 64 weights of a scale, odd numbers, a last block that is not full."""
+    layer: Any = Linear4bit(columns, rows, bias=False, compute_dtype=torch.float32, quant_type=scheme)
+    weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(0))
+    layer.weight.data = weight.clone()
+    layer.to("cpu")
+    prepare_quantized(layer)
+    expected = written_out(layer)
+    # No value of either table is further than a sixth of the largest magnitude from a neighbour.
+    assert (expected - weight).abs().max() < 0.18 * weight.abs().max()
+    torch.testing.assert_close(dequantized_weight(layer, torch.float32), expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(layer(torch.eye(columns)), expected.T, atol=1e-6, rtol=0)
+
+
 def test_double_quantization_changes_scales_only(folders: dict[str, Path]) -> None:
     single, double = (load(folders["llama"], Quantization("nf4", double=on)) for on in (False, True))
     for one, other in zip(quantized_layers(single).values(), quantized_layers(double).values(), strict=True):
@@ -169,6 +185,21 @@ def loss_and_gradients(model: Any) -> tuple[float, dict[str, torch.Tensor]]:
     loss = model(input_ids=IDS, labels=IDS, use_cache=False).loss
     loss.backward()
     return loss.item(), {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+@every_scheme
+def test_biases_of_quantized_layers_can_be_trained(folders: dict[str, Path], quantization: Quantization) -> None:
+    model = load(folders["llama"], quantization)
+    results = []
+    for one in (model, dense_twin(folders["llama"], model)):
+        for name, parameter in one.named_parameters():
+            parameter.requires_grad_(name.endswith(".bias"))
+        results.append(loss_and_gradients(one))
+    assert results[0][0] == pytest.approx(results[1][0], abs=1e-6) and len(results[1][1]) == 2 * 7
+    for name, gradient in results[1][1].items():
+        # The bias of a key shifts all attention alike, so its gradient is rounding.
+        difference = float((results[0][1][name] - gradient).abs().max())
+        assert difference <= 1e-5 * float(gradient.abs().max()) or difference < 1e-8, name
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -225,6 +256,7 @@ def test_the_compute_dtype_rounds_products_only(folders: dict[str, Path]) -> Non
     model, exact = load(folders["llama"], chosen), load(folders["llama"], Quantization("nf4"))
     logits, wanted = (one(input_ids=IDS).logits for one in (model, exact))
     assert logits.dtype == torch.float32
+    assert all(parameter.dtype in (torch.float32, torch.uint8) for parameter in model.parameters())
     error = (logits - wanted).abs().max() / wanted.abs().max()
     assert 1e-4 < error < 0.05
     plain = dequantized(model)
