@@ -86,7 +86,11 @@ def check_trainable_on(key: str, adapter: Any, *, config: Any, quantization: Qua
     stored = stored_quantization(config) if config is not None else None
     if quantization is None and stored is None:
         return
-    what = quantization.scheme if quantization is not None else str((stored or {}).get("quant_method", "bitsandbytes"))
+    what = (
+        quantization.scheme
+        if quantization is not None
+        else str((stored or {}).get("quant_method") or "an unnamed method")
+    )
     if adapter is None:
         raise UserError(
             f"{key}: null trains the base model's own weights, and those quantized with {what} cannot be trained. Name "
@@ -182,7 +186,7 @@ def _bitsandbytes_config(quantization: Quantization, *, dtype: str, skipped: lis
 def _check_stored(
     key: str, base: str, *, stored: dict[str, Any], quantization: Quantization | None, device: str
 ) -> None:
-    method = stored.get("quant_method") or "bitsandbytes"
+    method = stored.get("quant_method") or "a method that its config does not name"
     if quantization is not None:
         raise UserError(
             f"{KEY}: '{base}' is quantized already, with {method}, and is not quantized twice. Leave {KEY} out, or "

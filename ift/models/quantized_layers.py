@@ -117,17 +117,18 @@ def dequantized_weight(layer: Any, dtype: torch.dtype) -> torch.Tensor:
     return values.reshape(layer.out_features, layer.in_features)  # type: ignore[no-any-return]
 
 
-def dequantized(model: Any) -> Any:
+def dequantized(model: Any, *, dtype: torch.dtype | None = None) -> Any:
     """Turn a quantized model into a plain one with the weights that it computed with, in place.
 
     One layer after another, so that memory holds one model and one layer. Must come before an adapter is attached,
     which would keep the quantized layers.
 
     Args:
-        model: of `load_base_model`; a plain one is returned as it is.
+        model: of `load_base_model`; a plain one only changes its dtype.
+        dtype: of all weights; by default the model's.
 
     Returns:
-        The same model, in its dtype, frozen; `save_pretrained` writes a plain folder.
+        The same model, frozen; `save_pretrained` writes a plain folder.
 
     Raises:
         ValueError: an adapter is attached.
@@ -141,30 +142,37 @@ def dequantized(model: Any) -> Any:
         raise ValueError("dequantized() must come before an adapter is attached")
     quantizer = getattr(model, "hf_quantizer", None)
     if quantizer is None:
-        return model
+        return _cast(model, dtype)
     if str(getattr(model.quantization_method, "value", model.quantization_method)) != "bitsandbytes":
         try:
-            return model.dequantize()
+            return _cast(model.dequantize(), dtype)
         except NotImplementedError as error:
             raise UserError(f"model.base: weights of {model.quantization_method} cannot be dequantized.") from error
     for name, module in list(model.named_modules()):
         if isinstance(module, Linear4bit | Linear8bitLt):
-            model.set_submodule(name, _plain_layer(module, model.dtype))
+            model.set_submodule(name, _plain_layer(module, computing=model.dtype, dtype=dtype or model.dtype))
     quantizer.remove_quantization_config(model)
     for part in model.modules():
         if isinstance(part, PreTrainedModel):
             vars(part.config).pop("_is_quantized", None)
     model.__dict__.pop("is_loaded_in_4bit", None)
     model.__dict__.pop("is_loaded_in_8bit", None)
+    return _cast(model, dtype)
+
+
+def _cast(model: Any, dtype: torch.dtype | None) -> Any:
+    """Cast weights only: `model.to(dtype)` would round the frequencies of rotary positions too."""
+    if dtype is not None:
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(dtype)
     return model
 
 
-def _plain_layer(layer: Any, dtype: torch.dtype) -> torch.nn.Module:
+def _plain_layer(layer: Any, *, computing: torch.dtype, dtype: torch.dtype) -> torch.nn.Module:
     from transformers.pytorch_utils import Conv1D
 
-    # In the dtype of its products first, where that is another.
-    computing = getattr(layer, "compute_dtype", None) or dtype
-    weight = dequantized_weight(layer, computing).to(dtype)
+    # In the dtype of its products first: the weight that it computed with.
+    weight = dequantized_weight(layer, getattr(layer, "compute_dtype", None) or computing).to(dtype)
     plain: Any
     with torch.device("meta"):
         if issubclass(getattr(layer, "source_cls", torch.nn.Linear), Conv1D):  # GPT-2's, with transposed weights
