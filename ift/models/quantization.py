@@ -225,13 +225,16 @@ def modules_to_skip(config: Any, wished: Sequence[str] | None) -> list[str]:
         wished: names of modules, or their ends.
 
     Raises:
-        UserError: a name fits no module, or nothing is left to quantize.
+        UserError: a name fits no module, nothing is left to quantize, or the config is of another kind of model.
     """
     from transformers import AutoModelForCausalLM
     from transformers.quantizers.base import get_keys_to_not_convert
 
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except (ValueError, KeyError, ImportError, RuntimeError) as error:
+        raise UserError(f"{KEY}: the base model's config makes no causal language model: {_one_line(error)}") from error
     linear = _linear_layers(model)
     skipped = set(get_keys_to_not_convert(model))
     for name in wished or ():

@@ -1,5 +1,6 @@
 """Quantized base models compute what the papers say, and the same in training, evaluation, and after a round trip."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -202,6 +203,7 @@ def test_a_saved_quantized_model_loads_bit_for_bit(
     assert quantized_layers(again).keys() == quantized_layers(model).keys()
     assert torch.equal(again(input_ids=IDS).logits, model(input_ids=IDS).logits)
     assert not any(parameter.requires_grad for parameter in again.parameters())
+    assert torch.equal(copy.deepcopy(model)(input_ids=IDS).logits, model(input_ids=IDS).logits)
     # Prepared as one that was quantized here.
     first, second = (loss_and_gradients(with_lora(one.eval().train())) for one in (model, again))
     assert first[0] == second[0] and all(torch.equal(value, second[1][name]) for name, value in first[1].items())
