@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, get_args
 
+import yaml
 from jsonargparse import ArgumentError
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -61,7 +62,7 @@ class ConfigParser(LightningArgumentParser):
                     self._check_inside(place, path, entry.text, known)
                 elif path == KEY and self._names_methods():
                     with _at(place):
-                        adapter_setting(entry.text)
+                        adapter_setting(yaml.safe_load(entry.text or "null"))
         for file in self._files:
             self._check_required(file)
 

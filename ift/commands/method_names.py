@@ -1,10 +1,11 @@
 """Short names of methods in configuration files and on the command line: `lora` for the function that makes it."""
 
+import difflib
 from typing import Any
 
 import yaml
 
-from ift.errors import UserError, unknown_name
+from ift.errors import UserError
 
 KEY = "model.adapter"
 _MODULE = "ift.models.methods"
@@ -27,7 +28,13 @@ def class_path_of(key: str, name: str | None) -> str | None:
         return f"{_MODULE}.{name}"
     configs = {config.__name__: config for config in PEFT_TYPE_TO_CONFIG_MAPPING.values()}
     if name not in configs:
-        raise unknown_name(KEY, name, [*METHODS, *configs], hint="A folder of a trained adapter is written with a '/'.")
+        nearest = difflib.get_close_matches(name, [*METHODS, *configs], n=1, cutoff=0.5)
+        suggestion = f" Did you mean '{nearest[0]}'?" if nearest else ""
+        raise UserError(
+            f"{KEY}: unknown name '{name}'.{suggestion} Known: {', '.join(METHODS)}; "
+            f"of PEFT, {', '.join(sorted(configs))}. "
+            "A folder of a trained adapter is written with a '/'."
+        )
     return f"{configs[name].__module__}.{name}"
 
 

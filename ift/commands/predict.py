@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,8 @@ def run_settings(run: RunFolder) -> dict[str, Any]:
             f"run: the base model '{name}' is not the one that '{run.root}' was trained on; its config or weights "
             "have changed since, and the adapter does not fit it any more."
         )
-    return settings | {"model.base": name, "model.adapter": str(run.adapter)}
+    own = {"model.base": name, "model.adapter": str(run.adapter), "model.quantization": manifest.get("quantization")}
+    return settings | own
 
 
 class PredictCLI(IftCLI):
@@ -106,7 +108,8 @@ class PredictCLI(IftCLI):
     def _identity(self) -> dict[str, Any]:
         """Return all that decides the predictions."""
         adapter = self.config["model"]["adapter"]
-        return {
+        quantization = self.model.quantization
+        identity = {
             "prompts": content_hash(self.datamodule.source),
             "layout": self.datamodule.source.layout,
             "base": hub.fingerprint(self.config["model"]["base"]),
@@ -119,6 +122,7 @@ class PredictCLI(IftCLI):
             "seed": self.model.seed,
             "batch_size": self.datamodule.batch_size,
         }
+        return identity | ({"quantization": asdict(quantization)} if quantization is not None else {})
 
 
 def _plain(value: Any) -> Any:

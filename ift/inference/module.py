@@ -10,7 +10,8 @@ from ift.hub import check_base
 from ift.inference.generation import Decoding, generate, option_scores
 from ift.inference.prompts import Prompt, PromptBatch
 from ift.models.adapters import load_adapter
-from ift.models.loading import Dtype, check_vocabulary, load_base_model, max_positions
+from ift.models.loading import Dtype, check_vocabulary, load_base_model, max_positions, read_config
+from ift.models.quantization import Quantization, check_quantization
 from ift.records import Prediction
 from ift.seeds import mixed_seed
 
@@ -22,6 +23,7 @@ class PredictionModule(LightningModule):
         base: folder or hub id of the base model and its tokenizer.
         adapter: folder of a trained adapter; none for the base model alone.
         dtype: of the weights.
+        quantization: holds the base model's weights in 4 or 8 bits; a run's own with `--run`.
         decoding: how responses are written.
         seed: of sampling, mixed with the number of the batch; follows `seed_everything`.
     """
@@ -31,11 +33,14 @@ class PredictionModule(LightningModule):
         base: str,
         adapter: str | None = None,
         dtype: Dtype = "float32",
+        quantization: Quantization | None = None,
         decoding: Decoding = Decoding(),  # noqa: B008 (frozen)
         seed: int = 0,
     ) -> None:
         super().__init__()
         check_base("model.base", base)
+        check_quantization("model.base", base, config=read_config(base), quantization=quantization)
+        self.quantization = quantization
         self.base, self.adapter, self.dtype_name = base, adapter, dtype
         self.decoding, self.seed = decoding, seed
         self.model: Any = None
@@ -46,7 +51,7 @@ class PredictionModule(LightningModule):
             return
         datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         self._check_lengths(datamodule.prompts)
-        model = load_base_model("model.base", self.base, self.dtype_name)
+        model = load_base_model("model.base", self.base, self.dtype_name, quantization=self.quantization)
         check_vocabulary("model.base", model, datamodule.encoder.tokenizer)
         self.model = load_adapter("model.adapter", model, self.adapter) if self.adapter else model
         self.eval()

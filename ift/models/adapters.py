@@ -3,11 +3,12 @@
 import copy
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from peft import (
     AdaLoraConfig,
     LoraConfig,
@@ -28,6 +29,7 @@ from ift.hub import fingerprint
 from ift.models.base_weights import BaseWeights, select
 from ift.models.loading import read_config
 from ift.models.methods import Method
+from ift.models.quantization import Quantization
 from ift.models.targets import check_tied, fill_targets, peft_type
 
 KEY = "model.adapter"
@@ -149,8 +151,21 @@ def check_method(method: Method, base: str) -> int | None:
 
 def _make_known() -> None:
     """Let PEFT know the types of adapters that are ours."""
-    with suppress(ImportError):
-        import ift.models.bottleneck  # noqa: F401
+    import ift.models.bottleneck  # noqa: F401
+
+
+def warn_of_other_weights(adapter: Path, quantization: Quantization | None) -> None:
+    """Say so where a run trained its adapter beside other weights: quantized otherwise, or not at all."""
+    manifest = adapter_folder(KEY, adapter).parent / "manifest.json"
+    if not manifest.is_file():
+        return
+    then = RunFolder(manifest.parent).read_manifest().get("quantization")
+    now = asdict(quantization) if quantization is not None else None
+    if then != now:
+        rank_zero_warn(
+            f"{KEY}: '{adapter}' was trained with model.quantization {then or 'null'}, and here it is {now or 'null'}: "
+            "losses and answers will differ from those of its run."
+        )
 
 
 def check_merged(key: str, folders: Sequence[str], *, base: str) -> None:

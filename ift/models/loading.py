@@ -7,33 +7,38 @@ from safetensors import SafetensorError
 
 from ift.errors import UserError
 from ift.hub import check_base, local_folder
+from ift.models.quantization import Quantization, loading_options
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 TrainingDtype = Literal["float32", "bfloat16"]
 """float16 is for inference only: its small numbers vanish in gradients and in AdamW's denominator."""
 
 
-def load_base_model(key: str, base: str, dtype: Dtype) -> Any:
-    """Load a causal language model in training mode.
+def load_base_model(key: str, base: str, dtype: Dtype, *, quantization: Quantization | None = None) -> Any:
+    """Load a causal language model in training mode; a quantized one is frozen.
 
     Args:
         key: the configuration key that named it, for errors.
-        base: folder or hub id in transformers' layout.
-        dtype: of the weights in memory.
+        base: folder or hub id in transformers' layout; it may be quantized already.
+        dtype: of the weights in memory, but for quantized ones.
+        quantization: how to quantize the weights while they are read; none keeps them as they are.
 
     Raises:
-        UserError: nothing there that transformers can load, or weights missing from the files.
+        UserError: nothing there that transformers can load, weights missing from the files, or a quantization that
+            cannot be here.
     """
     check_base(key, base)
     from transformers import AutoModelForCausalLM
 
     folder = local_folder(base)
+    options = loading_options(key, base, dtype=dtype, config=read_config(base), quantization=quantization)
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             str(folder) if folder else base,
             dtype=getattr(torch, dtype),
             trust_remote_code=False,
             output_loading_info=True,
+            **options,
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:400]
@@ -44,6 +49,10 @@ def load_base_model(key: str, base: str, dtype: Dtype) -> Any:
             f"{key}: {len(missing)} weights of the model are not in the files of '{base}', first '{missing[0]}'. "
             "The folder is incomplete, or its config.json belongs to another model."
         )
+    if options:
+        from ift.models.quantized_layers import prepare_quantized
+
+        prepare_quantized(model)
     # from_pretrained leaves the model in evaluation mode, and Lightning does not change that.
     model.train()
     return model

@@ -7,6 +7,7 @@ base model must know besides. Any `peft.PeftConfig` may stand there by the name 
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 from peft import (
     AdaLoraConfig,
@@ -21,6 +22,7 @@ from peft import (
 )
 
 from ift.models.base_weights import AllWeights, BaseWeights, Biases, LastLayers, SampledLayers
+from ift.models.quantization import Scheme
 
 Targets = str | list[str]
 """Names of modules, a regular expression over their full names, or `all-linear`."""
@@ -45,7 +47,7 @@ class Method:
         config: PeftConfig | BaseWeights | Path,
         *,
         learning_rate_ratio: float = 1.0,
-        quantization: str | None = None,
+        quantization: Scheme | None = None,
         warmup_share: float = 0.1,
         final_share: float = 0.3,
     ) -> None:
@@ -355,7 +357,9 @@ def _lora(r: int, lora_alpha: float, lora_dropout: float, target_modules: Target
     )
 
 
-def _bottleneck(variant: str, bottleneck_size: int, dropout: float) -> PeftConfig:
+def _bottleneck(
+    variant: Literal["houlsby", "pfeiffer", "parallel"], bottleneck_size: int, dropout: float
+) -> PeftConfig:
     from ift.models.bottleneck import BottleneckConfig
 
     return BottleneckConfig(variant=variant, bottleneck_size=bottleneck_size, dropout=dropout)

@@ -2,6 +2,7 @@
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,11 +15,25 @@ from ift.data.encoding import IGNORE_INDEX
 from ift.data.steps import Step
 from ift.errors import UserError
 from ift.hub import check_base, fingerprint
-from ift.models.adapters import attach, check_merged, check_method, merge_adapters
+from ift.models.adapters import (
+    attach,
+    check_merged,
+    check_method,
+    merge_adapters,
+    peft_config_of,
+    warn_of_other_weights,
+)
 from ift.models.calling import calling_of
-from ift.models.loading import TrainingDtype, check_vocabulary, load_base_model
+from ift.models.loading import TrainingDtype, check_vocabulary, load_base_model, read_config
 from ift.models.methods import Method, as_method
 from ift.models.packing import verify_row_layout
+from ift.models.quantization import (
+    Quantization,
+    check_quantization,
+    check_trainable_on,
+    default_quantization,
+    is_quantized,
+)
 from ift.seeds import mixed_seed
 from ift.training.course import MethodCourse
 from ift.training.objective import loss_sum, shifted_targets
@@ -50,6 +65,7 @@ class InstructionModule(LightningModule):
             folder of an adapter or run to go on with; none trains all weights.
         merged_adapters: folders of adapters or runs, merged into the base model in this order before all else.
         dtype: of the base model's weights; adapters stay in float32.
+        quantization: holds the base model's weights in 4 or 8 bits; none keeps them as they are.
         schedule: how the learning rate moves.
         gradient_clip_norm: largest norm of the whole gradient; none clips nothing.
         gradient_checkpointing: compute activations twice instead of keeping them; the result is the same.
@@ -63,6 +79,7 @@ class InstructionModule(LightningModule):
         adapter: PeftConfig | Method | None = None,
         merged_adapters: list[str] | None = None,
         dtype: TrainingDtype = "float32",
+        quantization: Quantization | None = None,
         schedule: Schedule = Schedule(),  # noqa: B008 (frozen)
         gradient_clip_norm: float | None = 1.0,
         gradient_checkpointing: bool = False,
@@ -74,6 +91,7 @@ class InstructionModule(LightningModule):
             raise UserError(f"model.gradient_clip_norm: {gradient_clip_norm} is not above 0; null clips nothing.")
         self.base, self.dtype_name, self.method = base, dtype, as_method(adapter)
         self.merged_adapters = merged_adapters or []
+        self.quantization = quantization or default_quantization(self.method.quantization, read_config(base))
         self.optimizer_callable, self.schedule = optimizer, schedule
         self.gradient_clip_norm, self.gradient_checkpointing = gradient_clip_norm, gradient_checkpointing
         self.seed = seed
@@ -94,17 +112,31 @@ class InstructionModule(LightningModule):
         Raises:
             UserError: with the setting.
         """
-        if not self._checked:
-            check_method(self.method, self.base)
-            check_merged("model.merged_adapters", self.merged_adapters, base=self.base)
-            self._checked = True
+        if self._checked:
+            return
+        config = read_config(self.base)
+        check_quantization("model.base", self.base, config=config, quantization=self.quantization)
+        adapter = peft_config_of(self.method)
+        check_trainable_on(
+            "model.adapter", adapter, config=config, quantization=self.quantization, name=self.method.name
+        )
+        check_method(self.method, self.base)
+        if isinstance(self.method.config, Path):
+            warn_of_other_weights(self.method.config, self.quantization)
+        check_merged("model.merged_adapters", self.merged_adapters, base=self.base)
+        if self.merged_adapters and is_quantized(config, self.quantization):
+            raise UserError(
+                "model.merged_adapters: adapters are not merged into quantized weights, which would round them again. "
+                "Write the merged model with 'ift merge' and set model.base to that, or leave model.quantization out."
+            )
+        self._checked = True
 
     def configure_model(self) -> None:
         """Load the base model and attach the adapter; does nothing twice."""
         if self.model is not None:
             return
         self.check()
-        model = load_base_model("model.base", self.base, self.dtype_name)
+        model = load_base_model("model.base", self.base, self.dtype_name, quantization=self.quantization)
         datamodule: Any = getattr(self.trainer, "datamodule", None) if self._trainer is not None else None
         if datamodule is not None:
             check_vocabulary("model.base", model, datamodule.tokenizer)

@@ -138,6 +138,7 @@ class RunFolderWriter(Callback):
             "fingerprint": fingerprint(parts),
             "base": base,
             "dtype": pl_module.dtype_name,
+            "quantization": asdict(pl_module.quantization) if pl_module.quantization is not None else None,
             "method": pl_module.method.name,
             "adapter": _adapter_kind(pl_module),
             "merged_adapters": [str(Path(folder).resolve()) for folder in pl_module.merged_adapters],

@@ -92,7 +92,10 @@ def test_a_method_learns_and_comes_back_equal(
 def validated(run: Path, base: Path, config: Config, capsys: pytest.CaptureFixture[str]) -> float:
     """Return the validation loss of what a run left, read by a second command."""
     whole = run / "model"
-    model = {"base": str(whole), "adapter": None} if whole.is_dir() else {"base": str(base), "adapter": str(run)}
+    quantization = json.loads((run / "manifest.json").read_text())["quantization"]
+    model = {"base": str(base), "adapter": str(run), "quantization": quantization}
+    if whole.is_dir():
+        model = {"base": str(whole), "adapter": None}
     capsys.readouterr()
     assert main(["validate", "--config", str(config("again", model=model)), "--debug"]) == 0
     return float(json.loads(capsys.readouterr().out)["loss"])
