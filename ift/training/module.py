@@ -1,7 +1,7 @@
 """`InstructionModule`: any base model plus an adapter, trained step by step."""
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,7 +23,9 @@ from ift.models.loading import (
 )
 from ift.models.packing import verify_row_layout
 from ift.seeds import mixed_seed
+from ift.training.fused_optimizers import FusedOptimizer
 from ift.training.objective import loss_sum, shifted_targets
+from ift.training.optimizers import optimizer_traits
 from ift.training.schedule import Schedule, learning_rate_share
 
 CHECKPOINT_KEY = "ift"
@@ -72,6 +74,7 @@ class InstructionModule(LightningModule):
             raise UserError(f"model.gradient_clip_norm: {gradient_clip_norm} is not above 0; null clips nothing.")
         self.base, self.dtype_name, self.adapter = base, dtype, adapter
         self.optimizer_callable, self.schedule = optimizer, schedule
+        self.optimizer_traits = optimizer_traits("model.optimizer", optimizer)
         self.gradient_clip_norm, self.gradient_checkpointing = gradient_clip_norm, gradient_checkpointing
         self.seed = seed
         self.automatic_optimization = False
@@ -82,6 +85,13 @@ class InstructionModule(LightningModule):
         self.validation_result: ValidationResult | None = None
         self._all_finite: torch.Tensor | None = None
         self._loaded_step = 0
+
+    def setup(self, stage: str) -> None:
+        """Ask for steps as the optimizer takes them, before any loader is built."""
+        if stage == "fit" and self.optimizer_traits.fused:
+            self.optimizer_traits.check_strategy("model.optimizer", self.trainer)
+            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+            data.row_layout_choice = replace(data.row_layout_choice, whole_step=True)
 
     def configure_model(self) -> None:
         """Load the base model and attach the adapter; does nothing twice."""
@@ -124,18 +134,14 @@ class InstructionModule(LightningModule):
             `loss_sum`: this rank's summed cross-entropy (float64); `gradient_norm`: before clipping (float32);
             `learning_rate`: the one used.
         """
-        # Seeded by step and rank, dropout does not depend on what else drew random numbers, nor on interruptions.
-        torch.manual_seed(mixed_seed(self.seed, step.index, self.global_rank))
         optimizer: Any = self.optimizers()
-        # DDP averages over ranks; the loss is a sum over ranks divided by the supervised tokens of all of them.
-        scale = self.trainer.world_size / max(1, step.num_supervised)  # 0 where no row of a stream could be used
-        total = torch.zeros((), dtype=torch.float64, device=self.device)
-        for number, batch in enumerate(step.micro_batches, 1):
-            with self._gradient_sync(last=number == len(step.micro_batches)):
-                loss = loss_sum(self.model, batch, keep_only=self._keep_only)
-                self.manual_backward(loss * scale)
-            total += loss.detach()
-        norm = self._clip()
+        if isinstance(optimizer.optimizer, FusedOptimizer):
+            total, norm = optimizer.optimizer.fused_backward(
+                lambda: self._backward(step), self.parameters(), clip_norm=self.gradient_clip_norm
+            )
+        else:
+            total = self._backward(step)
+            norm = self._clip()
         # A flag on the device, looked at when weights are kept or losses told: no wait for the device in every step.
         finite = torch.isfinite(norm)
         self._all_finite = finite if self._all_finite is None else self._all_finite & finite
@@ -223,6 +229,20 @@ class InstructionModule(LightningModule):
         """Let DDP exchange gradients at the last micro-batch only."""
         wrapped = self.trainer.strategy.model
         return wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) and not last else nullcontext()
+
+    def _backward(self, step: Step) -> torch.Tensor:
+        """Add up the gradient of the step's loss and return this rank's summed cross-entropy (float64)."""
+        # Seeded by step and rank, dropout does not depend on what else drew random numbers, nor on interruptions.
+        torch.manual_seed(mixed_seed(self.seed, step.index, self.global_rank))
+        # DDP averages over ranks; the loss is a sum over ranks divided by the supervised tokens of all of them.
+        scale = self.trainer.world_size / max(1, step.num_supervised)  # 0 where no row of a stream could be used
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        for number, batch in enumerate(step.micro_batches, 1):
+            with self._gradient_sync(last=number == len(step.micro_batches)):
+                loss = loss_sum(self.model, batch, keep_only=self._keep_only)
+                self.manual_backward(loss * scale)
+            total += loss.detach()
+        return total
 
     def _clip(self) -> torch.Tensor:
         limit = self.gradient_clip_norm if self.gradient_clip_norm is not None else float("inf")
