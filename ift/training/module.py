@@ -25,7 +25,7 @@ from ift.models.packing import verify_row_layout
 from ift.seeds import mixed_seed
 from ift.training.fused_optimizers import FusedOptimizer
 from ift.training.objective import loss_sum, shifted_targets
-from ift.training.optimizers import optimizer_traits
+from ift.training.optimizers import optimizer_traits, without_paging
 from ift.training.schedule import Schedule, learning_rate_share
 
 CHECKPOINT_KEY = "ift"
@@ -121,6 +121,7 @@ class InstructionModule(LightningModule):
             {"params": [parameter for parameter in parameters if parameter.ndim < 2], "weight_decay": 0.0},
         ]
         optimizer = self.optimizer_callable([group for group in groups if group["params"]])
+        optimizer = without_paging(optimizer, self.trainer.strategy.root_device)
         num_steps = int(self.trainer.estimated_stepping_batches)
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: learning_rate_share(step, num_steps, self.schedule)

@@ -59,6 +59,16 @@ class OptimizerTraits:
         return notes
 
 
+def without_paging(optimizer: Any, device: torch.device) -> Any:
+    """Return an optimizer that pages its state only where bitsandbytes can, which is on a GPU.
+
+    Its own fall-back on the CPU misses some optimizers (PagedAdEMAMix8bit).
+    """
+    if device.type == "cpu" and getattr(optimizer, "is_paged", False):
+        optimizer.is_paged = False
+    return optimizer
+
+
 def optimizer_traits(key: str, optimizer: OptimizerCallable) -> OptimizerTraits:
     """Build an optimizer over two small weights and return what it is like.
 
