@@ -1,6 +1,7 @@
 """Optimizers by class path: bitsandbytes' train and resume, and what cannot be built is refused before weights load."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,17 @@ def test_paging_is_told_where_there_is_none(config: Config, fit: Fit, capsys: py
     second = fit(config("ordinary", model={"optimizer": ordinary, "adapter": None}, trainer=one_step))
     assert "pages nothing" not in capsys.readouterr().err
     assert largest_difference(first, second) == 0
+
+
+def test_a_package_that_is_missing_is_named(
+    config: Config, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pytorch_optimizer", None)  # as if it were not installed
+    monkeypatch.delitem(sys.modules, "ift.training.galore", raising=False)
+    galore = by_name("ift.training.galore.GaLoreAdamW", lr=0.01, rank=4)
+    assert main(["fit", "--config", str(config(model={"optimizer": galore}))]) == 2
+    message = capsys.readouterr().err
+    assert 'pip install "pytorch-optimizer' in message and "Traceback" not in message
 
 
 def test_what_pages_on_a_gpu_steps_on_the_cpu() -> None:
