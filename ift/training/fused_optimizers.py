@@ -7,7 +7,7 @@ References: Lv et al. 2023, "Full Parameter Fine-tuning for Large Language Model
 (arXiv:2306.09782); Lv et al. 2023, "AdaLomo: Low-memory Optimization with Adaptive Learning Rate" (arXiv:2310.10195).
 """
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
@@ -29,7 +29,7 @@ class _Pass:
     """Of the gradients met so far, before scaling."""
 
 
-class FusedOptimizer(Optimizer):
+class FusedOptimizer(Optimizer, ABC):
     """An optimizer whose update can be fused with the backward pass, through `fused_backward`.
 
     After an ordinary backward pass it is an ordinary optimizer: `step` updates, and uses the gradients up.
@@ -173,7 +173,7 @@ class AdaLomo(FusedOptimizer):
     """AdaLomo: a factorised second moment, and an update normalised per weight matrix, fused with the backward pass.
 
     The state is Adafactor's, one number per row and per column of a matrix, in float32. The learning rate is relative
-    to the size (root mean square) of the matrix, so it is larger than AdamW's; the papers use 5e-4.
+    to the size (root mean square) of the matrix; the authors tune on instructions with 5e-4.
 
     Args:
         params: weights or groups of weights.
