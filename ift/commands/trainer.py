@@ -310,6 +310,17 @@ def _check_data(cli: TrainingCLI) -> None:
             )
 
 
+def _optimizer_notes(cli: TrainingCLI) -> list[str]:
+    if cli.command != "fit":
+        return []
+    notes: list[str] = cli.model.optimizer_traits.notes(
+        global_batch_size=cli.datamodule.global_batch_size,
+        clip_norm=cli.model.gradient_clip_norm,
+        device=cli.trainer.strategy.root_device,
+    )
+    return notes
+
+
 def hide_advice() -> None:
     """Hide the libraries' warnings that are none here."""
     # One batch is one step here, so Lightning's advice on workers and batch sizes does not apply.
@@ -327,9 +338,12 @@ def run(command: str, arguments: list[str]) -> None:
     cli.datamodule.row_layout_choice = choose_row_layout(
         "data.row_layout", cli.datamodule.row_layout, base=cli.model.base, adapter=peft_config_of(cli.model.method)
     )
+    if command == "fit":
+        cli.model.optimizer_traits.check_strategy("model.optimizer", cli.trainer)
     cli.datamodule.load()  # all mistakes in the data come before the weights, and before other processes wait
     if is_first_process():
-        for line in filter(None, (*cli.datamodule.notes(), cli.datamodule.rejected())):
+        notes = [*cli.datamodule.notes(), *_optimizer_notes(cli)]
+        for line in filter(None, (*notes, cli.datamodule.rejected())):
             print(line, file=sys.stderr)
     _check_data(cli)
     checkpoint = str(cli.checkpoint) if cli.checkpoint is not None else None

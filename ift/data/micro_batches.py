@@ -38,6 +38,8 @@ class RowLayoutChoice:
     """Why so, for people."""
     square_cost_length: int = 8192
     """Row length at which attention, whose cost grows with the square of the row, costs as much as all else."""
+    whole_step: bool = False
+    """A rank's share of a training step goes through the model at once, whatever its size."""
 
 
 GROUPED = RowLayoutChoice("grouped", "one example per row is right for every model")
@@ -98,13 +100,15 @@ def cut(lengths: IndexArray, micro_batch_tokens: int, *, choice: RowLayoutChoice
     Args:
         lengths: tokens of each example.
         micro_batch_tokens: most positions (rows times longest row) of a micro-batch; only an example that is longer
-            exceeds them, and stands alone.
+            exceeds them, and stands alone. For whole steps, the longest row of several examples.
         choice: how.
 
     Returns:
         Per micro-batch its rows, per row the positions of its examples in `lengths`; each position once.
     """
     if choice.layout == "flattened":
+        if choice.whole_step:
+            return [[list(range(len(lengths)))]]
         return [[row] for row in fill_rows(lengths, micro_batch_tokens)]
     tried = [[[position] for position in range(len(lengths))]]
     if choice.layout == "packed":
@@ -113,7 +117,9 @@ def cut(lengths: IndexArray, micro_batch_tokens: int, *, choice: RowLayoutChoice
     cuts = []
     for rows in tried:
         row_lengths = np.array([lengths[row].sum() for row in rows])
-        groups, cost = group_rows(row_lengths, micro_batch_tokens, square_cost_length=choice.square_cost_length)
+        square: Any = {"square_cost_length": choice.square_cost_length}
+        grouped = one_group(row_lengths, **square) if choice.whole_step else None
+        groups, cost = grouped or group_rows(row_lengths, micro_batch_tokens, **square)
         cuts.append((cost, [[rows[number] for number in group] for group in groups]))
     return min(cuts, key=lambda one: one[0])[1]
 
@@ -138,6 +144,13 @@ def fill_rows(lengths: IndexArray, capacity: int) -> list[list[int]]:
         if space > length:
             insort(spaces, (space - length, row))
     return rows
+
+
+def one_group(lengths: IndexArray, *, square_cost_length: int) -> tuple[list[list[int]], float]:
+    """Group all rows into one micro-batch; returns what `group_rows` does."""
+    longest = float(lengths.max())
+    cost = MICRO_BATCH_COST + longest * (1 + longest / square_cost_length) * len(lengths)
+    return [list(range(len(lengths)))], cost
 
 
 def group_rows(

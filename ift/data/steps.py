@@ -147,7 +147,9 @@ class ValidationSteps(Dataset[Step]):
     """Every validation example exactly once, in order, in steps of `global_batch_size`."""
 
     def __init__(self, store: ExampleStore, indices: IndexArray, plan: StepPlan) -> None:
-        self._store, self._indices, self._plan = store, indices, plan
+        # Only gradients may need a whole step at once.
+        self._plan = replace(plan, row_layout=replace(plan.row_layout, whole_step=False))
+        self._store, self._indices = store, indices
 
     def __len__(self) -> int:
         return -(-len(self._indices) // self._plan.global_batch_size)

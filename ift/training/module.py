@@ -1,14 +1,14 @@
 """`InstructionModule`: any base model plus an adapter, trained step by step."""
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
-from peft import PeftConfig
+from peft import AdaLoraConfig, PeftConfig
 from torch.nn.parallel import DistributedDataParallel
 
 from ift.data.encoding import IGNORE_INDEX
@@ -36,7 +36,9 @@ from ift.models.quantization import (
 )
 from ift.seeds import mixed_seed
 from ift.training.course import MethodCourse
+from ift.training.fused_optimizers import FusedOptimizer
 from ift.training.objective import loss_sum, shifted_targets
+from ift.training.optimizers import optimizer_traits, without_paging
 from ift.training.parameter_groups import parameter_groups, spread_learning_rate
 from ift.training.schedule import Schedule, learning_rate_share
 
@@ -93,6 +95,7 @@ class InstructionModule(LightningModule):
         self.merged_adapters = merged_adapters or []
         self.quantization = quantization or default_quantization(self.method.quantization, read_config(base))
         self.optimizer_callable, self.schedule = optimizer, schedule
+        self.optimizer_traits = optimizer_traits("model.optimizer", optimizer)
         self.gradient_clip_norm, self.gradient_checkpointing = gradient_clip_norm, gradient_checkpointing
         self.seed = seed
         self.automatic_optimization = False
@@ -120,6 +123,11 @@ class InstructionModule(LightningModule):
         check_trainable_on(
             "model.adapter", adapter, config=config, quantization=self.quantization, name=self.method.name
         )
+        if self.optimizer_traits.fused and isinstance(adapter, AdaLoraConfig):
+            raise UserError(
+                f"model.optimizer: {self.optimizer_traits.name} keeps no gradients, and AdaLoRA weighs its ranks by "
+                "them. Take torch.optim.AdamW."
+            )
         check_method(self.method, self.base)
         if isinstance(self.method.config, Path):
             warn_of_other_weights(self.method.config, self.quantization)
@@ -130,6 +138,13 @@ class InstructionModule(LightningModule):
                 "Write the merged model with 'ift merge' and set model.base to that, or leave model.quantization out."
             )
         self._checked = True
+
+    def setup(self, stage: str) -> None:
+        """Ask for steps as the optimizer takes them, before any loader is built."""
+        if stage == "fit" and self.optimizer_traits.fused:
+            self.optimizer_traits.check_strategy("model.optimizer", self.trainer)
+            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+            data.row_layout_choice = replace(data.row_layout_choice, whole_step=True)
 
     def configure_model(self) -> None:
         """Load the base model and attach the adapter; does nothing twice."""
@@ -172,6 +187,7 @@ class InstructionModule(LightningModule):
                 "became, not the network that wrote them. Begin a new one, or go on with --ckpt_path."
             )
         optimizer = self.optimizer_callable(parameter_groups(named, ratio=self.method.learning_rate_ratio))
+        optimizer = without_paging(optimizer, self.trainer.strategy.root_device)
         spread_learning_rate(optimizer)
         num_steps = int(self.trainer.estimated_stepping_batches)
         scheduler = torch.optim.lr_scheduler.LambdaLR(
@@ -186,20 +202,15 @@ class InstructionModule(LightningModule):
             `loss_sum`: this rank's summed cross-entropy (float64); `gradient_norm`: before clipping (float32);
             `learning_rate`: the one used.
         """
-        # Seeded by step and rank, dropout does not depend on what else drew random numbers, nor on interruptions.
-        torch.manual_seed(mixed_seed(self.seed, step.index, self.global_rank))
         optimizer: Any = self.optimizers()
         self._course.before_step(step.index, optimizer.optimizer)
-        # DDP averages over ranks; the loss is a sum over ranks divided by the supervised tokens of all of them.
-        scale = self.trainer.world_size / max(1, step.num_supervised)  # 0 where no row of a stream could be used
-        total = torch.zeros((), dtype=torch.float64, device=self.device)
-        for number, batch in enumerate(step.micro_batches, 1):
-            with self._gradient_sync(last=number == len(step.micro_batches)):
-                loss = loss_sum(self.model, batch, calling=self._calling)
-                penalty = self._course.penalty() if number == 1 else None  # a step has one, however it is cut
-                self.manual_backward(loss * scale if penalty is None else loss * scale + penalty)
-            total += loss.detach()
-        norm = self._clip()
+        if isinstance(optimizer.optimizer, FusedOptimizer):
+            total, norm = optimizer.optimizer.fused_backward(
+                lambda: self._backward(step), self.parameters(), clip_norm=self.gradient_clip_norm
+            )
+        else:
+            total = self._backward(step)
+            norm = self._clip()
         # A flag on the device, looked at when weights are kept or losses told: no wait for the device in every step.
         finite = torch.isfinite(norm)
         self._all_finite = finite if self._all_finite is None else self._all_finite & finite
@@ -290,6 +301,21 @@ class InstructionModule(LightningModule):
         """Let DDP exchange gradients at the last micro-batch only."""
         wrapped = self.trainer.strategy.model
         return wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) and not last else nullcontext()
+
+    def _backward(self, step: Step) -> torch.Tensor:
+        """Add up the gradient of the step's loss and return this rank's summed cross-entropy (float64)."""
+        # Seeded by step and rank, dropout does not depend on what else drew random numbers, nor on interruptions.
+        torch.manual_seed(mixed_seed(self.seed, step.index, self.global_rank))
+        # DDP averages over ranks; the loss is a sum over ranks divided by the supervised tokens of all of them.
+        scale = self.trainer.world_size / max(1, step.num_supervised)  # 0 where no row of a stream could be used
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        for number, batch in enumerate(step.micro_batches, 1):
+            with self._gradient_sync(last=number == len(step.micro_batches)):
+                loss = loss_sum(self.model, batch, calling=self._calling)
+                penalty = self._course.penalty() if number == 1 else None  # a step has one, however it is cut
+                self.manual_backward(loss * scale if penalty is None else loss * scale + penalty)
+            total += loss.detach()
+        return total
 
     def _clip(self) -> torch.Tensor:
         limit = self.gradient_clip_norm if self.gradient_clip_norm is not None else float("inf")

@@ -186,3 +186,12 @@ def test_a_micro_batch_moves_whole() -> None:
         tensors = [moved.input_ids, moved.labels, *([] if moved.position_ids is None else [moved.position_ids])]
         assert {tensor.device.type for tensor in tensors} == {"meta"}
         assert all(tensor.dtype == torch.int64 for tensor in tensors)
+
+
+@pytest.mark.parametrize("row_layout", ["packed", "flattened", "grouped"])
+def test_a_whole_step_is_one_micro_batch_whatever_the_budget(row_layout: RowLayout) -> None:
+    lengths = np.random.default_rng(5).integers(3, 200, size=60)
+    choice = RowLayoutChoice(row_layout, "", 10**9, whole_step=True)
+    (rows,) = cut(lengths, 256, choice=choice)
+    assert sorted(position for row in rows for position in row) == list(range(60))
+    assert {"packed": len(rows) < 40, "flattened": len(rows) == 1, "grouped": len(rows) == 60}[row_layout]
