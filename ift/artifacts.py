@@ -141,6 +141,16 @@ def write_json(path: Path, value: Any) -> None:
     os.replace(temporary, path)
 
 
+def file_hashes(folder: Path) -> dict[str, str]:
+    """Return the sha256 of every file of a folder, by its name below it."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            with path.open("rb") as file:
+                found[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that decide a result."""
     found = {"python": platform.python_version()}

@@ -10,7 +10,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from ift.artifacts import RunFolder, fingerprint, versions, write_json
+from ift.artifacts import RunFolder, file_hashes, fingerprint, versions, write_json
 from ift.data.steps import Step
 from ift.hub import fingerprint as base_fingerprint
 from ift.hub import local_folder
@@ -153,6 +153,7 @@ class RunFolderWriter(Callback):
             datamodule.tokenizer.save_pretrained(str(building))
         shutil.rmtree(target, ignore_errors=True)  # of an earlier session of this same run
         building.rename(target)
+        self._manifest["exported"] = file_hashes(target)
 
 
 def _join_files(sources: list[Path], target: Path) -> None:
