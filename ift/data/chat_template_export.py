@@ -5,7 +5,7 @@ same depends on the tokenizer. So a chat template is only handed out after it wa
 """
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,8 @@ class PromptFormat:
     pieces: tuple[tuple[str, bool], ...]
     """The prompt around a request of one turn, cut as it is tokenized; true: a special token. `text_mark` stands for
     the request."""
+    options: tuple[tuple[str, bool | str], ...] = ()
+    """Variables that the tokenizer's own chat template was rendered with."""
     text_mark: str = _PLACEHOLDER
 
 
@@ -54,7 +56,7 @@ def prompt_format(encoder: Encoder, conversations: Iterable[Conversation]) -> Pr
     faithful = compared > 0 and not differing
     # The tokenizer's own chat template stays with it in any case.
     kept = jinja if faithful or not isinstance(template, Template) else None
-    return PromptFormat(kept, compared, differing, _pieces(encoder))
+    return PromptFormat(kept, compared, differing, _pieces(encoder), tuple(options.items()))
 
 
 def _same_ids(encoder: Encoder, conversation: Conversation, jinja: str, options: dict[str, Any]) -> bool:
@@ -149,7 +151,7 @@ def _request(template: Template, write: "_Writer") -> str:
 
 
 def _with_text(written: str, *, joined: bool = False) -> str:
-    """Put in what stands for `{text}`: the message, and where the pattern has no place of its own for it, its context."""
+    """Put in what stands for `{text}`: the message; its context too, where the pattern has no place for that."""
     text = "(message['content'] + ('\\n' + message['context'] if message['context'] else ''))"
     return written.replace("TEXT_OF_MESSAGE", text if joined else "message['content']")
 
@@ -165,7 +167,7 @@ class _Writer:
         pattern: str = getattr(self._template, name)
         pieces = parse_pattern(pattern, _FIELDS, place=f"template '{self._template.name}', {name}")
         is_answer, ended = name in ("response", "earlier_response"), False
-        written = []
+        written: list[str] = []
         for piece in pieces:
             after_text = is_answer and not ended and "TEXT_OF_MESSAGE" in "".join(written)
             expression = self._expression(piece, ends=after_text)
@@ -189,9 +191,6 @@ class _Writer:
 def _quoted(text: str) -> str:
     """Return a text as Jinja writes it; JSON's escapes are a part of Python's, which Jinja reads."""
     return json.dumps(text, ensure_ascii=False)
-
-
-Plain = Callable[[str], list[int]]
 
 
 def plain_prompt_ids(tokenizer: Any, pieces: Sequence[tuple[str, bool]], text: str) -> list[int]:

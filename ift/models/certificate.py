@@ -7,7 +7,7 @@ the response as it stands in the data before them; where a prompt has no respons
 of a position is the one with the largest logit.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,14 +16,16 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
+from tqdm import tqdm
 
 from ift.models.loading import takes_logits_to_keep
 
 FLOAT32_TOLERANCE = 1e-4
 """Largest logit gap of two float32 models that should be one, as a share of the largest logit. A float32 rounding is
 2**-24 (6e-8) of a value; over a thousand in a row, all to the same side, are a mistake and no rounding."""
-
-Report = Callable[[str], None]
+ROUNDING_FACTOR = 4
+"""How much larger the gap by rounding merged weights to a smaller dtype may be than the gap by computing in it, which
+rounds every weight and every activation."""
 
 
 @dataclass(frozen=True)
@@ -75,15 +77,15 @@ class Certificate:
     """Where they are from."""
     comparisons: tuple[Comparison, ...]
     exact: int
-    """Index of the comparison that is bound to float32 rounding, or else to `max_changed`."""
+    """Index of the comparison in float32 that shows the merge alone, bound to rounding and to `max_changed`."""
     exact_dtype: str
-    """Dtype of the written weights; only float32 ones can be bound to float32 rounding."""
+    """Dtype to which the merged weights were rounded."""
     deployed: int
     """Index of the comparison of what was trained with what was written, bound to `max_changed`."""
     yardstick: int | None
-    """Index of the comparison that shows what the dtype changes without any merge."""
+    """Index of the comparison that shows what computing in the dtype changes without any merge; `None` in float32."""
     max_changed: float
-    """Largest share of changed greedy tokens, beyond those that the dtype changes by itself."""
+    """Largest share of changed greedy tokens, beyond those that the dtype changes by itself; above 0, one may always."""
 
     def problems(self) -> list[str]:
         """Return what exceeds its limit, one sentence each."""
@@ -95,9 +97,17 @@ class Certificate:
                 f"{exact.candidate} differs from {exact.reference} by {exact.relative_gap:.1e} of the largest logit in "
                 f"float32, and rounding explains at most {FLOAT32_TOLERANCE:.0e}."
             )
-        allowed = self.max_changed
-        if self.yardstick is not None:
-            allowed += self.comparisons[self.yardstick].changed_share
+        yardstick = self.comparisons[self.yardstick] if self.yardstick is not None else None
+        if self.exact_dtype != "float32" and yardstick is not None:
+            limit = ROUNDING_FACTOR * yardstick.max_logit_gap
+            if not exact.max_logit_gap <= limit:
+                found.append(
+                    f"{exact.candidate} differs from {exact.reference} by {exact.max_logit_gap:.1e} in float32, and "
+                    f"rounding its weights to {self.exact_dtype} explains at most {limit:.1e}."
+                )
+        # Of a few tokens, one is more than any small share.
+        allowed = max(self.max_changed, 1 / max(1, exact.num_tokens) if self.max_changed else 0.0)
+        allowed += yardstick.changed_share if yardstick is not None else 0.0
         for one in {self.exact: exact, self.deployed: deployed}.values():
             if one.changed_share > allowed or not one.mean_kl < float("inf"):
                 found.append(
@@ -141,19 +151,15 @@ class Logits:
         model: of transformers or PEFT; put into evaluation mode.
         samples: the prompts.
         float32: whether to compute in float32 whatever the dtype of the weights.
-        report: told of each finished prompt.
     """
 
-    def __init__(
-        self, folder: Path, model: Any, samples: Sequence[PromptSample], *, float32: bool, report: Report
-    ) -> None:
+    def __init__(self, folder: Path, model: Any, samples: Sequence[PromptSample], *, float32: bool) -> None:
         self._folder = folder
         folder.mkdir(parents=True)
         model.eval()
         with computing_in_float32(model, wanted=float32):
-            for number, sample in enumerate(samples):
+            for number, sample in enumerate(tqdm(samples, "computing logits", disable=None, leave=False)):
                 torch.save(_logits(model, sample), folder / f"{number}.pt")
-                report(f"logits of prompt {number + 1} of {len(samples)}")
 
     def __iter__(self) -> Iterator[torch.Tensor]:
         """Yield the logits of each prompt, float32, `(positions, vocabulary)`."""
@@ -226,9 +232,7 @@ def computing_in_float32(model: nn.Module, *, wanted: bool = True) -> Iterator[N
     for block in _blocks(model):
         kept: list[tuple[torch.Tensor, torch.Tensor]] = []
         handles.append(block.register_forward_pre_hook(lambda module, _, kept=kept: _widen(module, kept)))
-        handles.append(
-            block.register_forward_hook(lambda _, __, ___, kept=kept: _restore(kept), always_call=True)  # type: ignore[misc]
-        )
+        handles.append(block.register_forward_hook(lambda _, __, ___, kept=kept: _restore(kept), always_call=True))
     try:
         yield
     finally:

@@ -122,7 +122,7 @@ def _merge_in_float32(module: nn.Module, target: torch.dtype) -> None:
         merge_as_peft_does(layer, safe_merge=safe_merge, adapter_names=adapter_names)
         _cast(layer.get_base_layer().parameters(), target)  # layer normalization is another module now
 
-    module.merge = types.MethodType(merge_one, module)  # type: ignore[assignment]
+    module.merge = types.MethodType(merge_one, module)
 
 
 def _cast(tensors: Iterable[torch.Tensor], dtype: torch.dtype) -> None:
