@@ -23,7 +23,7 @@ from ift.models.loading import takes_logits_to_keep
 FLOAT32_TOLERANCE = 1e-4
 """Largest logit gap of two float32 models that should be one, as a share of the largest logit. A float32 rounding is
 2**-24 (6e-8) of a value; over a thousand in a row, all to the same side, are a mistake and no rounding."""
-ROUNDING_FACTOR = 4
+ROUNDING_FACTOR = 2
 """How much larger the gap by rounding merged weights to a smaller dtype may be than the gap by computing in it, which
 rounds every weight and every activation."""
 
@@ -76,39 +76,41 @@ class Certificate:
     prompts: str
     """Where they are from."""
     comparisons: tuple[Comparison, ...]
-    exact: int
-    """Index of the comparison in float32 that shows the merge alone, bound to rounding and to `max_changed`."""
-    exact_dtype: str
-    """Dtype to which the merged weights were rounded."""
+    """The first shows the merge alone: what was trained against what was written, both computed in float32."""
+    dtype: str
+    """To which the merged weights were rounded."""
+    strict: int
+    """Index of the comparison with nothing but float32 rounding in it, bound to `FLOAT32_TOLERANCE`: the first where
+    float32 is written, else that of the merged and rounded weights with the files that were written of them."""
     deployed: int
     """Index of the comparison of what was trained with what was written, bound to `max_changed`."""
     yardstick: int | None
-    """Index of the comparison that shows what computing in the dtype changes without any merge; `None` in float32."""
+    """Index of the comparison that shows what computing in `dtype` changes without any merge; `None` in float32."""
     max_changed: float
-    """Largest share of changed greedy tokens, beyond those that the dtype changes by itself; above 0, one may always."""
+    """Largest share of changed greedy tokens, beyond those that the dtype changes by itself; above 0, at least one."""
 
     def problems(self) -> list[str]:
         """Return what exceeds its limit, one sentence each."""
         found = []
-        exact, deployed = self.comparisons[self.exact], self.comparisons[self.deployed]
-        # A gap that is not a number is beyond every limit.
-        if self.exact_dtype == "float32" and not exact.relative_gap <= FLOAT32_TOLERANCE:
-            found.append(
-                f"{exact.candidate} differs from {exact.reference} by {exact.relative_gap:.1e} of the largest logit in "
-                f"float32, and rounding explains at most {FLOAT32_TOLERANCE:.0e}."
-            )
+        exact, strict, deployed = (self.comparisons[index] for index in (0, self.strict, self.deployed))
         yardstick = self.comparisons[self.yardstick] if self.yardstick is not None else None
-        if self.exact_dtype != "float32" and yardstick is not None:
+        # A gap that is not a number is beyond every limit.
+        if not strict.relative_gap <= FLOAT32_TOLERANCE:
+            found.append(
+                f"{strict.candidate} differs from {strict.reference} by {strict.relative_gap:.1e} of the largest "
+                f"logit, and rounding in float32 explains at most {FLOAT32_TOLERANCE:.0e}."
+            )
+        if self.strict != 0 and yardstick is not None:
             limit = ROUNDING_FACTOR * yardstick.max_logit_gap
             if not exact.max_logit_gap <= limit:
                 found.append(
                     f"{exact.candidate} differs from {exact.reference} by {exact.max_logit_gap:.1e} in float32, and "
-                    f"rounding its weights to {self.exact_dtype} explains at most {limit:.1e}."
+                    f"rounding its weights to {self.dtype} explains at most {limit:.1e}."
                 )
         # Of a few tokens, one is more than any small share.
         allowed = max(self.max_changed, 1 / max(1, exact.num_tokens) if self.max_changed else 0.0)
         allowed += yardstick.changed_share if yardstick is not None else 0.0
-        for one in {self.exact: exact, self.deployed: deployed}.values():
+        for one in {0: exact, self.deployed: deployed}.values():
             if one.changed_share > allowed or not one.mean_kl < float("inf"):
                 found.append(
                     f"{one.candidate} changes {one.changed_tokens} of {one.num_tokens} greedy tokens "

@@ -132,6 +132,7 @@ class Exporter:
             same = trained is not None and not quantized and run.dtype == dtype
             beside = trained if same else self._logits(model, self._name, dtype)
         model = self._merge(model)
+        rounded = self._logits(model, "merged weights", "float32") if dtype != "float32" else None
         write_model(
             model,
             self._building,
@@ -140,11 +141,18 @@ class Exporter:
             pad_token_id=self._encoder.pad_token_id,
         )
         del model
+        gc.collect()
         assert trained is not None
-        return self._certificate(exact, beside, trained, other)
+        return self._certificate(exact, beside, trained, other=other, rounded=rounded)
 
     def _certificate(
-        self, exact: Measured, beside: Measured | None, trained: Measured, other: Measured | None
+        self,
+        exact: Measured,
+        beside: Measured | None,
+        trained: Measured,
+        *,
+        other: Measured | None,
+        rounded: Measured | None,
     ) -> Certificate:
         """Load what was written, and compare it with what was measured before."""
         from ift.models.loading import load_base_model
@@ -156,7 +164,7 @@ class Exporter:
         written = self._logits(model, "written model", dtype) if dtype != "float32" else in_float32
         del model
         pairs = [(exact, in_float32)]
-        yardstick = None
+        yardstick, strict = None, 0
         low = beside if beside is not None else trained if self._run.quantization is None else exact
         if beside is not None:
             pairs.append((beside, written))
@@ -165,15 +173,19 @@ class Exporter:
             pairs.append((exact, low))
         if trained is not beside and trained is not exact:
             pairs.append((trained, written))
+        # The last of them: in the dtype that is written, and of what was trained where that is something else.
         deployed = max(number for number, (_, candidate) in enumerate(pairs) if candidate in (in_float32, written))
+        if rounded is not None:
+            strict = len(pairs)
+            pairs.append((rounded, in_float32))
         if other is not None:
             pairs.append((trained, other))
         return Certificate(
             num_prompts=len(self._prompts.samples),
             prompts=self._prompts.origin,
             comparisons=tuple(_compared(*pair) for pair in pairs),
-            exact=0,
-            exact_dtype=dtype,
+            dtype=dtype,
+            strict=strict,
             deployed=deployed,
             yardstick=yardstick,
             max_changed=self._settings.max_changed,
@@ -222,7 +234,6 @@ class Exporter:
         described = {
             "base": self._run.manifest["base"]["fingerprint"],
             "trained": dict(self._run.manifest["exported"]),
-            "dtype": self._settings.dtype,
             "weights": self._settings.weights if self._run.quantization is not None else None,
             **certificate.describe(),
         }

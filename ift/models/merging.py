@@ -17,6 +17,7 @@ from torch import nn
 from ift.errors import UserError
 from ift.hub import local_folder
 from ift.models.loading import Dtype, check_vocabulary, load_adapter, load_base_model, read_config
+from ift.models.mapped_files import release_mapped_weights
 from ift.models.quantization import Quantization
 from ift.models.trained_run import TrainedRun
 
@@ -101,7 +102,7 @@ def merge(key: str, model: Any, dtype: Dtype) -> Any:
                 model = model.merge_and_unload(safe_merge=True, progressbar=True)
         except (ValueError, NotImplementedError, RuntimeError, AttributeError) as error:
             raise UserError(f"{key}: PEFT cannot merge this adapter: {' '.join(str(error).split())[:400]}") from error
-    _cast((*model.parameters(), *model.buffers()), target)
+    _cast(model.parameters(), target)
     return model
 
 
@@ -121,6 +122,7 @@ def _merge_in_float32(module: nn.Module, target: torch.dtype) -> None:
         _cast(base.parameters(), torch.float32)
         merge_as_peft_does(layer, safe_merge=safe_merge, adapter_names=adapter_names)
         _cast(layer.get_base_layer().parameters(), target)  # layer normalization is another module now
+        release_mapped_weights()
 
     module.merge = types.MethodType(merge_one, module)
 
