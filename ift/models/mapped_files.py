@@ -1,4 +1,4 @@
-"""Weights that transformers reads are mapped files: memory that the system can take back, and that counts until then."""
+"""Weights that transformers reads are mapped files: memory that the system may take back, and that counts till then."""
 
 import ctypes
 import sys

@@ -51,6 +51,8 @@ def read_adapter_config(key: str, adapter: Path) -> Any:
     """
     from peft import PeftConfig
 
+    import ift.models.bottleneck  # noqa: F401 (PEFT then knows its type)
+
     try:
         return PeftConfig.from_pretrained(str(adapter))
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -5,6 +5,7 @@ Memory holds one copy of the model and, while it is written, one shard.
 
 import json
 import struct
+import sys
 import types
 import warnings
 from collections.abc import Iterable
@@ -99,7 +100,7 @@ def merge(key: str, model: Any, dtype: Dtype) -> Any:
             with warnings.catch_warnings():
                 # That embeddings are tied is seen to; that they no longer are is written to the config.
                 warnings.filterwarnings("ignore", message="Model with `tie_word_embeddings|Input and output embeddings")
-                model = model.merge_and_unload(safe_merge=True, progressbar=True)
+                model = model.merge_and_unload(safe_merge=True, progressbar=sys.stderr.isatty())
         except (ValueError, NotImplementedError, RuntimeError, AttributeError) as error:
             raise UserError(f"{key}: PEFT cannot merge this adapter: {' '.join(str(error).split())[:400]}") from error
     _cast(model.parameters(), target)

@@ -54,7 +54,7 @@ def open_trained(key: str, root: str) -> TrainedRun:
     return TrainedRun(
         folder=folder,
         manifest=manifest,
-        base=_base(key, folder, manifest["base"]) if adapted else str(folder.model),
+        base=base_of_run(key, folder, manifest["base"]) if adapted else str(folder.model),
         adapter=folder.adapter if adapted else None,
         dtype=manifest["dtype"],
         quantization=Quantization(**quantization) if quantization and adapted else None,
@@ -81,8 +81,12 @@ def _check_exported(key: str, folder: RunFolder, manifest: Mapping[str, Any], tr
         )
 
 
-def _base(key: str, folder: RunFolder, base: Mapping[str, Any]) -> str:
-    """Return the base model, by its name or where it was."""
+def base_of_run(key: str, folder: RunFolder, base: Mapping[str, Any]) -> str:
+    """Return the base model of a run, by its name or where it was.
+
+    Raises:
+        UserError: it is gone, or its config or weights have changed.
+    """
     name = str(base["name"])
     if base["path"] is not None and local_folder(name) is None:
         name = str(base["path"])

@@ -274,6 +274,60 @@ def test_prompts_of_a_file(lora_run: Path, tmp_path: Path, merge: Merge) -> None
     assert found["num_prompts"] == 2 and found["prompts"] == "the file prompts.jsonl"
 
 
+def test_prompts_that_no_chat_template_gives_are_told_piece_by_piece(
+    lora_run: Path, tmp_path: Path, merge: Merge
+) -> None:
+    """A template whose special tokens the tokenizer lacks: transformers would tokenize them with their neighbours."""
+    from ift.artifacts import RunFolder, write_json
+    from ift.commands.merge_prompts import encoder_of
+    from ift.data.conversation import Conversation, Message
+    from ift.data.templates import TEMPLATES
+
+    run = damaged(lora_run, tmp_path)
+    write_json(run / "template.json", TEMPLATES["qwen"].describe())
+    code, said = merge(run, "--output", tmp_path / "out")
+    assert code == 0, said
+    assert not (tmp_path / "out" / "chat_template.jinja").exists()
+    program = card_program(tmp_path / "out")
+    assert "apply_chat_template" not in program
+    result = alone(program + "\nprint(ids)", tmp_path / "out")
+    assert result.returncode == 0, result.stderr
+    expected = encoder_of(RunFolder(run), "qwen", {}).prompt_ids(Conversation((Message("user", "Say hello."),)))
+    assert json.loads(result.stdout.splitlines()[-1]) == expected
+
+
+def test_licences_of_catalogued_data_are_in_the_card(merged: Path, lora_run: Path) -> None:
+    from ift.data.catalogue import find_collection
+    from ift.data.chat_template_export import PromptFormat
+    from ift.models.certificate import Certificate, Comparison
+    from ift.models.model_card import CardFacts, model_card
+    from ift.models.trained_run import open_trained
+
+    comparison = Comparison("a", "b", "float32", 4, 0.0, 1.0, 0.0, 0.0, changed_tokens=0)
+    facts = CardFacts(
+        title="t",
+        base_name="owner/name",
+        config={"data": {"sources": [{"path": "alpaca"}, {"path": "own.jsonl"}]}},
+        dtype="float32",
+        certificate=Certificate(1, "p", (comparison,), "float32", strict=0, deployed=0, yardstick=None, max_changed=0),
+        prompt=PromptFormat("x", compared=1, differing=0, pieces=()),
+        written="w",
+    )
+    text = model_card(open_trained("RUN", str(lora_run)), facts)
+    header, alpaca = yaml.safe_load(text.split("---\n")[1]), find_collection("x", "alpaca")
+    assert header["datasets"] == [alpaca.hub] and header["language"] == ["en"]
+    assert header["base_model"] == "owner/name" and header["base_model_relation"] == "finetune"
+    (row,) = [line for line in text.splitlines() if alpaca.title in line]
+    assert alpaca.licence in row and "OpenAI" in row
+    assert "| own.jsonl | not counted | not known | not known |" in text
+
+
+def test_every_option_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    from ift.commands.merge import parser
+
+    assert all(action.help for action in parser()._actions)
+
+
 def damaged(run: Path, folder: Path) -> Path:
     return Path(shutil.copytree(run, folder / "run", ignore=shutil.ignore_patterns("checkpoints", "tensorboard")))
 

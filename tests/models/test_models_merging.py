@@ -41,6 +41,9 @@ METHODS: dict[str, Any] = {
     "dora": lambda: peft.LoraConfig(r=4, use_dora=True, target_modules=LINEAR),
     "lora with embeddings": lambda: peft.LoraConfig(r=4, target_modules=["q_proj", "embed_tokens", "lm_head"]),
     "modules_to_save": lambda: peft.LoraConfig(r=4, target_modules=LINEAR, modules_to_save=["lm_head"]),
+    "lora with tied embeddings": lambda: peft.LoraConfig(
+        r=4, target_modules=["q_proj", "embed_tokens", "lm_head"], ensure_weight_tying=True
+    ),
     "token indices": lambda: peft.LoraConfig(r=4, target_modules=LINEAR, trainable_token_indices=[3, 5, 8]),
     "loha": lambda: peft.LoHaConfig(r=4, target_modules=LINEAR),
     "lokr": lambda: peft.LoKrConfig(r=4, target_modules=LINEAR),
@@ -155,6 +158,12 @@ def test_not_a_number_is_no_merge(tmp_path: Path) -> None:
         merge("RUN", model, "float32")
 
 
+def houlsby() -> Any:
+    from ift.models.bottleneck import BottleneckConfig
+
+    return BottleneckConfig()
+
+
 REFUSED: dict[str, tuple[Any, str]] = {
     "prefix": (lambda: peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4), "virtual tokens"),
     "prompt": (lambda: peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4), "virtual tokens"),
@@ -168,6 +177,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "shadow": (lambda: peft.ShadowConfig(), "input-dependent"),
     "beft without bias": (lambda: peft.BeftConfig(target_modules=["v_proj"]), "no bias"),
     "lora_bias without bias": (lambda: peft.LoraConfig(lora_bias=True, target_modules=["q_proj"]), "no bias"),
+    "bottleneck": (houlsby, "cannot be merged"),
     "unconverted": (
         lambda: peft.LoraConfig(init_lora_weights="pissa", target_modules=["q_proj"]),
         "unconverted",
