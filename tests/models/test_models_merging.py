@@ -150,6 +150,34 @@ def test_shards_hold_the_whole_model(tmp_path: Path) -> None:
     assert merged.generation_config.eos_token_id == [2, 7] and merged.generation_config.pad_token_id == 0
 
 
+ENLARGED: dict[str, Any] = {
+    "both ends": {"modules_to_save": ["embed_tokens", "lm_head"]},
+    "both ends, kept tied": {"modules_to_save": ["embed_tokens", "lm_head"], "ensure_weight_tying": True},
+    "new rows": {"trainable_token_indices": list(range(VOCABULARY, VOCABULARY + 6))},
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("name", ENLARGED)
+def test_an_enlarged_vocabulary_is_merged(tmp_path: Path, name: str, tied: bool) -> None:
+    base = make_llama(tmp_path / "base", VOCABULARY, tie_word_embeddings=tied)
+    larger = AutoModelForCausalLM.from_pretrained(str(base))
+    larger.resize_token_embeddings(VOCABULARY + 6)
+    larger.save_pretrained(str(tmp_path / "larger"))
+    settings = peft.LoraConfig(r=4, target_modules=LINEAR, **ENLARGED[name])
+    model = adapted(tmp_path / "larger", tmp_path / "adapter", settings)
+    ids = torch.arange(VOCABULARY - 10, VOCABULARY + 6)[None]
+    with torch.no_grad():
+        expected = model(input_ids=ids, use_cache=False).logits
+        merged = written(merge("RUN", model, "float32"), tmp_path / "merged")
+        assert merged.config.vocab_size == VOCABULARY + 6
+        assert (merged(input_ids=ids).logits - expected).abs().max() < 1e-5
+    before = larger.get_input_embeddings().weight[:VOCABULARY]
+    if name == "new rows":
+        assert torch.equal(merged.get_input_embeddings().weight[:VOCABULARY], before)
+
+
 def test_not_a_number_is_no_merge(tmp_path: Path) -> None:
     base = make_llama(tmp_path / "base", VOCABULARY)
     model = adapted(base, tmp_path / "adapter", peft.LoraConfig(r=4, target_modules=LINEAR))
