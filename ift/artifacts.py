@@ -1,7 +1,7 @@
 """The run folder: what a finished run leaves behind, and how to read it. Starts without torch.
 
 RUN/config.yaml        the resolved configuration
-RUN/manifest.json      versions, seed, data hashes and counts, parameters, timings, results, fingerprint
+RUN/manifest.json      versions, seed, hashes and counts of data and trained weights, parameters, timings, results
 RUN/template.json      the template
 RUN/tokenizer/         the tokenizer
 RUN/adapter/           the trained adapter, in PEFT's layout; or, where all weights were trained,

@@ -7,12 +7,13 @@ import sys
 import warnings
 from argparse import Namespace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from ift.commands.option_parser import OptionParser
 from ift.errors import UserError
 
 DTYPES = ("float32", "bfloat16", "float16")
+"""Those of `ift.models.loading.Dtype`, which imports torch."""
 _SHARD_SIZE = re.compile(r"\d+(KB|MB|GB)")
 
 
@@ -113,12 +114,11 @@ def merge_run(options: Namespace) -> None:
         UserError: as `run`.
     """
     from ift.models.export import Exporter, ExportSettings, Weights, check_new
-    from ift.models.loading import Dtype, read_config
+    from ift.models.loading import read_config
     from ift.models.mergeability import check_mergeable
     from ift.models.merging import files_dtype
     from ift.models.trained_run import open_trained
 
-    assert set(DTYPES) == set(get_args(Dtype))
     output = Path(options.output).expanduser()
     check_new(output)
     trained = open_trained("RUN", options.run)

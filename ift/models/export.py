@@ -105,6 +105,8 @@ class Exporter:
         try:
             certificate = self._write_and_certify()
             self._report(certificate.table())
+            if self._run.quantization is not None:
+                self._report(self._nearest(certificate))
             if certificate.problems() and not self._settings.accept_drift:
                 raise UserError("--output: nothing is written. " + " ".join(certificate.problems()) + self._repair())
             self._write_beside(prompt, certificate, config=config)
@@ -259,6 +261,18 @@ class Exporter:
         if self._run.quantization is not None and self._settings.weights == "dequantized":
             where = f"{into['dequantized']}base model as {self._run.quantization.scheme} held them in training"
         return f"A fine-tuned model: an adapter merged into {where}, in {self._settings.dtype}. It needs no PEFT."
+
+    def _nearest(self, certificate: Certificate) -> str:
+        """Say which of the two merges of a quantized run is nearer to what was trained."""
+        written, other = certificate.comparisons[certificate.deployed], certificate.comparisons[-1]
+        rest = "original" if self._settings.weights == "dequantized" else "dequantized"
+        near, far, name = (
+            (written, other, self._settings.weights) if written.mean_kl <= other.mean_kl else (other, written, rest)
+        )
+        return (
+            f"nearest to what was trained: the merge into {name} weights (mean KL {near.mean_kl:.1e}, the other "
+            f"{far.mean_kl:.1e})"
+        )
 
     def _repair(self) -> str:
         choices = ["pass --accept_drift to keep it with these numbers in its model card"]

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -198,7 +198,8 @@ def test_a_smaller_dtype_is_measured_in_both(lora_run: Path, tmp_path: Path, mer
 
 
 def test_all_three_references_of_a_quantized_base(quantized_run: Path, tmp_path: Path, merge: Merge) -> None:
-    assert merge(quantized_run, "--output", tmp_path / "dequantized")[0] == 0
+    code, said = merge(quantized_run, "--output", tmp_path / "dequantized")
+    assert code == 0 and "nearest to what was trained: the merge into dequantized weights" in said
     arithmetic, deployed, other = certificate(tmp_path / "dequantized")["comparisons"]
     assert arithmetic["relative_gap"] < 1e-4 and deployed["relative_gap"] < 1e-4
     assert deployed["reference"].startswith("nf4") and deployed["candidate"] == "written model"
@@ -322,10 +323,12 @@ def test_licences_of_catalogued_data_are_in_the_card(merged: Path, lora_run: Pat
     assert "| own.jsonl | not counted | not known | not known |" in text
 
 
-def test_every_option_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
-    from ift.commands.merge import parser
+def test_every_option_is_explained() -> None:
+    from ift.commands.merge import DTYPES, parser
+    from ift.models.loading import Dtype
 
     assert all(action.help for action in parser()._actions)
+    assert get_args(Dtype) == DTYPES
 
 
 def damaged(run: Path, folder: Path) -> Path:
