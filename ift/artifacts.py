@@ -1,7 +1,7 @@
 """The run folder: what a finished run leaves behind, and how to read it. Starts without torch.
 
 RUN/config.yaml        the resolved configuration
-RUN/manifest.json      versions, seed, data hashes and counts, parameters, timings, results, fingerprint
+RUN/manifest.json      versions, seed, hashes and counts of data and trained weights, parameters, timings, results
 RUN/template.json      the template
 RUN/tokenizer/         the tokenizer
 RUN/adapter/           the trained adapter, in PEFT's layout; or, where all weights were trained,
@@ -141,6 +141,16 @@ def write_json(path: Path, value: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     os.replace(temporary, path)
+
+
+def file_hashes(folder: Path) -> dict[str, str]:
+    """Return the sha256 of every file of a folder, by its name below it."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            with path.open("rb") as file:
+                found[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
 
 
 def versions() -> dict[str, str]:

@@ -11,6 +11,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "validate": ("ift.commands.trainer", "measure the validation loss of a base model or a checkpoint"),
     "data": ("ift.commands.data", "look at instruction data: collections, audits, duplicates, contamination"),
     "predict": ("ift.commands.predict", "answer prompts, or rank given options, with a run or a base model"),
+    "merge": ("ift.commands.merge", "merge a run into a plain model folder, with a certificate and a model card"),
 }
 """Name to module and one line of help; the module has `run(command, arguments)`."""
 

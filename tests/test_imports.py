@@ -102,6 +102,7 @@ LIGHT = [
     "ift.data.contamination_report",
     "ift.commands.data_deduplicate",
     "ift.commands.data_contamination",
+    "ift.commands.merge",
     "eval.__main__",
     "tokenizer.__main__",
 ]

@@ -22,6 +22,7 @@ from ift.errors import UserError
 from ift.inference.module import PredictionModule
 from ift.inference.prediction_folder import PredictionFolder, PredictionWriter
 from ift.inference.prompts import PromptDataModule
+from ift.models.trained_run import base_of_run
 
 
 def run_settings(run: RunFolder) -> dict[str, Any]:
@@ -45,15 +46,7 @@ def run_settings(run: RunFolder) -> dict[str, Any]:
     }
     if manifest["adapter"] is None:
         return settings | {"model.base": str(run.model)}
-    base = manifest["base"]
-    name = base["name"] if base["path"] is None or Path(base["name"]).is_dir() else base["path"]
-    if base["path"] is not None and not Path(name).is_dir():
-        raise UserError(f"run: the base model of '{run.root}' is gone: no folder '{base['path']}'.")
-    if hub.fingerprint(name) != base["fingerprint"]:
-        raise UserError(
-            f"run: the base model '{name}' is not the one that '{run.root}' was trained on; its config or weights "
-            "have changed since, and the adapter does not fit it any more."
-        )
+    name = base_of_run("run", run, manifest["base"])
     own = {"model.base": name, "model.adapter": str(run.adapter), "model.quantization": manifest.get("quantization")}
     return settings | own
 

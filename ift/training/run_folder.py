@@ -10,7 +10,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from ift.artifacts import RunFolder, fingerprint, versions, write_json
+from ift.artifacts import RunFolder, file_hashes, fingerprint, versions, write_json
 from ift.data.steps import Step
 from ift.hub import fingerprint as base_fingerprint
 from ift.hub import local_folder
@@ -162,6 +162,7 @@ class RunFolderWriter(Callback):
             save_adapter(pl_module.model, building, initial=self._run.initial_adapter)
         shutil.rmtree(target, ignore_errors=True)  # of an earlier session of this same run
         building.rename(target)
+        self._manifest["exported"] = file_hashes(target)
 
 
 def _adapter_kind(pl_module: Any) -> str | None:
