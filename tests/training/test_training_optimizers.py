@@ -76,7 +76,7 @@ def test_a_package_that_is_missing_is_named(
     galore = by_name("ift.training.galore.GaLoreAdamW", lr=0.01, rank=4)
     assert main(["fit", "--config", str(config(model={"optimizer": galore}))]) == 2
     message = capsys.readouterr().err
-    assert 'pip install "pytorch-optimizer' in message and "Traceback" not in message
+    assert 'pip install "ift[galore]"' in message and "Traceback" not in message
 
 
 def test_what_pages_on_a_gpu_steps_on_the_cpu() -> None:
