@@ -22,7 +22,7 @@ from ift.errors import UserError
 from ift.inference.module import PredictionModule
 from ift.inference.prediction_folder import PredictionFolder, PredictionWriter
 from ift.inference.prompts import PromptDataModule
-from ift.models.trained_run import base_of_run
+from ift.models.trained_run import base_of_run, merged_adapters_of
 
 
 def run_settings(run: RunFolder) -> dict[str, Any]:
@@ -48,7 +48,8 @@ def run_settings(run: RunFolder) -> dict[str, Any]:
         return settings | {"model.base": str(run.model)}
     name = base_of_run("run", run, manifest["base"])
     own = {"model.base": name, "model.adapter": str(run.adapter), "model.quantization": manifest.get("quantization")}
-    return settings | own
+    merged = [one.folder for one in merged_adapters_of("run", manifest)]
+    return settings | own | {"model.merged_adapters": merged or None}
 
 
 class PredictCLI(IftCLI):
@@ -115,6 +116,8 @@ class PredictCLI(IftCLI):
             "seed": self.model.seed,
             "batch_size": self.datamodule.batch_size,
         }
+        if self.model.merged_chain:
+            identity["merged_adapters"] = [one.files for one in self.model.merged_chain]
         return identity | ({"quantization": asdict(quantization)} if quantization is not None else {})
 
 

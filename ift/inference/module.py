@@ -9,9 +9,10 @@ from ift.errors import UserError
 from ift.hub import check_base
 from ift.inference.generation import Decoding, generate, option_scores
 from ift.inference.prompts import Prompt, PromptBatch
-from ift.models.adapters import load_adapter
 from ift.models.loading import Dtype, check_vocabulary, load_base_model, max_positions, read_config
+from ift.models.merging import merge_adapters
 from ift.models.quantization import Quantization, check_quantization
+from ift.models.trained_adapters import MergedAdapter, adapter_folder, load_adapter, merged_before, merged_chain
 from ift.records import Prediction
 from ift.seeds import mixed_seed
 
@@ -22,6 +23,7 @@ class PredictionModule(LightningModule):
     Args:
         base: folder or hub id of the base model and its tokenizer.
         adapter: folder of a trained adapter; none for the base model alone.
+        merged_adapters: folders of adapters or runs, merged into the base model first; a run's own with `--run`.
         dtype: of the weights.
         quantization: holds the base model's weights in 4 or 8 bits; a run's own with `--run`.
         decoding: how responses are written.
@@ -32,6 +34,7 @@ class PredictionModule(LightningModule):
         self,
         base: str,
         adapter: str | None = None,
+        merged_adapters: list[str] | None = None,
         dtype: Dtype = "float32",
         quantization: Quantization | None = None,
         decoding: Decoding = Decoding(),  # noqa: B008 (frozen)
@@ -41,6 +44,7 @@ class PredictionModule(LightningModule):
         check_base("model.base", base)
         check_quantization("model.base", base, config=read_config(base), quantization=quantization)
         self.quantization = quantization
+        self.merged_chain = _chain(base, merged_adapters or [], adapter)
         self.base, self.adapter, self.dtype_name = base, adapter, dtype
         self.decoding, self.seed = decoding, seed
         self.model: Any = None
@@ -53,6 +57,7 @@ class PredictionModule(LightningModule):
         self._check_lengths(datamodule.prompts)
         model = load_base_model("model.base", self.base, self.dtype_name, quantization=self.quantization)
         check_vocabulary("model.base", model, datamodule.encoder.tokenizer)
+        model = merge_adapters("model.merged_adapters", model, self.merged_chain, self.dtype_name)
         self.model = load_adapter("model.adapter", model, self.adapter) if self.adapter else model
         self.eval()
 
@@ -127,3 +132,15 @@ class PredictionModule(LightningModule):
         if not prompt.options:
             return self.decoding.max_new_tokens
         return max(len(self._encoder.response_ids(option)) for option in prompt.options)
+
+
+def _chain(base: str, folders: list[str], adapter: str | None) -> list[MergedAdapter]:
+    """Return the adapters to merge, and refuse others than those that the adapter was trained on top of."""
+    chain = merged_chain("model.merged_adapters", folders, base=base)
+    before = merged_before(adapter_folder("model.adapter", adapter)) if adapter is not None else []
+    if before and [one.files for one in before] != [one.files for one in chain]:
+        raise UserError(
+            f"model.merged_adapters: '{adapter}' was trained on top of [{', '.join(one.folder for one in before)}]. "
+            "Set it to that."
+        )
+    return chain

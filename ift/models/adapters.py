@@ -2,35 +2,29 @@
 
 import copy
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from peft import (
     AdaLoraConfig,
     LoraConfig,
     PeftConfig,
-    PeftModel,
     TaskType,
     get_peft_model,
     load_peft_weights,
     set_peft_model_state_dict,
 )
 from peft.tuners.lora import LoraLayer
-from safetensors import SafetensorError
 from torch import nn
 
-from ift.artifacts import RunFolder
 from ift.errors import UserError
-from ift.hub import fingerprint
 from ift.models.base_weights import BaseWeights, select
 from ift.models.loading import read_config
 from ift.models.methods import Method
-from ift.models.quantization import Quantization
 from ift.models.targets import check_tied, fill_targets, peft_type
+from ift.models.trained_adapters import adapter_folder, load_adapter
 
 KEY = "model.adapter"
 _CHANGE_THE_BASE = ("pissa", "olora", "corda", "lora_ga")
@@ -143,54 +137,16 @@ def check_method(method: Method, base: str) -> int | None:
         UserError: the method does not fit the model.
     """
     if isinstance(method.config, Path):
-        check_merged(KEY, [str(method.config)], base=base)
         return None
     model = empty_model(base)
     return count_trainable(method, model) if model is not None else None
 
 
-def _make_known() -> None:
-    """Let PEFT know the types of adapters that are ours."""
-    import ift.models.bottleneck  # noqa: F401
-
-
-def warn_of_other_weights(adapter: Path, quantization: Quantization | None) -> None:
-    """Say so where a run trained its adapter beside other weights: quantized otherwise, or not at all."""
-    manifest = adapter_folder(KEY, adapter).parent / "manifest.json"
-    if not manifest.is_file():
-        return
-    then = RunFolder(manifest.parent).read_manifest().get("quantization")
-    now = asdict(quantization) if quantization is not None else None
-    if then != now:
-        rank_zero_warn(
-            f"{KEY}: '{adapter}' was trained with model.quantization {then or 'null'}, and here it is {now or 'null'}: "
-            "losses and answers will differ from those of its run."
-        )
-
-
-def check_merged(key: str, folders: Sequence[str], *, base: str) -> None:
-    """Refuse trained adapters that are not there, or that a run trained on another base model.
-
-    Raises:
-        UserError: with the folder.
-    """
-    for folder in folders:
-        place = adapter_folder(key, folder)
-        manifest = place.parent / "manifest.json"
-        if place.name != "adapter" or not manifest.is_file():
-            continue  # not of a run, so nothing tells its base model
-        trained_on = RunFolder(place.parent).read_manifest()["base"]
-        if trained_on["fingerprint"] != fingerprint(base):
-            raise UserError(
-                f"{key}: the adapter '{folder}' was trained on '{trained_on['name']}', and model.base '{base}' is not "
-                "that model as it was then. Set model.base to it."
-            )
-
-
 def peft_config_of(method: Method) -> PeftConfig | None:
     """Return the PEFT configuration of a method's adapter, fresh or trained; `None` where the base model is trained."""
     if isinstance(method.config, Path):
-        _make_known()
+        import ift.models.bottleneck  # noqa: F401 (PEFT then knows its type)
+
         return cast(PeftConfig, PeftConfig.from_pretrained(str(adapter_folder(KEY, method.config))))
     return method.peft_config
 
@@ -266,70 +222,6 @@ def save_adapter(model: Any, folder: Path, *, initial: Path | None = None) -> No
         return
     assert initial is not None
     model.save_pretrained(str(folder), path_initial_model_for_weight_conversion=str(initial))
-
-
-def adapter_folder(key: str, folder: str | Path) -> Path:
-    """Return the folder of an adapter: itself, or the one inside a run folder.
-
-    Raises:
-        UserError: neither.
-    """
-    path = Path(folder).expanduser()
-    run = RunFolder(path)
-    if (path / "adapter_config.json").is_file():
-        return path
-    if (run.adapter / "adapter_config.json").is_file():
-        return run.adapter
-    if run.model.is_dir():
-        raise UserError(
-            f"{key}: '{folder}' trained the base model itself and holds no adapter. Set model.base to '{run.model}'."
-        )
-    raise UserError(f"{key}: '{folder}' holds no adapter_config.json, so it is neither an adapter nor a finished run.")
-
-
-def load_adapter(key: str, model: Any, folder: str | Path, *, trainable: bool = False) -> Any:
-    """Wrap a base model with a trained adapter.
-
-    Args:
-        key: the configuration key, for errors.
-        model: a base model.
-        folder: an adapter in PEFT's layout, or a run folder that holds one.
-        trainable: whether to go on training it.
-
-    Raises:
-        UserError: the folder holds no adapter, or one that does not fit the model.
-    """
-    place = adapter_folder(key, folder)
-    _make_known()
-    try:
-        return PeftModel.from_pretrained(model, str(place), is_trainable=trainable)
-    except (OSError, RuntimeError, ValueError, KeyError, IndexError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:400]
-        raise UserError(f"{key}: the adapter '{folder}' does not fit the base model: {reason}") from error
-
-
-def merge_adapters(key: str, model: Any, folders: Sequence[str]) -> Any:
-    """Merge trained adapters into a base model, one on top of the other.
-
-    Args:
-        key: the configuration key, for errors.
-        model: a base model, not quantized.
-        folders: of adapters or runs, the first merged first.
-
-    Returns:
-        The base model with changed weights.
-
-    Raises:
-        UserError: one that does not fit, or whose kind cannot be merged.
-    """
-    for number, folder in enumerate(folders):
-        place = f"{key}[{number}]"
-        adapted = load_adapter(place, model, folder)
-        try:
-            model = adapted.merge_and_unload(safe_merge=True)
-        except (ValueError, AttributeError, NotImplementedError) as error:
-            raise UserError(f"{place}: the adapter '{folder}' cannot be merged: {error}") from error
-    return model
 
 
 class RankBudget:

@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from ift.models.loading import takes_logits_to_keep
+from ift.models.calling import calling_of
 
 FLOAT32_TOLERANCE = 1e-4
 """Largest logit gap of two float32 models that should be one, as a share of the largest logit. A float32 rounding is
@@ -179,7 +179,7 @@ def _logits(model: Any, sample: PromptSample) -> torch.Tensor:
     # The last token of the response predicts nothing that is compared.
     ids = torch.tensor([sample.prompt_ids + sample.response_ids[:-1]], device=model.device)
     keep = max(1, len(sample.response_ids))
-    options = {"logits_to_keep": keep} if takes_logits_to_keep(model) else {}
+    options = {"logits_to_keep": keep} if calling_of(model).keep_only else {}
     logits = model(input_ids=ids, use_cache=False, **options).logits
     return logits[0, -keep:].float().cpu()  # type: ignore[no-any-return]
 

@@ -8,7 +8,7 @@ import struct
 import sys
 import types
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,9 +17,10 @@ from torch import nn
 
 from ift.errors import UserError
 from ift.hub import local_folder
-from ift.models.loading import Dtype, check_vocabulary, load_adapter, load_base_model, read_config
+from ift.models.loading import Dtype, check_vocabulary, load_base_model, read_config
 from ift.models.mapped_files import release_mapped_weights
 from ift.models.quantization import Quantization
+from ift.models.trained_adapters import MergedAdapter, load_adapter
 from ift.models.trained_run import TrainedRun
 
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
@@ -65,11 +66,33 @@ def load_trained(
 
         model = dequantized(model)
     check_vocabulary(key, model, load_tokenizer(key, str(run.folder.tokenizer)))
+    model = merge_adapters(key, model, run.merged_adapters, dtype)
     if run.adapter is not None:
         model = load_adapter(key, model, run.adapter)
     model.requires_grad_(False)
     model.eval()
     return model
+
+
+def merge_adapters(key: str, model: Any, chain: Sequence[MergedAdapter], dtype: Dtype) -> Any:
+    """Merge trained adapters into a base model, one on top of the other.
+
+    Args:
+        key: the configuration key, for errors.
+        model: a base model, not quantized.
+        chain: the first is merged first.
+        dtype: of the result.
+
+    Returns:
+        The base model with changed weights, in the mode that it was in.
+
+    Raises:
+        UserError: one that does not fit, or whose kind cannot be merged.
+    """
+    training = model.training
+    for one in chain:
+        model = merge(key, load_adapter(key, model, one.folder), dtype)
+    return model.train(training)
 
 
 def merge(key: str, model: Any, dtype: Dtype) -> Any:

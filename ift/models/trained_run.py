@@ -10,6 +10,7 @@ from ift.errors import UserError
 from ift.hub import fingerprint, local_folder
 from ift.models.loading import Dtype
 from ift.models.quantization import Quantization
+from ift.models.trained_adapters import MergedAdapter, check_unchanged
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class TrainedRun:
     dtype: Dtype
     """That the base model was trained in."""
     quantization: Quantization | None
+    merged_adapters: tuple[MergedAdapter, ...] = ()
+    """Part of the base model's weights that the adapter was trained on."""
 
 
 def open_trained(key: str, root: str) -> TrainedRun:
@@ -58,7 +61,19 @@ def open_trained(key: str, root: str) -> TrainedRun:
         adapter=folder.adapter if adapted else None,
         dtype=manifest["dtype"],
         quantization=Quantization(**quantization) if quantization and adapted else None,
+        merged_adapters=merged_adapters_of(key, manifest) if adapted else (),
     )
+
+
+def merged_adapters_of(key: str, manifest: Mapping[str, Any]) -> tuple[MergedAdapter, ...]:
+    """Return what was merged into the base model before a run's adapter was trained.
+
+    Raises:
+        UserError: one is gone or has changed.
+    """
+    chain = tuple(MergedAdapter(**entry) for entry in manifest.get("merged_adapters", []))
+    check_unchanged(key, chain)
+    return chain
 
 
 def _check_exported(key: str, folder: RunFolder, manifest: Mapping[str, Any], trained: Path) -> None:

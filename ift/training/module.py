@@ -15,16 +15,11 @@ from ift.data.encoding import IGNORE_INDEX
 from ift.data.steps import Step
 from ift.errors import UserError
 from ift.hub import check_base, fingerprint
-from ift.models.adapters import (
-    attach,
-    check_merged,
-    check_method,
-    merge_adapters,
-    peft_config_of,
-    warn_of_other_weights,
-)
+from ift.models.adapters import attach, check_method, peft_config_of
 from ift.models.calling import calling_of
 from ift.models.loading import TrainingDtype, check_vocabulary, load_base_model, read_config
+from ift.models.mergeability import check_mergeable
+from ift.models.merging import merge_adapters
 from ift.models.methods import Method, as_method
 from ift.models.packing import verify_row_layout
 from ift.models.quantization import (
@@ -33,6 +28,13 @@ from ift.models.quantization import (
     check_trainable_on,
     default_quantization,
     is_quantized,
+)
+from ift.models.trained_adapters import (
+    MergedAdapter,
+    adapter_folder,
+    check_foundation,
+    merged_chain,
+    warn_of_other_weights,
 )
 from ift.seeds import mixed_seed
 from ift.training.course import MethodCourse
@@ -104,6 +106,7 @@ class InstructionModule(LightningModule):
         self.model: Any = None
         self._trained: list[str] = []
         self._checked = False
+        self.merged_chain: list[MergedAdapter] = []
         self._validation_sums = torch.zeros(2, dtype=torch.float64)
         self.validation_result: ValidationResult | None = None
         self._all_finite: torch.Tensor | None = None
@@ -129,9 +132,13 @@ class InstructionModule(LightningModule):
                 "them. Take torch.optim.AdamW."
             )
         check_method(self.method, self.base)
+        self.merged_chain = merged_chain("model.merged_adapters", self.merged_adapters, base=self.base)
+        for one in self.merged_chain:
+            check_mergeable("model.merged_adapters", Path(one.folder), config=config)
         if isinstance(self.method.config, Path):
-            warn_of_other_weights(self.method.config, self.quantization)
-        check_merged("model.merged_adapters", self.merged_adapters, base=self.base)
+            place = adapter_folder("model.adapter", self.method.config)
+            check_foundation("model.adapter", place, base=self.base, merged=self.merged_chain)
+            warn_of_other_weights("model.adapter", place, self.quantization)
         if self.merged_adapters and is_quantized(config, self.quantization):
             raise UserError(
                 "model.merged_adapters: adapters are not merged into quantized weights, which would round them again. "
@@ -155,7 +162,7 @@ class InstructionModule(LightningModule):
         datamodule: Any = getattr(self.trainer, "datamodule", None) if self._trainer is not None else None
         if datamodule is not None:
             check_vocabulary("model.base", model, datamodule.tokenizer)
-        model = merge_adapters("model.merged_adapters", model, self.merged_adapters)
+        model = merge_adapters("model.merged_adapters", model, self.merged_chain, self.dtype_name)
         model = attach(model, self.method, seed=self.seed, num_steps=self._num_steps(datamodule))
         if self.gradient_checkpointing:
             # The reentrant kind would need inputs that require gradients, and fails under DDP with unused parameters.

@@ -141,7 +141,7 @@ class RunFolderWriter(Callback):
             "quantization": asdict(pl_module.quantization) if pl_module.quantization is not None else None,
             "method": pl_module.method.name,
             "adapter": _adapter_kind(pl_module),
-            "merged_adapters": [str(Path(folder).resolve()) for folder in pl_module.merged_adapters],
+            "merged_adapters": [asdict(one) for one in pl_module.merged_chain],
             "seed": pl_module.seed,
             "versions": versions(),
             "parameters": count_parameters(pl_module),

@@ -10,9 +10,9 @@ import torch
 from training.families import make_model
 
 from ift.cli import main
-from ift.models.adapters import load_adapter
 from ift.models.loading import load_base_model
 from ift.models.methods import METHODS
+from ift.models.trained_adapters import load_adapter
 
 Config = Callable[..., Path]
 Fit = Callable[..., Path]
