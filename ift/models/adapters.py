@@ -3,6 +3,7 @@
 import copy
 import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -152,7 +153,7 @@ def peft_config_of(method: Method) -> PeftConfig | None:
 
 
 def count_trainable(method: Method, model: Any) -> int | None:
-    """Return how many parameters a method would train on a model without weights; the model is of no use afterwards.
+    """Return how many parameters a method would train on a model without weights, which may be used again.
 
     Returns:
         `None` where PEFT needs the weights to tell.
@@ -160,26 +161,52 @@ def count_trainable(method: Method, model: Any) -> int | None:
     Raises:
         UserError: the method does not fit the model.
     """
-    if isinstance(method.config, BaseWeights):
-        select(model, method.config)
-    elif isinstance(method.config, PeftConfig):
-        config = resolved(method, model, num_steps=None)
-        principal = changes_base(config)
-        if isinstance(config, LoraConfig):
-            config.init_lora_weights = True  # the others compute with weights, which are not there
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # they are given again with the real model
-                model = _wrap(model, config, seed=0)
-        except UserError as error:
-            if "meta" in str(error):  # torch's word for tensors without data
-                return None
-            raise
-        if principal:
-            _check_rank(config, model)
+    attached = attach_empty(method, model)
+    return num_trainable(attached) if attached is not None else None
+
+
+def num_trainable(model: nn.Module) -> int:
+    """Return how many parameters a model with its method attached trains."""
     # PEFT's count of ranks in AdaLoRA is a parameter that is never trained, but only frozen with its data.
     trained = [(name, one) for name, one in model.named_parameters() if one.requires_grad and ".ranknum." not in name]
     return sum(int(parameter.numel()) for _, parameter in trained)
+
+
+def attach_empty(method: Method, model: Any) -> Any | None:
+    """Attach a method to a model without weights; an adapter goes on a copy of it.
+
+    Returns:
+        The model with the method; `None` where PEFT needs the weights.
+
+    Raises:
+        UserError: the method does not fit the model.
+    """
+    if isinstance(method.config, BaseWeights):
+        select(model, method.config)
+    elif isinstance(method.config, PeftConfig):
+        config: Any = resolved(method, model, num_steps=None)
+        principal = changes_base(config)
+        if isinstance(config, LoraConfig):
+            config.init_lora_weights = True  # the others compute with weights, which are not there
+        elif peft_type(config) == "SHIRA":
+            config.mask_fn = None  # it would look for the places of as many weights as there are anyway
+        model = _wrap_empty(model, config)
+        if principal and model is not None:
+            _check_rank(config, model)
+    return model
+
+
+def _wrap_empty(model: Any, config: PeftConfig) -> Any | None:
+    # A new adapter without data costs nothing, whatever its size; a few types compute while they are attached.
+    for device in (torch.device("meta"), nullcontext()):
+        try:
+            with warnings.catch_warnings(), device:
+                warnings.simplefilter("ignore")  # they are given again with the real model
+                return _wrap(copy.deepcopy(model), copy.deepcopy(config), seed=0)
+        except UserError as error:
+            if "meta" not in str(error).lower():  # torch's word for tensors without data
+                raise
+    return None
 
 
 def _check_rank(config: Any, model: nn.Module) -> None:
