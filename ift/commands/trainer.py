@@ -342,7 +342,7 @@ def run(command: str, arguments: list[str]) -> None:
         cli.model.optimizer_traits.check_strategy("model.optimizer", cli.trainer)
     cli.datamodule.load()  # all mistakes in the data come before the weights, and before other processes wait
     if is_first_process():
-        notes = [*cli.datamodule.notes(), *_optimizer_notes(cli)]
+        notes = [*cli.datamodule.notes(), *_optimizer_notes(cli), *cli.model.notes()]
         for line in filter(None, (*notes, cli.datamodule.rejected())):
             print(line, file=sys.stderr)
     _check_data(cli)

@@ -44,14 +44,32 @@ class Allotment:
         )
 
 
-def check_budget(budget: int) -> None:
+def check_budget(budget: int | None) -> None:
     """Refuse a budget that is no number of parameters.
 
     Raises:
         UserError: below 1.
     """
-    if budget < 1:
+    if budget is not None and budget < 1:
         raise UserError(f"{KEY}: {budget} is no number of trainable parameters. Give 1 or more, or leave it out.")
+
+
+def check_counted(allotment: Allotment | None, trainable: int) -> None:
+    """Refuse to train another number of parameters than was counted without the weights.
+
+    Args:
+        allotment: of the run, if it has a budget.
+        trainable: parameters of the loaded model.
+
+    Raises:
+        UserError: the numbers differ.
+    """
+    if allotment is not None and allotment.trainable != trainable:
+        raise UserError(
+            f"{KEY}: {allotment.parameter} {allotment.value} was counted as {allotment.trainable:,} trainable "
+            f"parameters, and trains {trainable:,} in the loaded model. Leave the budget out, and give "
+            f"model.adapter.{allotment.parameter} itself."
+        )
 
 
 def allot(method: Method, budget: int, *, base: str) -> tuple[Method, Allotment]:
@@ -132,7 +150,7 @@ def _around(counts: _Counts, budget: int, *, ragged: bool) -> list[int]:
     near = 8 if ragged else 1
     found = [i for i in range(max(0, above - near), min(last, above + near - 1) + 1) if math.isfinite(counts[i])]
     lower = found[0]
-    if not falling and 0 < lower and counts[lower] == counts[lower - 1]:
+    if not falling and lower > 0 and counts[lower] == counts[lower - 1]:
         found[0] = _first(counts, counts[lower], falling=False)  # the smallest of many sizes that count the same
     return found
 

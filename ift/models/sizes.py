@@ -85,7 +85,7 @@ SIZES = {
 WITHOUT_SIZE = frozenset(
     {"ADAMSS", "BEFT", "CPT", "FROD", "IA3", "LN_TUNING", "ROAD", "SUPERTUNING", "TRAINABLE_TOKENS"}
 )
-"""PEFT's types that no whole number makes larger, or whose number depends on the values of the weights (AdaMSS, FRoD)."""
+"""PEFT's types that no whole number makes larger, or whose count depends on values of weights (AdaMSS, FRoD)."""
 
 
 def size_of(method: Method) -> Size | None:

@@ -15,7 +15,8 @@ from ift.data.encoding import IGNORE_INDEX
 from ift.data.steps import Step
 from ift.errors import UserError
 from ift.hub import check_base, fingerprint
-from ift.models.adapters import attach, check_method, peft_config_of
+from ift.models.adapters import attach, check_method, num_trainable, peft_config_of
+from ift.models.budget import Allotment, allot, check_budget, check_counted
 from ift.models.calling import calling_of
 from ift.models.loading import TrainingDtype, check_vocabulary, load_base_model, read_config
 from ift.models.mergeability import check_mergeable
@@ -70,6 +71,8 @@ class InstructionModule(LightningModule):
         merged_adapters: folders of adapters or runs, merged into the base model in this order before all else.
         dtype: of the base model's weights; adapters stay in float32.
         quantization: holds the base model's weights in 4 or 8 bits; none keeps them as they are.
+        budget: number of trainable parameters; the adapter's size (r, bottleneck_size, num_virtual_tokens, ...) is
+            then the one that trains nearest to it, whatever size is given with the adapter.
         schedule: how the learning rate moves.
         gradient_clip_norm: largest norm of the whole gradient; none clips nothing.
         gradient_checkpointing: compute activations twice instead of keeping them; the result is the same.
@@ -84,6 +87,7 @@ class InstructionModule(LightningModule):
         merged_adapters: list[str] | None = None,
         dtype: TrainingDtype = "float32",
         quantization: Quantization | None = None,
+        budget: int | None = None,
         schedule: Schedule = Schedule(),  # noqa: B008 (frozen)
         gradient_clip_norm: float | None = 1.0,
         gradient_checkpointing: bool = False,
@@ -94,7 +98,9 @@ class InstructionModule(LightningModule):
         if gradient_clip_norm is not None and gradient_clip_norm <= 0:
             raise UserError(f"model.gradient_clip_norm: {gradient_clip_norm} is not above 0; null clips nothing.")
         self.base, self.dtype_name, self.method = base, dtype, as_method(adapter)
-        self.merged_adapters = merged_adapters or []
+        check_budget(budget)
+        self.merged_adapters, self.budget = merged_adapters or [], budget
+        self.allotment: Allotment | None = None
         self.quantization = quantization or default_quantization(self.method.quantization, read_config(base))
         self.optimizer_callable, self.schedule = optimizer, schedule
         self.optimizer_traits = optimizer_traits("model.optimizer", optimizer)
@@ -131,7 +137,10 @@ class InstructionModule(LightningModule):
                 f"model.optimizer: {self.optimizer_traits.name} keeps no gradients, and AdaLoRA weighs its ranks by "
                 "them. Take torch.optim.AdamW."
             )
-        check_method(self.method, self.base)
+        if self.budget is None:
+            check_method(self.method, self.base)
+        else:
+            self.method, self.allotment = allot(self.method, self.budget, base=self.base)
         self.merged_chain = merged_chain("model.merged_adapters", self.merged_adapters, base=self.base)
         for one in self.merged_chain:
             check_mergeable("model.merged_adapters", Path(one.folder), config=config)
@@ -145,6 +154,10 @@ class InstructionModule(LightningModule):
                 "Write the merged model with 'ift merge' and set model.base to that, or leave model.quantization out."
             )
         self._checked = True
+
+    def notes(self) -> list[str]:
+        """Return what was decided for the user, one line each; known once checked."""
+        return [self.allotment.note()] if self.allotment is not None else []
 
     def setup(self, stage: str) -> None:
         """Ask for steps as the optimizer takes them, before any loader is built."""
@@ -164,6 +177,7 @@ class InstructionModule(LightningModule):
             check_vocabulary("model.base", model, datamodule.tokenizer)
         model = merge_adapters("model.merged_adapters", model, self.merged_chain, self.dtype_name)
         model = attach(model, self.method, seed=self.seed, num_steps=self._num_steps(datamodule))
+        check_counted(self.allotment, num_trainable(model))
         if self.gradient_checkpointing:
             # The reentrant kind would need inputs that require gradients, and fails under DDP with unused parameters.
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

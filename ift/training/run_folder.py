@@ -141,6 +141,7 @@ class RunFolderWriter(Callback):
             "quantization": asdict(pl_module.quantization) if pl_module.quantization is not None else None,
             "method": pl_module.method.name,
             "adapter": _adapter_kind(pl_module),
+            "budget": asdict(pl_module.allotment) if pl_module.allotment is not None else None,
             "merged_adapters": [asdict(one) for one in pl_module.merged_chain],
             "seed": pl_module.seed,
             "versions": versions(),
