@@ -200,6 +200,9 @@ def _refusal_of_distance(method: Method, size: Size, budget: int, *, found: list
     by_distance = sorted(found, key=lambda one: (abs(one[1] - budget), one))[:2]
     told = " and ".join(f"{int(count):,} ({size.parameter} {value})" for value, count in sorted(by_distance))
     nearest = int(by_distance[0][1])
+    if len(by_distance) == 1:
+        end = "smallest" if by_distance[0][0] == smallest(method) else "largest"
+        told += f", of the {end} size that is of use here"
     return (
         f"{KEY}: {budget:,}, and no size of {method.name} trains within {TOLERANCE:.0%} of that on this model; the "
         f"nearest {'count is' if len(by_distance) == 1 else 'counts are'} {told}. Ask for {nearest:,}, or take another "
