@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from ift.commands import trainer
+from ift.commands import trainer_settings
 
 Config = Callable[..., Path]
 Refused = Callable[..., str]
@@ -250,7 +250,7 @@ def test_an_illegal_model_is_refused_before_weights_load(
 
 def test_every_rule_of_the_trainer_is_tested() -> None:
     """The list above and the rules must not part."""
-    source = Path(trainer.__file__).read_text(encoding="utf-8")
+    source = Path(trainer_settings.__file__).read_text(encoding="utf-8")
     rules = source[source.index("    refused = {") : source.index("for key, (is_refused, repair)")]
     named = {line.strip().split('"')[1] for line in rules.splitlines() if line.startswith('        "')}
     assert named <= {key for settings, _ in ILLEGAL for key in settings}
