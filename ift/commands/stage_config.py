@@ -250,20 +250,23 @@ class StageFiles:
         self._places[path] = layer.places
         return path
 
-    def arguments(self, stage: Stage, last: Mapping[str, Any] | None = None) -> list[str]:
+    def arguments(self, stage: Stage, last: Mapping[str, Any] | None = None, *, resume: bool = False) -> list[str]:
         """Return the arguments of a run.
 
         Args:
             stage: whose settings and data it has.
             last: settings that win over all others.
+            resume: whether to go on with a run that has begun.
         """
-        run_dir = str(self._chain.folder(stage))
+        folder = self._chain.folder(stage)
+        # The configuration that a run keeps should name no checkpoint where there was none.
+        checkpoint = "last" if resume and folder.exists() else "null"
         shared = [part for name in self._shared for part in ("--config", name)]
         given = [*shared, "--config", self._own[stage.name], *self._chain.options]
         if last is not None:
             text = yaml.safe_dump(dict(last), allow_unicode=True, sort_keys=False)
             given += ["--config", self._write(f"{stage.folder}-start", Layer(text, {}))]
-        return [*given, "--run_dir", run_dir]
+        return [*given, "--run_dir", str(folder), "--ckpt_path", checkpoint]
 
     @contextmanager
     def places(self, stage: Stage) -> Iterator[None]:

@@ -189,7 +189,7 @@ def check_stage(
             last = {"model": {"adapter": before.adapter}}  # the same one, before it was trained
         elif before is not None and finished:
             last = start_keys(stage, RunFolder(chain.folder(before.stage)), before.method)
-        cli = prepare("fit", [*files.arguments(stage, last), "--ckpt_path", "last"], tell=False)
+        cli = prepare("fit", files.arguments(stage, last, resume=True), tell=False)
         if not cli.datamodule.num_validation_examples:
             raise UserError(
                 f"{stage.place}: {stage.key}.data.validation: null holds nothing out, and forgetting is measured on "

@@ -193,17 +193,17 @@ class _Runner:
 
     def run(self) -> None:
         """Train all stages in order."""
-        for one in self._checked:
-            self._measure(None, on=one)
-        self._report()
+        measured = [self._measure(None, on=one) for one in self._checked]
+        if any(measured):
+            self._report()
         for number, one in enumerate(self._checked, 1):
             before = self._checked[number - 2] if number > 1 else None
             if not self._state.is_finished(one.stage):
                 self._train(one, before)
             self._state.finish(one.stage)
-            for earlier in self._checked[:number]:
-                self._measure(one, on=earlier)
-            self._report()
+            measured = [self._measure(one, on=earlier) for earlier in self._checked[:number]]
+            if any(measured) or one is self._checked[-1]:
+                self._report()
         run_dir = self._chain.run_dir
         print(f"chain of stages: {run_dir}\ntensorboard --logdir {run_dir}", file=sys.stderr)
 
@@ -211,27 +211,27 @@ class _Runner:
         stage = one.stage
         print(f"stage {stage.number} of {len(self._checked)}: {stage.name}, start: {stage.start}", file=sys.stderr)
         last = start_keys(stage, RunFolder(self._chain.folder(before.stage)), before.method) if before else None
-        self._call("fit", stage, [*self._files.arguments(stage, last), "--ckpt_path", "last"], one.num_processes)
+        self._call("fit", stage, self._files.arguments(stage, last, resume=True), one.num_processes)
         if not self._state.is_finished(stage):  # a signal ends Lightning's training without an error
             raise UserError(f"stage '{stage.name}' was interrupted. Go on with --ckpt_path last.")
 
-    def _measure(self, after: CheckedStage | None, *, on: CheckedStage) -> None:
-        """Validate a model on a stage's validation set, unless that has been done."""
+    def _measure(self, after: CheckedStage | None, *, on: CheckedStage) -> bool:
+        """Validate a model on a stage's validation set, unless that has been done; returns whether it had not."""
         run = RunFolder(self._chain.folder(after.stage)) if after is not None else None
         settings = model_keys(after or self._checked[0], run)
         key = f"{on.data_key[:16]}{key_of_model(settings, run.read_manifest()['exported'] if run else None)[:16]}"
         name = after.stage.name if after is not None else None
         if any((one.after, one.on, one.key) == (name, on.stage.name, key) for one in self._state.measurements):
-            return
+            return False
         print(f"validation of '{on.stage.name}' {f'after {name!r}' if name else 'before all stages'}", file=sys.stderr)
         settings["trainer"] = {"limit_val_batches": 1.0}
-        arguments = [*self._files.arguments(on.stage, settings), "--ckpt_path", "null"]
-        result = self._call("validate", on.stage, arguments, on.num_processes)
+        result = self._call("validate", on.stage, self._files.arguments(on.stage, settings), on.num_processes)
         if not result:
             raise UserError(f"the validation of '{on.stage.name}' was interrupted. Go on with --ckpt_path last.")
         self._state.measured(
             Measurement(name, on.stage.name, result["loss"], result["perplexity"], result["supervised_tokens"], key)
         )
+        return True
 
     def _report(self) -> None:
         losses = Losses.of([stage.name for stage in self._chain.stages], self._state.measurements)
