@@ -328,6 +328,16 @@ class TestContinuing:
         file = Path("model") / "model.safetensors"
         assert (root / "02-two" / file).read_bytes() == (folder / "again" / "01-alone" / file).read_bytes()
 
+    def test_a_chain_may_begin_with_a_trained_adapter(self, chain: Path, folder: Path, base: Path) -> None:
+        """What it starts from is measured with it, and the first stage goes on with it."""
+        stages = [{"name": "hot", "data": rows_of(folder, "b"), "trainer": {"max_epochs": 6}}]
+        model = {"adapter": f"{chain}/01-first", "optimizer": optimizer(0.002)}
+        run("fit", "--config", write_chain(folder / "hot.yaml", folder, base, stages, **model))
+        assert weights(folder / "hot" / "01-hot") == weights(chain / "02-second")
+        before, after = losses(folder / "hot")[None, "hot"], losses(folder / "hot")["hot", "hot"]
+        assert after == losses(chain)["second", "second"]
+        assert after < before < losses(chain)[None, "second"]
+
     def test_what_is_done_may_not_change(self, chain: Path, folder: Path, base: Path, refused: Refused) -> None:
         def said(change: Callable[[list[dict[str, Any]]], object], *flags: object) -> str:
             stages = three_stages(folder)
@@ -495,8 +505,10 @@ class TestRefusedBeforeAnythingTrains:
         monkeypatch.setenv("SLURM_JOB_NAME", "mine")
         assert f"stages: {program} started 4 processes ({variable})" in said([{"name": "one"}])
 
-    def test_for_validate(self, chain: Path, folder: Path, refused: Refused) -> None:
+    def test_for_other_commands(self, chain: Path, folder: Path, refused: Refused) -> None:
         assert "stages: a chain is trained with 'ift fit'" in refused("validate", "--config", folder / "chain.yaml")
+        told = refused("data", "inspect", "--config", folder / "chain.yaml")
+        assert "stages: each stage has data of its own" in told
 
 
 def test_the_configuration_of_every_stage_is_shown(
