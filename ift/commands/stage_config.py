@@ -158,7 +158,9 @@ def _split(arguments: Sequence[str]) -> tuple[tuple[str, ...], dict[str, str]]:
     for argument in left:
         name, equals, value = argument.removeprefix("--").partition("=")
         if argument in ("--config", "-c", "--run_dir", "--ckpt_path"):
-            own[name] = next(left, "")
+            if not (value := next(left, "")):
+                raise UserError(f"{argument}: needs a value.")
+            own[name] = value
         elif argument.startswith("--") and equals and name in ("config", "run_dir", "ckpt_path"):
             own[name] = value
         elif argument.startswith("--print_config"):

@@ -190,17 +190,7 @@ def check_stage(
         elif before is not None and finished:
             last = start_keys(stage, RunFolder(chain.folder(before.stage)), before.method)
         cli = prepare("fit", files.arguments(stage, last, resume=True), tell=False)
-        if not cli.datamodule.num_validation_examples:
-            raise UserError(
-                f"{stage.place}: {stage.key}.data.validation: null holds nothing out, and forgetting is measured on "
-                "every stage's validation set. Set it."
-            )
-        if stage.start == "merge" and isinstance(cli.model.method.config, Path):
-            raise UserError(
-                f"{stage.place}: {stage.key}.model.adapter: '{cli.model.method.config}' was not trained on top of "
-                f"'{before.stage.name if before else ''}', and start is 'merge'. Name a method."
-            )
-        _check_duration(cli)
+        _check_run(stage, before, cli)
         plain = yaml.safe_load(cli.parser.dump(cli.config, skip_none=False))
         if cli.run.manifest.is_file() and cli.run.read_manifest()["status"] == "finished":
             cli.run.check_same_duration(plain)
@@ -208,6 +198,26 @@ def check_stage(
     goes_on = before is not None and stage.start == "continue" and not before.method.trains_base
     # Of an adapter that is gone on with, later stages ask what it was when it began.
     return replace(checked, method=before.method, adapter=before.adapter) if before and goes_on else checked
+
+
+def _check_run(stage: Stage, before: CheckedStage | None, cli: TrainingCLI) -> None:
+    """Refuse a run that is none of a chain's."""
+    if cli.trainer.num_nodes > 1:
+        raise UserError(
+            f"trainer.num_nodes: {cli.trainer.num_nodes}, and a chain of stages runs on one machine. Train the stages "
+            "one by one, each with model.adapter or model.merged_adapters."
+        )
+    if not cli.datamodule.num_validation_examples:
+        raise UserError(
+            f"{stage.place}: {stage.key}.data.validation: null holds nothing out, and forgetting is measured on every "
+            "stage's validation set. Set it."
+        )
+    if before is not None and stage.start == "merge" and isinstance(cli.model.method.config, Path):
+        raise UserError(
+            f"{stage.place}: {stage.key}.model.adapter: '{cli.model.method.config}' was not trained on top of "
+            f"'{before.stage.name}', and start is 'merge'. Name a method."
+        )
+    _check_duration(cli)
 
 
 def _check_duration(cli: TrainingCLI) -> None:

@@ -244,7 +244,7 @@ class _Runner:
         with self._files.places(stage):
             if num_processes > 1:
                 return _run_program([command, *arguments])
-            _, result = run_once(command, arguments, tell=command == "fit")
+            result = run_once(command, arguments, tell=command == "fit")[1]  # and nothing that holds the model
         _release()
         return asdict(result) if result is not None else {}
 

@@ -496,6 +496,10 @@ class TestRefusedBeforeAnythingTrains:
         stages = [{"name": "one"}]
         assert "--ckpt_path: 'x.ckpt' is one checkpoint, and a chain" in said(stages, "--ckpt_path", "x.ckpt")
         assert "unknown option '--data.max_lenght'" in said(stages, "--data.max_lenght", "3")
+        assert "trainer.num_nodes: 2, and a chain of stages runs on one machine" in said(
+            stages, "--trainer.num_nodes=2"
+        )
+        assert "--run_dir: needs a value" in said(stages, "--run_dir")
 
     @pytest.mark.parametrize(("variable", "program"), [("WORLD_SIZE", "torchrun"), ("SLURM_NTASKS", "SLURM")])
     def test_for_a_start_by_several_processes(
