@@ -247,7 +247,7 @@ def _checked(stage: Stage, cli: TrainingCLI, plain: Settings) -> CheckedStage:
         dtype=cli.model.dtype_name,
         learning_rate=float(rate) if rate is not None else None,
         num_processes=cli.trainer.world_size,
-        data_key=fingerprint({"settings": data, **kept}),
+        data_key=fingerprint({"settings": data, "precision": plain["trainer"]["precision"], **kept}),
     )
 
 

@@ -18,7 +18,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from ift.artifacts import RunFolder, write_json
@@ -221,8 +221,12 @@ class _Runner:
         settings = model_keys(after or self._checked[0], run)
         key = f"{on.data_key[:16]}{key_of_model(settings, run.read_manifest()['exported'] if run else None)[:16]}"
         name = after.stage.name if after is not None else None
-        if any((one.after, one.on, one.key) == (name, on.stage.name, key) for one in self._state.measurements):
+        same = [one for one in self._state.measurements if one.key == key]
+        if any((one.after, one.on) == (name, on.stage.name) for one in same):
             return False
+        if same:  # another stage has the same validation set
+            self._state.measured(replace(same[0], after=name, on=on.stage.name))
+            return True
         print(f"validation of '{on.stage.name}' {f'after {name!r}' if name else 'before all stages'}", file=sys.stderr)
         settings["trainer"] = {"limit_val_batches": 1.0}
         result = self._call("validate", on.stage, self._files.arguments(on.stage, settings), on.num_processes)

@@ -319,9 +319,15 @@ class TestContinuing:
         before = losses(root)
         capsys.readouterr()
         run("fit", "--config", longer, "--run_dir", root, "--ckpt_path", "last")
-        assert "before all stages" in capsys.readouterr().err  # the new validation set only
+        said = capsys.readouterr().err
+        assert "validation of 'two' before all stages" in said and "validation of 'one' before" not in said
         assert {cell: losses(root)[cell] for cell in before} == before
         assert set(losses(root)) - set(before) == {(None, "two"), ("two", "one"), ("two", "two")}
+        stages = [{"name": "one"}, {"name": "same"}]
+        run("fit", "--config", write_chain(folder / "same.yaml", folder, base, stages, adapter=None))
+        assert "validation of 'same'" not in capsys.readouterr().err, "one set is measured once with one model"
+        found = losses(folder / "same")
+        assert found["same", "one"] == found["same", "same"] < found["one", "one"] < found[None, "same"]
         alone = [{"name": "alone", "data": rows_of(folder, "b")}]
         again = write_chain(folder / "again.yaml", folder, root / "01-one" / "model", alone, adapter=None)
         run("fit", "--config", again)
