@@ -84,6 +84,19 @@ def test_a_wrong_flag_is_refused(flags: list[str], message: str, config: Config,
     assert message in refused("fit", "--config", config(), *flags)
 
 
+def test_an_overlay_may_name_another_class(config: Config, ift: Any, refused: Refused, tmp_path: Path) -> None:
+    """The settings of each file are those of the class that it names itself."""
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text("model: {adapter: {class_path: ia3}}\n", encoding="utf-8")
+    shown = ift("fit", "--config", config(), "--config", overlay, "--print_config")
+    assert shown.code == 0, shown.err
+    adapter = yaml.safe_load(shown.out)["model"]["adapter"]
+    assert adapter["class_path"].endswith(".ia3") and "r" not in adapter.get("init_args", {})
+    path = config(model=with_settings(lora_alfa=2))
+    said = refused("fit", "--config", path, "--config", overlay)
+    assert f"{path} line {line_of(path, 'lora_alfa')}: unknown key 'model.adapter.init_args.lora_alfa'" in said
+
+
 WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"model": {"dtype": "float31"}}, "dtype", "Expected one of 'float32', 'bfloat16'. Got value: float31."),
     ({"model": {"schedule": {"kind": "cosin"}}}, "kind", "Got value: cosin. Did you mean 'cosine'?"),
