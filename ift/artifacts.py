@@ -37,6 +37,10 @@ CHANGEABLE = frozenset(
     }
 )
 """Settings under `DECISIVE` that change speed or memory, never the result."""
+DURATION = tuple(
+    f"trainer.{name}" for name in ("max_epochs", "max_steps", "max_time", "min_epochs", "min_steps", "precision")
+)
+"""Settings of the Trainer that decide the result of a finished run; an unfinished one may go on with others."""
 
 
 class RunFolder:
@@ -100,9 +104,8 @@ class RunFolder:
             return
         import yaml
 
-        begun, now = _flat(yaml.safe_load(self.config.read_text(encoding="utf-8"))), _flat(config)
-        decisive = [key for key in begun.keys() | now.keys() if key.startswith(DECISIVE) and key not in CHANGEABLE]
-        differing = sorted(key for key in decisive if begun.get(key) != now.get(key))
+        begun, now = flat_decisive(yaml.safe_load(self.config.read_text(encoding="utf-8"))), flat_decisive(config)
+        differing = sorted(key for key in begun.keys() | now.keys() if begun.get(key) != now.get(key))
         if differing:
             first = differing[0]
             raise UserError(
@@ -110,6 +113,27 @@ class RunFolder:
                 f"{now.get(first)!r}. Resume with the same settings, or begin a new run_dir."
                 + (f" Also different: {', '.join(differing[1:6])}." if differing[1:] else "")
             )
+
+    def check_same_duration(self, config: Mapping[str, Any]) -> None:
+        """Refuse settings that would have trained a finished run for another time, or in another precision.
+
+        Args:
+            config: the resolved configuration, as plain values.
+
+        Raises:
+            UserError: with the first key that differs.
+        """
+        import yaml
+
+        sessions = {int(path.stem.rpartition("-")[2]): path for path in self.root.glob("config.session-*.yaml")}
+        last = sessions[max(sessions)] if sessions else self.config
+        then, now = _flat(yaml.safe_load(last.read_text(encoding="utf-8"))), _flat(config)
+        for key in DURATION:
+            if then.get(key) != now.get(key):
+                raise UserError(
+                    f"{key}: '{self.root}' is finished with {then.get(key)!r}, and here it is {now.get(key)!r}. What "
+                    "was trained after it began from there. Restore the setting, or begin a new run_dir."
+                )
 
     def read_manifest(self) -> dict[str, Any]:
         """Read the manifest.
@@ -124,6 +148,11 @@ class RunFolder:
         except ValueError as error:
             raise UserError(f"'{self.manifest}' is damaged: {error}.") from error
         return manifest
+
+
+def flat_decisive(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that decide a run's result, by dotted key; without how long it trains."""
+    return {key: one for key, one in _flat(config).items() if key.startswith(DECISIVE) and key not in CHANGEABLE}
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -103,6 +103,8 @@ LIGHT = [
     "ift.commands.data_deduplicate",
     "ift.commands.data_contamination",
     "ift.commands.merge",
+    "ift.commands.stage_config",
+    "ift.commands.forgetting",
     "eval.__main__",
     "tokenizer.__main__",
 ]

@@ -59,15 +59,16 @@ class ConfigParser(LightningArgumentParser):
                     if entry.text is not None:
                         raise UserError(f"{place}: '{path}' needs keys below it, found '{entry.text}'.")
                 elif path not in known:
-                    self._check_inside(place, path, entry.text, known)
+                    self._check_inside(file, path, entry.text, known)
                 elif path == KEY and self._names_methods():
                     with _at(place):
                         adapter_setting(yaml.safe_load(entry.text or "null"))
         for file in self._files:
             self._check_required(file)
 
-    def _check_inside(self, place: str, path: str, text: str | None, known: list[str]) -> None:
+    def _check_inside(self, file: ConfigFile, path: str, text: str | None, known: list[str]) -> None:
         """Check a key that can only stand inside a value: of a list of sources, or of a class's settings."""
+        place = f"{file.name} line {file.entries[path].line}"
         container, _, name = path.rpartition(".")
         values = [key for key in known if not any(other.startswith(key + ".") for other in known)]
         if not any(container == key or container.startswith((f"{key}.", f"{key}[")) for key in values):
@@ -76,7 +77,7 @@ class ConfigParser(LightningArgumentParser):
             with _at(place):
                 text = class_path_of(container, text)
             _check_class(f"{place}: {path}", text)
-        allowed = self._names_inside(container)
+        allowed = self._names_inside(container, file)
         if allowed is not None and name not in allowed:
             raise UserError(f"{place}: unknown key '{path}'.{nearest(name, allowed)}")
 
@@ -88,13 +89,13 @@ class ConfigParser(LightningArgumentParser):
                     place = f"{file.name} line {entry.line}"
                     raise UserError(f"{place}: {container}.{field}: required, and not given. Set it beside '{name}'.")
 
-    def _names_inside(self, container: str) -> list[str] | None:
+    def _names_inside(self, container: str, file: ConfigFile | None = None) -> list[str] | None:
         """Return the names that may stand in a mapping inside a value, or `None` where its type does not tell."""
         owner, _, last = container.rpartition(".")
         if last == "init_args":
-            class_path = class_path_of(owner, self._typed(f"{owner}.class_path"))
+            class_path = class_path_of(owner, self._typed(f"{owner}.class_path", file))
             return _settings(class_path) if class_path else None
-        if self._typed(f"{container}.class_path"):
+        if self._typed(f"{container}.class_path", file):
             return _CLASS_KEYS
         found = self._dataclass(container)
         return [field.name for field in dataclasses.fields(found)] if found is not None else None
@@ -106,8 +107,10 @@ class ConfigParser(LightningArgumentParser):
         # PEFT's are dataclasses too, but named by class_path: a base class tells nothing of its subclass's fields.
         return next((kind for kind in kinds if not kind.__subclasses__()), None)
 
-    def _typed(self, path: str) -> str | None:
-        """Return the value as typed in the last file that holds the path."""
+    def _typed(self, path: str, file: ConfigFile | None = None) -> str | None:
+        """Return the value as typed in a file, or else in the last one that holds the path."""
+        if file is not None and path in file.entries:  # a later file may name another class, with other settings
+            return file.entries[path].text
         texts = [file.entries[path].text for file in self._files if path in file.entries]
         return texts[-1] if texts else None
 

@@ -44,7 +44,7 @@ class ConfigFile:
         if root is not None and not isinstance(root, yaml.MappingNode):
             raise UserError(f"{name}: expected keys and values, as in 'data:'.")
         self.entries: dict[str, Entry] = {}
-        for key, entry in _walk(root, "") if root is not None else ():
+        for key, entry in walk(root, "") if root is not None else ():
             if key in self.entries:
                 first = self.entries[key].line
                 raise UserError(f"{name} line {entry.line}: '{key}' stands on line {first} already. Keep one of them.")
@@ -55,15 +55,16 @@ class ConfigFile:
         return f"{self.name} line {self.entries[key].line}" if key in self.entries else None
 
 
-def _walk(node: yaml.Node, prefix: str) -> Iterator[tuple[str, Entry]]:
+def walk(node: yaml.Node, prefix: str) -> Iterator[tuple[str, Entry]]:
+    """Yield every dotted path below a node with its entry, in the order of the text."""
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             path = f"{prefix}.{key.value}" if prefix else str(key.value)
             yield path, Entry(key.start_mark.line + 1, value.value if isinstance(value, yaml.ScalarNode) else None)
-            yield from _walk(value, path)
+            yield from walk(value, path)
     elif isinstance(node, yaml.SequenceNode):
         for number, value in enumerate(node.value):
-            yield from _walk(value, f"{prefix}[{number}]")
+            yield from walk(value, f"{prefix}[{number}]")
 
 
 def config_names(arguments: list[str]) -> list[str]:

@@ -2,8 +2,10 @@
 
 from lightning.pytorch.cli import LightningArgumentParser
 
+from ift.commands.stage_config import has_stages
 from ift.commands.trainer import TrainingCLI, hide_advice
 from ift.data.datamodule import InstructionDataModule
+from ift.errors import UserError
 
 
 class _InspectCLI(TrainingCLI):
@@ -33,6 +35,11 @@ def configured_data(arguments: list[str]) -> InstructionDataModule:
         UserError: as `ift fit` does for a wrong key or value.
     """
     hide_advice()
+    if has_stages(arguments):
+        raise UserError(
+            "stages: each stage has data of its own. 'ift fit --config ... --print_config' shows the configuration of "
+            "every stage; give that of one."
+        )
     cli = _InspectCLI("fit", arguments)
     data: InstructionDataModule = cli.datamodule
     return data

@@ -15,7 +15,8 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from ift import hub
 from ift.artifacts import RunFolder
-from ift.commands.trainer import IftCLI, check_trainer, is_first_process
+from ift.commands.trainer import IftCLI, is_first_process
+from ift.commands.trainer_settings import check_trainer
 from ift.data.encoding import tokenizer_hash
 from ift.data.rows import content_hash
 from ift.errors import UserError

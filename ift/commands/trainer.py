@@ -21,14 +21,16 @@ from lightning.pytorch.loggers import TensorBoardLogger  # noqa: E402
 
 from ift.artifacts import RunFolder  # noqa: E402
 from ift.commands.config import ConfigParser  # noqa: E402
+from ift.commands.stage_config import has_stages  # noqa: E402
+from ift.commands.trainer_settings import check_trainer  # noqa: E402
 from ift.data.datamodule import InstructionDataModule  # noqa: E402
-from ift.errors import UserError, unknown_name  # noqa: E402
+from ift.errors import UserError  # noqa: E402
 from ift.models.adapters import peft_config_of  # noqa: E402
 from ift.models.loading import max_positions  # noqa: E402
 from ift.models.packing import choose_row_layout  # noqa: E402
 from ift.training.checkpoints import AtomicCheckpointIO, check_checkpoint, resolve_checkpoint  # noqa: E402
 from ift.training.metrics import StepMetrics  # noqa: E402
-from ift.training.module import InstructionModule  # noqa: E402
+from ift.training.module import InstructionModule, ValidationResult  # noqa: E402
 from ift.training.progress import RunProgress  # noqa: E402
 from ift.training.run_folder import RunFolderWriter  # noqa: E402
 from ift.training.samples import SampleResponses  # noqa: E402
@@ -38,9 +40,6 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "log_every_n_steps": 10,
     "enable_model_summary": False,
 }
-
-STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "DDPStrategy", "SingleDeviceStrategy")
-"""Strategies whose steps are exact here; a class path may give one of the classes with arguments."""
 
 
 class IftCLI(LightningCLI):
@@ -190,89 +189,6 @@ def _steps_of(checkpoint: Path | None) -> int:
     return int(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"])
 
 
-def check_trainer(trainer: Any, command: str) -> None:
-    """Refuse settings of the Trainer that contradict how a step works here.
-
-    Raises:
-        UserError: with the key, its value, the rule and the repair.
-    """
-    refused = {
-        "accumulate_grad_batches": (
-            trainer["accumulate_grad_batches"] != 1,
-            "a step always takes data.global_batch_size examples; data.micro_batch_tokens cuts it to fit memory",
-        ),
-        "gradient_clip_val": (trainer["gradient_clip_val"] is not None, "set model.gradient_clip_norm instead"),
-        "gradient_clip_algorithm": (
-            trainer["gradient_clip_algorithm"] is not None,
-            "gradients are clipped by norm: model.gradient_clip_norm",
-        ),
-        "precision": (
-            str(trainer["precision"]) not in ("None", "32", "32-true", "bf16", "bf16-mixed"),
-            "use 32-true or bf16-mixed, and model.dtype for the base model's weights; float16 would need loss scaling",
-        ),
-        "use_distributed_sampler": (
-            bool(trainer["use_distributed_sampler"]),
-            "steps are dealt to ranks by ift itself; leave it false",
-        ),
-        "limit_train_batches": (trainer["limit_train_batches"] is not None, "use trainer.max_steps"),
-        "limit_val_batches": (
-            trainer["limit_val_batches"] not in (None, 0, 1.0)
-            or trainer["limit_val_batches"] is True
-            # A whole 1 is one batch to Lightning, 1.0 is all of them.
-            or (isinstance(trainer["limit_val_batches"], int) and trainer["limit_val_batches"] == 1),
-            "validation counts every example; hold fewer out with data.validation, or set 0 for none",
-        ),
-        "default_root_dir": (trainer["default_root_dir"] is not None, "the run folder is run_dir"),
-        "overfit_batches": (bool(trainer["overfit_batches"]), "name a small data source instead"),
-        "reload_dataloaders_every_n_epochs": (
-            bool(trainer["reload_dataloaders_every_n_epochs"]),
-            "every epoch has an order of its own already",
-        ),
-        "fast_dev_run": (bool(trainer["fast_dev_run"]), "it would leave what looks like a whole run; use max_steps"),
-        "limit_predict_batches": (
-            trainer["limit_predict_batches"] is not None,
-            "every prompt is answered; give a file with fewer prompts",
-        ),
-        "barebones": (bool(trainer["barebones"]), "a run without log, checkpoint and progress cannot be traced"),
-    }
-    for key, (is_refused, repair) in refused.items():
-        if is_refused:
-            raise UserError(f"trainer.{key}: {trainer[key]} is not possible; {repair}.")
-    strategy = trainer["strategy"]
-    named = strategy if isinstance(strategy, str) else strategy["class_path"].rpartition(".")[2]
-    if named not in STRATEGIES:
-        raise unknown_name("trainer.strategy", named, STRATEGIES, hint="'auto' is one device, or ddp on several.")
-    _check_accelerator(trainer["accelerator"])
-    if command == "fit":
-        _check_duration(trainer["max_epochs"], trainer["max_steps"])
-
-
-def _check_accelerator(name: Any) -> None:
-    import torch
-    from lightning.pytorch.accelerators import AcceleratorRegistry
-
-    known = ("auto", "gpu", *AcceleratorRegistry.available_accelerators())
-    if torch.backends.mps.is_available() and name in ("auto", "gpu", "mps"):
-        raise UserError(f"trainer.accelerator: '{name}' is mps here, which lacks the float64 of exact sums. Set cpu.")
-    if not isinstance(name, str) or name == "auto":
-        return
-    if name not in known:
-        raise unknown_name("trainer.accelerator", name, known)
-    if not (torch.cuda.is_available() if name == "gpu" else AcceleratorRegistry[name]["accelerator"].is_available()):
-        raise UserError(f"trainer.accelerator: '{name}', and torch finds none here. Set it to auto or cpu.")
-
-
-def _check_duration(max_epochs: int | None, max_steps: int) -> None:
-    """The schedule of the learning rate needs an end, and a run without a step is none."""
-    if max_steps != -1:
-        if max_steps < 1:
-            raise UserError(f"trainer.max_steps: {max_steps} is less than 1. Leave it out to train for max_epochs.")
-    elif max_epochs is None:
-        raise UserError("trainer.max_epochs: required, or trainer.max_steps: how long to train has no default.")
-    if max_epochs is not None and max_epochs < (-1 if max_steps != -1 else 1):
-        raise UserError(f"trainer.max_epochs: {max_epochs} is less than 1; the learning rate's schedule needs an end.")
-
-
 def _remove_unbegun(run: RunFolder, *, was_there: bool) -> None:
     """Remove what the logger opened if the model could not be built: a run begins with its manifest."""
     if not was_there and not run.manifest.is_file():
@@ -331,7 +247,39 @@ def hide_advice() -> None:
 
 
 def run(command: str, arguments: list[str]) -> None:
-    """Run `fit` or `validate`."""
+    """Run `fit` or `validate`.
+
+    Raises:
+        UserError: a wrong setting, or wrong data.
+    """
+    if has_stages(arguments):
+        if command != "fit":
+            raise UserError(
+                f"stages: a chain is trained with 'ift fit', which validates after every stage. To {command} one "
+                "stage, give the config.yaml in its run folder."
+            )
+        from ift.commands.stages import run_chain
+
+        run_chain(arguments)
+        return
+    cli, result = run_once(command, arguments)
+    if cli.trainer.is_global_zero and command == "fit":
+        print(f"run folder: {cli.run.root}\ntensorboard --logdir {cli.run.tensorboard}", file=sys.stderr)
+    elif cli.trainer.is_global_zero and result is not None:
+        print(json.dumps(asdict(result)))
+
+
+def prepare(command: str, arguments: list[str], *, tell: bool = True) -> TrainingCLI:
+    """Parse, build and check all that can be checked before weights are loaded; the data are prepared.
+
+    Args:
+        command: `fit` or `validate`.
+        arguments: of the command line.
+        tell: whether to print what was decided for the user.
+
+    Raises:
+        UserError: a wrong setting, or wrong data.
+    """
     hide_advice()
     cli = TrainingCLI(command, arguments)
     cli.model.check()
@@ -341,23 +289,33 @@ def run(command: str, arguments: list[str]) -> None:
     if command == "fit":
         cli.model.optimizer_traits.check_strategy("model.optimizer", cli.trainer)
     cli.datamodule.load()  # all mistakes in the data come before the weights, and before other processes wait
-    if is_first_process():
+    if tell and is_first_process():
         notes = [*cli.datamodule.notes(), *_optimizer_notes(cli), *cli.model.notes()]
         for line in filter(None, (*notes, cli.datamodule.rejected())):
             print(line, file=sys.stderr)
     _check_data(cli)
+    return cli
+
+
+def run_once(command: str, arguments: list[str], *, tell: bool = True) -> tuple[TrainingCLI, ValidationResult | None]:
+    """Train, or validate, once; arguments as of `prepare`.
+
+    Returns:
+        What did it, and the result of `validate`.
+
+    Raises:
+        UserError: a wrong setting, wrong data, or what only the loaded model can tell.
+    """
+    cli = prepare(command, arguments, tell=tell)
     checkpoint = str(cli.checkpoint) if cli.checkpoint is not None else None
     try:
         if command == "validate":
             cli.trainer.validate(cli.model, cli.datamodule, ckpt_path=checkpoint, weights_only=True, verbose=False)
-            if cli.trainer.is_global_zero and cli.model.validation_result is not None:
-                print(json.dumps(asdict(cli.model.validation_result)))
-            return
+            return cli, cli.model.validation_result
         cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=checkpoint, weights_only=True)
     except MisconfigurationException as error:
         raise UserError(f"trainer: {error}") from error
     finally:
         if command == "fit" and cli.trainer.is_global_zero:
             _remove_unbegun(cli.run, was_there=cli.begun_before)
-    if cli.trainer.is_global_zero:
-        print(f"run folder: {cli.run.root}\ntensorboard --logdir {cli.run.tensorboard}", file=sys.stderr)
+    return cli, None

@@ -128,14 +128,20 @@ def _load_trainable(model: Any, folder: Path) -> Any:
     config: Any = PeftConfig.from_pretrained(str(place))
     if not config.is_prompt_learning:
         return load_adapter(KEY, model, folder, trainable=True)
-    # PEFT keeps what the virtual tokens became, not the network that wrote them.
-    written = peft_type(config) not in ("PROMPT_TUNING", "PREFIX_TUNING") or getattr(config, "prefix_projection", False)
-    if written:
+    if not can_go_on(config):
         return load_adapter(KEY, model, folder)
     config.inference_mode = False
     wrapped = _wrap(model, config, seed=0)
     set_peft_model_state_dict(wrapped, load_peft_weights(str(place), device="cpu"))
     return wrapped
+
+
+def can_go_on(config: Any) -> bool:
+    """Return whether a saved adapter of this PEFT configuration can be trained further."""
+    if not config.is_prompt_learning:
+        return True
+    # PEFT keeps what the virtual tokens became, not the network that wrote them.
+    return peft_type(config) in ("PROMPT_TUNING", "PREFIX_TUNING") and not getattr(config, "prefix_projection", False)
 
 
 def empty_model(base: str) -> Any | None:

@@ -337,13 +337,14 @@ def lisa(num_layers: int = 2, period: int = 10) -> Method:
     return Method("lisa", SampledLayers(num_layers, period))
 
 
-def trained(folder: str) -> Method:
+def trained(folder: str, learning_rate_ratio: float = 1.0) -> Method:
     """An adapter that was trained before, to go on with.
 
     Args:
         folder: a run folder, or an adapter in PEFT's layout.
+        learning_rate_ratio: B's learning rate over A's, as of lora_plus; the adapter's folder does not know it.
     """
-    return Method("trained", Path(folder))
+    return Method("trained", Path(folder), learning_rate_ratio=learning_rate_ratio)
 
 
 def _lora(r: int, lora_alpha: float, lora_dropout: float, target_modules: Targets, **options: object) -> LoraConfig:

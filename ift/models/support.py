@@ -75,7 +75,7 @@ def entries_of(method: Method, config: Any) -> list[str]:
 
 def _variants(config: Any) -> list[str]:
     start = config.init_lora_weights
-    found = [re.sub(r"_\d+$", "", start)] if isinstance(start, str) else []
+    found = [re.sub(r"_\d+$", "", start.lower())] if isinstance(start, str) else []
     switches = {
         "dora": config.use_dora,
         "rslora": config.use_rslora,

@@ -16,8 +16,9 @@ from ift.data.encoding import IGNORE_INDEX, Example
 from ift.data.micro_batches import MicroBatch, collate
 from ift.errors import UserError
 from ift.inference.generation import Decoding, generate
-from ift.models.adapters import attach, changes_base, save_adapter, save_initial
+from ift.models.adapters import attach
 from ift.models.calling import calling_of
+from ift.models.initial_adapters import changes_base, save_adapter, save_initial
 from ift.models.loading import load_base_model, read_config
 from ift.models.mergeability import check_mergeable
 from ift.models.merging import merge

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from ift.commands import trainer
+from ift.commands import trainer_settings
 
 Config = Callable[..., Path]
 Refused = Callable[..., str]
@@ -82,6 +82,19 @@ def test_a_misspelt_key_is_refused_with_the_nearest(
 )
 def test_a_wrong_flag_is_refused(flags: list[str], message: str, config: Config, refused: Refused) -> None:
     assert message in refused("fit", "--config", config(), *flags)
+
+
+def test_an_overlay_may_name_another_class(config: Config, ift: Any, refused: Refused, tmp_path: Path) -> None:
+    """The settings of each file are those of the class that it names itself."""
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text("model: {adapter: {class_path: ia3}}\n", encoding="utf-8")
+    shown = ift("fit", "--config", config(), "--config", overlay, "--print_config")
+    assert shown.code == 0, shown.err
+    adapter = yaml.safe_load(shown.out)["model"]["adapter"]
+    assert adapter["class_path"].endswith(".ia3") and "r" not in adapter.get("init_args", {})
+    path = config(model=with_settings(lora_alfa=2))
+    said = refused("fit", "--config", path, "--config", overlay)
+    assert f"{path} line {line_of(path, 'lora_alfa')}: unknown key 'model.adapter.init_args.lora_alfa'" in said
 
 
 WRONG: list[tuple[dict[str, Any], str, str]] = [
@@ -250,7 +263,7 @@ def test_an_illegal_model_is_refused_before_weights_load(
 
 def test_every_rule_of_the_trainer_is_tested() -> None:
     """The list above and the rules must not part."""
-    source = Path(trainer.__file__).read_text(encoding="utf-8")
+    source = Path(trainer_settings.__file__).read_text(encoding="utf-8")
     rules = source[source.index("    refused = {") : source.index("for key, (is_refused, repair)")]
     named = {line.strip().split('"')[1] for line in rules.splitlines() if line.startswith('        "')}
     assert named <= {key for settings, _ in ILLEGAL for key in settings}
