@@ -32,6 +32,7 @@ from ift.data.order import IndexArray, Members, Mixing, Mixture, uses_per_epoch
 from ift.data.preparation import PreparationSettings, prepare
 from ift.data.row_conversations import checked_sources
 from ift.data.rows import Source
+from ift.data.step_loader import StepLoader
 from ift.data.steps import EpochSampler, Position, Step, StepPlan, TrainingSteps, ValidationSteps
 from ift.data.store import ExampleStore, first_prompts
 from ift.data.stream_steps import StoredPart, StreamSteps
@@ -46,10 +47,6 @@ from ift.data.streaming import (
 )
 from ift.data.templates import Template, resolve_template
 from ift.errors import UserError
-
-
-def _identity(step: Any) -> Any:
-    return step
 
 
 class InstructionDataModule(LightningDataModule):
@@ -67,7 +64,8 @@ class InstructionDataModule(LightningDataModule):
             never the result.
         template: name of a template (`ift/data/templates.yaml`), `tokenizer` (its own chat template), or a template
             written out.
-        template_options: variables that the tokenizer's own chat template reads, such as `enable_thinking: false`.
+        template_options: variables that the tokenizer's own chat template reads, such as `enable_thinking: false`;
+            and `date`, which one that prints the date of today prints instead, on every day.
         train_on: what the loss counts: `outputs` (every response), `last_output`, or `everything`.
         over_long: what becomes of examples beyond `max_length`: `drop`, `cut_start`, `cut_end` (tokens on that side),
             or `cut_turns` (the last turns); each is counted, and none is kept without a supervised token.
@@ -389,11 +387,4 @@ class InstructionDataModule(LightningDataModule):
         return StreamSteps(parts, shares, plan=self._plan(rank, world_size), num_steps=num_steps)
 
     def _loader(self, steps: Any, sampler: EpochSampler | None) -> DataLoader[Step]:
-        return DataLoader(
-            steps,
-            batch_size=None,
-            sampler=sampler,
-            collate_fn=_identity,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-        )
+        return StepLoader(steps, sampler, num_workers=self.num_workers)
