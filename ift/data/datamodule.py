@@ -286,6 +286,12 @@ class InstructionDataModule(LightningDataModule):
         """Return the files that hold the rejected rows, one JSON object per line."""
         return [store.rejects_path for store in self._stores]
 
+    @property
+    def num_rejected(self) -> int:
+        """Rows, or conversations of rows, that became no example so far: the lines of those files, and of streams."""
+        prepared = sum(counts.num_rejected for store in self._stores for counts in store.counts)
+        return prepared + sum(self.stream_counts.rejected.values())
+
     def removed_files(self) -> list[Path]:
         """Return the files that hold the rows which filters left out; none where there are no such rows."""
         stores = [store for store in self._stores if any(counts.num_removed for counts in store.counts)]
