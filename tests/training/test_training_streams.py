@@ -58,12 +58,11 @@ def test_rejected_rows_beyond_a_checkpoint_are_written_once(
     """Of the stream there are some before and some behind the checkpoint, of the prepared rows there is one."""
     rows = json.loads(rows_file.read_text(encoding="utf-8"))
     rows_file.write_text(json.dumps([*rows, {"instruction": "no output"}]), encoding="utf-8")
-    settings["checkpoint"]["every_n_train_steps"] = 8
     path = config("run", **settings)
     run = fit(path)
     whole = (run / "rejects.jsonl").read_bytes()
     assert len(whole.splitlines()) == 3
-    fit(path, "--ckpt_path", str(run / "checkpoints" / "step-00000008.ckpt"))
+    fit(path, "--ckpt_path", str(run / "checkpoints" / "step-00000004.ckpt"))
     assert (run / "rejects.jsonl").read_bytes() == whole
     assert [json.loads(line)["line"] for line in whole.splitlines()][1:] == [8, 8]
 
