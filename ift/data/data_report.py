@@ -65,6 +65,35 @@ def choose_held_out(asked: int | float, size: int, *, seed: int) -> IndexArray:
     return np.sort(Permutation(size, seed, 0x5EED)(np.arange(number)))
 
 
+def check_sizes(*, max_length: int, global_batch_size: int, micro_batch_tokens: int) -> None:
+    """Refuse sizes by which no step can be made.
+
+    Raises:
+        UserError: with the setting.
+    """
+    for name, value in (("max_length", max_length), ("global_batch_size", global_batch_size)):
+        if value < 1:
+            raise UserError(f"data.{name}: {value} is less than 1.")
+    if micro_batch_tokens < max_length:
+        raise UserError(
+            f"data.micro_batch_tokens: {micro_batch_tokens} is less than data.max_length {max_length}, so the "
+            f"longest example would not fit. Set it to {max_length} or more."
+        )
+
+
+def check_held_out(asked: int | float) -> None:
+    """Refuse what is neither a number of examples nor a share of them.
+
+    Raises:
+        UserError: with the setting.
+    """
+    if not (asked >= 1 if isinstance(asked, int) else 0 < asked < 1):
+        raise UserError(
+            f"data.validation: {asked} is neither a share between 0 and 1 (0.05), nor a number of examples "
+            "(200), nor a list of sources."
+        )
+
+
 def check_validation_sources(sources: Sequence[Source]) -> None:
     """Refuse keys that mean nothing for validation, which counts every example once.
 

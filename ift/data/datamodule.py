@@ -12,9 +12,11 @@ from torch.utils.data import DataLoader
 from ift.data.audit import audit, problems
 from ift.data.conversation import TrainOn
 from ift.data.data_report import (
+    check_held_out,
     check_members,
     check_not_empty,
     check_rejected,
+    check_sizes,
     check_uses,
     check_validation_sources,
     choose_held_out,
@@ -37,6 +39,7 @@ from ift.data.steps import EpochSampler, Position, Step, StepPlan, TrainingSteps
 from ift.data.store import ExampleStore, first_prompts
 from ift.data.stream_steps import StoredPart, StreamSteps
 from ift.data.streaming import (
+    Stream,
     StreamCounts,
     StreamSettings,
     check_streams,
@@ -107,25 +110,15 @@ class InstructionDataModule(LightningDataModule):
         super().__init__()
         if not sources:
             raise UserError("data.sources: the list is empty. Name at least one source with 'path' and 'layout'.")
-        for name, value in (("max_length", max_length), ("global_batch_size", global_batch_size)):
-            if value < 1:
-                raise UserError(f"data.{name}: {value} is less than 1.")
-        if micro_batch_tokens < max_length:
-            raise UserError(
-                f"data.micro_batch_tokens: {micro_batch_tokens} is less than data.max_length {max_length}, so the "
-                f"longest example would not fit. Set it to {max_length} or more."
-            )
+        check_sizes(max_length=max_length, global_batch_size=global_batch_size, micro_batch_tokens=micro_batch_tokens)
         if not 0 <= max_rejected <= 1:
             raise UserError(f"data.max_rejected: {max_rejected} is no share between 0 and 1.")
         self.sources = checked_sources("data.sources", sources)
         if isinstance(validation, list):
             validation = checked_sources("data.validation", validation)
             check_validation_sources(validation)
-        elif validation is not None and not (validation >= 1 if isinstance(validation, int) else 0 < validation < 1):
-            raise UserError(
-                f"data.validation: {validation} is neither a share between 0 and 1 (0.05), nor a number of examples "
-                "(200), nor a list of sources."
-            )
+        elif validation is not None:
+            check_held_out(validation)
         self.base, self.max_length = base, max_length
         self.global_batch_size, self.micro_batch_tokens = global_batch_size, micro_batch_tokens
         self.row_layout = row_layout
@@ -143,6 +136,7 @@ class InstructionDataModule(LightningDataModule):
         self.validation, self.max_rejected = validation, max_rejected
         self.cache_dir, self.num_workers, self.seed = Path(cache_dir).expanduser(), num_workers, seed
         self.position = Position()
+        self.streams: list[Stream] = []
         self.stream_counts = StreamCounts()
         self._stream_states: tuple[dict[str, Any] | None, ...] = (None,) * len(self.sources)
         self._loaded = False
@@ -171,7 +165,7 @@ class InstructionDataModule(LightningDataModule):
             self._validation_indices: IndexArray = np.arange(len(self._validation_store))
         else:
             self._validation_store, self._validation_indices = self.store, held_out
-        self._check_size()
+        self.check_size()
         self._loaded = True
 
     def setup(self, stage: str) -> None:
@@ -192,7 +186,9 @@ class InstructionDataModule(LightningDataModule):
             store = self._prepared("data.validation", self.validation)
             return store, np.arange(len(store))
         self.store = self._prepared("data.sources", [self.sources[number] for number in self.stored_numbers])
-        return self.store, self._held_out() if len(self.store) else np.zeros(0, dtype=np.int64)
+        held_out = self._held_out() if len(self.store) else np.zeros(0, dtype=np.int64)
+        self.members = self._members(held_out)
+        return self.store, held_out
 
     def problems(self) -> list[str]:
         """Return what makes it senseless to train on the data, one text each."""
@@ -354,7 +350,8 @@ class InstructionDataModule(LightningDataModule):
         )
         return Mixture(self.members, uses, self.seed)
 
-    def _check_size(self) -> None:
+    def check_size(self) -> None:
+        """Refuse sources of which nothing is left to train on, or too little for one step."""
         check_members(
             self.sources, dict(zip(self.stored_numbers, self.members, strict=True)), with_streams=bool(self.streams)
         )
