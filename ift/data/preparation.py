@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
@@ -244,7 +244,7 @@ class _Builder:
 
     def _removed_by(self, row: RawRow, conversation: Conversation, counts: SourceCounts) -> _Place | None:
         for one in self._filters:
-            reason = one.check(conversation, f"{row.file or counts.path} line {row.line}")
+            reason = one.check(conversation, f"{row.file or counts.path} {row.place}")
             if reason is not None:
                 return _Place(row, reason=reason, removed_by=one.name)
         return None
@@ -278,7 +278,7 @@ class _Builder:
         counts.add(outcome.batch, self._special)
 
     def _reject(self, row: RawRow, counts: SourceCounts, reason: Reason) -> None:
-        counts.reject(reason.kind, f"{row.file or counts.path} line {row.line}: {reason.text}")
+        counts.reject(reason.kind, f"{row.file or counts.path} {row.place}: {reason.text}")
         again, self._last_rejected = row is self._last_rejected, row
         _write_row(self._rejects, row, counts, kind=reason.kind, reason=reason.text, is_repeated=again)
 
@@ -292,9 +292,8 @@ def _write_row(
     file: TextIO, row: RawRow, counts: SourceCounts, *, kind: str, reason: str, is_repeated: bool = False
 ) -> None:
     """Write one line; a row that holds several conversations is written with the first of them only."""
-    described = asdict(Reject(row.file or counts.path, row.line, kind, reason, None)) | {
-        "row": None if is_repeated else row.value
-    }
+    reject = Reject.of(row._replace(value=None), counts.path, kind=kind, reason=reason)
+    described = reject.describe() | {"row": None if is_repeated else row.value}
     try:
         text = json.dumps(described, ensure_ascii=False, allow_nan=False, default=str)
     except (ValueError, RecursionError):  # nested too deeply, an integer with too many digits, or NaN, which is no JSON

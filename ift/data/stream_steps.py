@@ -89,14 +89,14 @@ class StreamedPart:
                         raise conversation
                     rendered.append(self._encoder.template.render(self._length.supervised(conversation)))
                 except RowError as error:
-                    rejected.append(Reject(row.file, row.line, str(error), str(error), row.value))
+                    rejected.append(Reject.of(row, self._name, kind=str(error), reason=str(error)))
                     continue
                 conversations.append(conversation)
                 rows.append(row)
         outcome = self._length.apply(self._encoder.encode_batch(rendered), conversations)
         for number, reason in outcome.rejected.items():
             row = rows[number]
-            rejected.append(Reject(row.file, row.line, reason.kind, reason.text, row.value))
+            rejected.append(Reject.of(row, self._name, kind=reason.kind, reason=reason.text))
         return self._encoder.examples(outcome.batch, source=self._name), rejected
 
     def state(self) -> dict[str, Any]:

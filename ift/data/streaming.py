@@ -62,7 +62,7 @@ def try_stream(number: int, source: Source, encoder: Encoder, length: LengthPoli
             rendered.append(encoder.template.render(length.supervised(conversation)))
             conversations.append(conversation)
         except RowError as error:
-            counts.reject(str(error), f"{source.path} line {row.line}: {error}")
+            counts.reject(str(error), f"{row.file or source.path} {row.place}: {error}")
     outcome = length.apply(encoder.encode_batch(rendered), conversations)
     for reason in outcome.rejected.values():
         counts.reject(reason.kind, f"{source.path}: {reason.text}")

@@ -113,7 +113,7 @@ class PromptDataModule(LightningDataModule):
     def _read(self) -> Iterator[Prompt]:
         seen: set[str] = set()
         for number, row in enumerate(read_rows(self.source)):
-            place = f"data.path: {self.source.path} line {row.line}"
+            place = f"data.path: {self.source.path} {row.place}"
             try:
                 prompt = self._prompt(row, number)
             except RowError as error:

@@ -86,7 +86,7 @@ class RunFolderWriter(Callback):
         if trainer.is_global_zero and batch.progress is not None and batch.progress.rejected:
             with self._run.rejects.open("a", encoding="utf-8", errors="backslashreplace") as file:
                 for _, reject in batch.progress.rejected:
-                    file.write(json.dumps(asdict(reject), ensure_ascii=False, default=str) + "\n")
+                    file.write(json.dumps(reject.describe(), ensure_ascii=False, default=str) + "\n")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the result."""
