@@ -21,6 +21,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
+import numpy as np
+
 from ift.data.conversation import Conversation, TrainOn
 from ift.data.counts import SourceCounts, SpecialTokens
 from ift.data.encoding import EncodedBatch, Encoder, tokenizer_hash
@@ -157,10 +159,8 @@ class _Place:
 
     row: RawRow
     conversation: Conversation | None = None
-    """On its way to an example; `None` where it is left out."""
+    """On its way to an example; `None` where it cannot be used."""
     reason: str = ""
-    removed_by: str = ""
-    """Name of the filter that left it out; empty where it cannot be used."""
 
 
 class _Builder:
@@ -231,10 +231,6 @@ class _Builder:
                 try:
                     if isinstance(conversation, RowError):
                         raise conversation
-                    removed = self._removed_by(row, conversation, counts) if self._filters else None
-                    if removed is not None:
-                        places.append(removed)
-                        continue
                     rendered.append(render(supervised(conversation)))
                     places.append(_Place(row, conversation))
                 except RowError as error:
@@ -242,40 +238,40 @@ class _Builder:
         counts.rows += len(rows)
         return places, rendered
 
-    def _removed_by(self, row: RawRow, conversation: Conversation, counts: SourceCounts) -> _Place | None:
+    def _is_removed(self, row: RawRow, conversation: Conversation, counts: SourceCounts) -> bool:
+        """Whether a filter leaves out a conversation that can be used; only such ones stay for others to equal."""
         for one in self._filters:
             reason = one.check(conversation, f"{row.file or counts.path} {row.place}")
             if reason is not None:
-                return _Place(row, reason=reason, removed_by=one.name)
-        return None
+                counts.remove(one.name)
+                again, self._last_removed = row is self._last_removed, row
+                _write_row(self._removed, row, counts, kind=one.name, reason=reason, is_repeated=again)
+                return True
+        return False
 
     def _write(self, places: list[_Place], encoded: Future[EncodedBatch], *, counts: SourceCounts, index: int) -> None:
         """Write a batch's examples, and in the order of the rows what became none."""
         conversations = [place.conversation for place in places if place.conversation is not None]
         outcome = self._length.apply(encoded.result(), conversations)
         kept: list[RawRow] = []
+        stays: list[bool] = []
         number = -1
         for place in places:
-            if place.removed_by:
-                counts.remove(place.removed_by)
-                again = place.row is self._last_removed
-                self._last_removed = place.row
-                _write_row(
-                    self._removed, place.row, counts, kind=place.removed_by, reason=place.reason, is_repeated=again
-                )
-                continue
             if place.conversation is None:
                 self._reject(place.row, counts, Reason(place.reason, place.reason))
                 continue
             number += 1
             if number in outcome.rejected:
                 self._reject(place.row, counts, outcome.rejected[number])
-            else:
+                continue
+            stays.append(not self._is_removed(place.row, place.conversation, counts))
+            if stays[-1]:
                 kept.append(place.row)
+                counts.cut += number in outcome.cut
+        batch = outcome.batch if all(stays) else outcome.batch.take(np.array(stays))
         files = [self._files.setdefault(row.file or counts.path, len(self._files)) for row in kept]
-        self._sink.add(outcome.batch, source=index, files=files, lines=[row.line for row in kept])
-        counts.cut += outcome.num_cut
-        counts.add(outcome.batch, self._special)
+        self._sink.add(batch, source=index, files=files, lines=[row.line for row in kept])
+        counts.add(batch, self._special)
 
     def _reject(self, row: RawRow, counts: SourceCounts, reason: Reason) -> None:
         counts.reject(reason.kind, f"{row.file or counts.path} {row.place}: {reason.text}")
