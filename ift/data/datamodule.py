@@ -232,7 +232,7 @@ class InstructionDataModule(LightningDataModule):
 
     def validation_prompts(self, number: int) -> list[tuple[list[int], list[int]]]:
         """Return `(prompt ids, response ids)` of the first validation examples that have a prompt."""
-        return first_prompts(self._validation_store, self._validation_indices, number)
+        return first_prompts(self._validation_store, self._validation_indices, number, opening=self.encoder.opening_ids)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position in the data."""
