@@ -20,6 +20,11 @@ def num_outcomes(counts: SourceCounts) -> int:
     return counts.examples + counts.num_rejected + counts.num_removed
 
 
+def counted_as(counts: Sequence[SourceCounts]) -> str:
+    """Return what `num_outcomes` counts: rows, or conversations where rows hold several."""
+    return "rows" if sum(map(num_outcomes, counts)) == sum(one.rows for one in counts) else "conversations"
+
+
 def check_rejected(key: str, store: ExampleStore, *, max_rejected: float) -> None:
     """Refuse a store of which too many rows cannot be used.
 
@@ -30,8 +35,8 @@ def check_rejected(key: str, store: ExampleStore, *, max_rejected: float) -> Non
     rejected = sum(counts.num_rejected for counts in store.counts)
     if rejected > max_rejected * everything:
         raise UserError(
-            f"{key}: {rejected} of {everything} rows cannot be used, more than data.max_rejected {max_rejected:g} "
-            f"allows:\n{reject_report(store.counts)}\nAll of them: {store.rejects_path}\n"
+            f"{key}: {rejected} of {everything} {counted_as(store.counts)} cannot be used, more than data.max_rejected "
+            f"{max_rejected:g} allows:\n{reject_report(store.counts)}\nAll of them: {store.rejects_path}\n"
             "Mend the rows or their layout, or raise data.max_rejected (and data.max_length where rows are long)."
         )
 
@@ -173,7 +178,7 @@ def rejected_text(stores: Sequence[ExampleStore]) -> str:
     if not counts:
         return ""
     number, everything = sum(one.num_rejected for one in counts), sum(map(num_outcomes, counts))
-    return f"{number} of {everything} rows cannot be used and are left out:\n{reject_report(counts)}"
+    return f"{number} of {everything} {counted_as(counts)} cannot be used and are left out:\n{reject_report(counts)}"
 
 
 def source_notes(stores: Sequence[ExampleStore], *, max_length: int) -> list[str]:

@@ -46,7 +46,10 @@ class FilterSettings:
 
     def describe(self, hashes: Path) -> dict[str, Any]:
         """Return plain values that decide the outcome, without reading an unchanged file again."""
-        contents = [content_hash(Source(path), hashes=hashes) for path in self.benchmarks]
+        contents = [
+            content_hash(Source(path), key=f"data.benchmarks[{number}]", hashes=hashes)
+            for number, path in enumerate(self.benchmarks)
+        ]
         return {"deduplicate": self.deduplicate, "benchmarks": contents}
 
     def build(self) -> list[ConversationFilter]:

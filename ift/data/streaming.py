@@ -197,8 +197,9 @@ class StreamCounts:
         if sum(self.rows) >= _ROWS_BEFORE_LIMIT and number > max_rejected * everything:
             reasons = sorted(self.rejected.items(), key=lambda item: -item[1])[:5]
             told = "\n".join(f"  {times} x {reason}" for reason, times in reasons)
+            unit = "rows" if everything == sum(self.rows) else "conversations"
             raise UserError(
-                f"data.sources: {number} of {everything} rows of the streams cannot be used, more than "
+                f"data.sources: {number} of {everything} {unit} of the streams cannot be used, more than "
                 f"data.max_rejected {max_rejected:g} allows:\n{told}\nMend the rows or their layout, or raise "
                 "data.max_rejected."
             )

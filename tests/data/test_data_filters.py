@@ -10,7 +10,9 @@ from tiny import make_rows, write_json
 
 from ift.cli import main
 from ift.data.datamodule import InstructionDataModule
+from ift.data.filters import FilterSettings
 from ift.data.rows import Source
+from ift.errors import UserError
 
 LONG = "Explain why the river runs past the old stone mill and the green lamp near the bridge of the town"
 
@@ -133,3 +135,11 @@ def test_what_is_cut_and_then_left_out_is_not_counted_as_cut(base: Path, tmp_pat
     lengths = [len(data.store[index].input_ids) for index in range(len(data.store))]
     assert data.store.counts[0].cut == lengths.count(256) == 1 and len(data.store) == 9
     assert data.store.counts[0].removed == {"duplicate": 1}
+
+
+def test_a_benchmark_that_cannot_be_had_is_named_as_in_the_configuration(tmp_path: Path) -> None:
+    good = tmp_path / "good.jsonl"
+    good.write_text('{"question": "a"}\n', encoding="utf-8")
+    settings = FilterSettings(benchmarks=(str(good), "owner/no_such_benchmark"))
+    with pytest.raises(UserError, match=r"^data\.benchmarks\[1\]\.path: no file 'owner/no_such_benchmark'"):
+        settings.describe(tmp_path / "hashes")
