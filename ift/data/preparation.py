@@ -27,12 +27,12 @@ from ift.data.conversation import Conversation, TrainOn
 from ift.data.counts import SourceCounts, SpecialTokens
 from ift.data.encoding import EncodedBatch, Encoder, tokenizer_hash
 from ift.data.filters import NO_FILTERS, FilterSettings
-from ift.data.layouts import RowError, RowFunction
+from ift.data.layouts import RowFunction
 from ift.data.length import LengthPolicy, OverLong, Reason
-from ift.data.row_conversations import Reject, resolve_source, to_conversations
+from ift.data.rendered_rows import RenderedRow, render_rows
+from ift.data.row_conversations import Reject, resolve_source
 from ift.data.rows import RawRow, Source, content_hash, read_rows
 from ift.data.store import ExampleSink
-from ift.data.templates import Segment
 from ift.errors import UserError
 
 _BATCH_CONVERSATIONS = 1000
@@ -153,16 +153,6 @@ def _few_collections() -> Iterator[None]:
             gc.enable()
 
 
-@dataclass(frozen=True)
-class _Place:
-    """A conversation of a row and what has been decided of it."""
-
-    row: RawRow
-    conversation: Conversation | None = None
-    """On its way to an example; `None` where it cannot be used."""
-    reason: str = ""
-
-
 class _Builder:
     """Builds one store. Rendering and writing happen here, while another thread tokenizes."""
 
@@ -203,14 +193,16 @@ class _Builder:
     def _build_source(
         self, source: Source, function: RowFunction, counts: SourceCounts, *, index: int, key: str
     ) -> None:
-        waiting: deque[tuple[list[_Place], Future[EncodedBatch]]] = deque()
+        waiting: deque[tuple[list[RenderedRow], Future[EncodedBatch]]] = deque()
         rows_left = _with_progress(read_rows(source, key=key), source.path)
         size, number = _FIRST_ROWS, 0
         while rows := list(islice(rows_left, size)):
             number += 1
             if number % _BATCHES_BETWEEN_COLLECTIONS == 0:
                 gc.collect(1)
-            places, rendered = self._render(rows, function, counts)
+            places = list(render_rows(rows, function, encoder=self._encoder, length=self._length))
+            counts.rows += len(rows)
+            rendered = [place.segments for place in places if place.conversation is not None]
             # Rows may hold thousands of conversations, and memory must stay flat.
             size = max(1, min(_BATCH_CONVERSATIONS, _BATCH_CONVERSATIONS * len(rows) // max(1, len(places))))
             waiting.append((places, self._threads.submit(self._encoder.encode_batch, rendered)))
@@ -218,25 +210,6 @@ class _Builder:
                 self._write(*waiting.popleft(), counts=counts, index=index)
         while waiting:
             self._write(*waiting.popleft(), counts=counts, index=index)
-
-    def _render(
-        self, rows: list[RawRow], function: RowFunction, counts: SourceCounts
-    ) -> tuple[list[_Place], list[list[Segment]]]:
-        """Return what is decided of every conversation, and the segments of those that go on."""
-        places: list[_Place] = []
-        rendered: list[list[Segment]] = []
-        render, supervised = self._encoder.template.render, self._length.supervised
-        for row in rows:
-            for conversation in to_conversations(row, function, needs_response=True):
-                try:
-                    if isinstance(conversation, RowError):
-                        raise conversation
-                    rendered.append(render(supervised(conversation)))
-                    places.append(_Place(row, conversation))
-                except RowError as error:
-                    places.append(_Place(row, reason=str(error)))
-        counts.rows += len(rows)
-        return places, rendered
 
     def _is_removed(self, row: RawRow, conversation: Conversation, counts: SourceCounts) -> bool:
         """Whether a filter leaves out a conversation that can be used; only such ones stay for others to equal."""
@@ -249,7 +222,9 @@ class _Builder:
                 return True
         return False
 
-    def _write(self, places: list[_Place], encoded: Future[EncodedBatch], *, counts: SourceCounts, index: int) -> None:
+    def _write(
+        self, places: list[RenderedRow], encoded: Future[EncodedBatch], *, counts: SourceCounts, index: int
+    ) -> None:
         """Write a batch's examples, and in the order of the rows what became none."""
         conversations = [place.conversation for place in places if place.conversation is not None]
         outcome = self._length.apply(encoded.result(), conversations)
