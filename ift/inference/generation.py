@@ -79,6 +79,20 @@ def generate(
         stop_token_ids: any of them ends a response.
         pad_token_id: for padding; masked by position, so any id serves.
     """
+    if not calling_of(model).reads_prompts:
+        return _generate(model, prompts, decoding, stop_token_ids, pad_token_id)
+    responses: dict[int, Generated] = {}
+    for length in sorted({len(prompt) for prompt in prompts}):
+        numbers = [number for number, prompt in enumerate(prompts) if len(prompt) == length]
+        alike = [prompts[number] for number in numbers]
+        answers = _generate(model, alike, decoding, stop_token_ids, pad_token_id)
+        responses |= dict(zip(numbers, answers, strict=True))
+    return [responses[number] for number in range(len(prompts))]
+
+
+def _generate(
+    model: Any, prompts: Sequence[list[int]], decoding: Decoding, stop_token_ids: list[int], pad_token_id: int
+) -> list[Generated]:
     from transformers import GenerationConfig
 
     longest = max(len(prompt) for prompt in prompts)
@@ -95,6 +109,7 @@ def generate(
         input_ids=input_ids.to(model.device),
         attention_mask=attention_mask.to(model.device),
         generation_config=config,
+        **calling_of(model).task(len(prompts), model.device),
     )
     return [_until_stop(row, stop_token_ids) for row in output[:, longest:].tolist()]
 

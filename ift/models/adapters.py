@@ -12,6 +12,7 @@ from peft import (
     LoraConfig,
     PeftConfig,
     TaskType,
+    XLoraConfig,
     get_peft_model,
     load_peft_weights,
     set_peft_model_state_dict,
@@ -30,8 +31,14 @@ KEY = "model.adapter"
 _CHANGE_THE_BASE = ("pissa", "olora", "corda", "lora_ga")
 """Beginnings of LoRA's `init_lora_weights` that subtract the adapter's first value from the base model's weights."""
 
+_REFUSALS = (
+    *(AssertionError, AttributeError, ImportError, LookupError, NotImplementedError, RuntimeError, TypeError),
+    ValueError,
+)
+"""What PEFT raises where a method does not fit a model."""
 
-def attach(model: Any, method: Method, *, seed: int, num_steps: int | None) -> Any:
+
+def attach(model: Any, method: Method, *, seed: int, num_steps: int | None, training: bool = False) -> Any:
     """Make exactly what a method trains trainable.
 
     Args:
@@ -39,18 +46,24 @@ def attach(model: Any, method: Method, *, seed: int, num_steps: int | None) -> A
         method: a fresh adapter, one to go on with, or weights of the base model.
         seed: for the adapter's initial weights, the same on every rank.
         num_steps: optimizer steps of the whole run, where known.
+        training: whether there will be steps.
 
     Returns:
         The model itself, or a `peft.PeftModel` around it.
 
     Raises:
-        UserError: the method does not fit this model.
+        UserError: the method does not fit this model, or needs the number of steps.
     """
     if isinstance(method.config, BaseWeights):
         select(model, method.config)
         return model
     if isinstance(method.config, Path):
         return _load_trainable(model, method.config)
+    if num_steps is None and training and isinstance(method.config, AdaLoraConfig):
+        raise UserError(
+            f"{KEY}: AdaLoRA deals out its ranks over all steps, and how many there are is not known with streams. Set "
+            "trainer.max_steps."
+        )
     return _wrap(model, resolved(method, model, num_steps=num_steps), seed=seed)
 
 
@@ -88,9 +101,20 @@ def _set_duration(config: AdaLoraConfig, method: Method, num_steps: int) -> None
 def _wrap(model: Any, config: PeftConfig, *, seed: int) -> Any:
     torch.manual_seed(seed)
     name = type(config).__name__
+    if isinstance(config, XLoraConfig):
+        model.config.use_cache = False  # it mixes its adapters anew for each token, and refuses models that cache
     try:
         wrapped = get_peft_model(model, config)
-    except (ValueError, TypeError, KeyError, AssertionError, ImportError, NotImplementedError, RuntimeError) as error:
+    except (
+        ArithmeticError,
+        AssertionError,
+        AttributeError,
+        ImportError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
         reason = " ".join(str(error).split())[:400]
         raise UserError(f"{KEY}: {name} cannot be applied to this model: {reason}") from error
     check_tied(wrapped)

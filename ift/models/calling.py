@@ -22,6 +22,9 @@ class Calling:
     same without, only slower."""
     num_virtual_tokens: int = 0
     """Positions that a prompt method puts before the text, and that have logits, too."""
+    reads_prompts: bool = False
+    """Whether trained positions or keys stand before the text, so that padding on the left would lie between the two;
+    PEFT and models with a sliding window then count positions wrongly."""
     names_task: bool = False
     """Whether the adapter is one of several tasks; here there is one."""
 
@@ -33,13 +36,16 @@ class Calling:
             inputs: for its forward, `input_ids` among them.
             keep: positions of the text, bool `(batch, length)`.
         """
-        if self.names_task:
-            inputs = {**inputs, "task_ids": keep.new_zeros(len(keep), dtype=torch.int64)}
+        inputs = {**inputs, **self.task(len(keep), keep.device)}
         if self.keep_only:
             kept = model(**inputs, logits_to_keep=F.pad(keep, (self.num_virtual_tokens, 0))).logits
         else:
             kept = model(**inputs).logits[:, self.num_virtual_tokens :][keep]
         return cast(torch.Tensor, kept.view(-1, kept.shape[-1]))
+
+    def task(self, rows: int, device: Any) -> dict[str, torch.Tensor]:
+        """Return what names the task of each row, where the adapter asks for it."""
+        return {"task_ids": torch.zeros(rows, dtype=torch.int64, device=device)} if self.names_task else {}
 
 
 def calling_of(model: Any) -> Calling:
@@ -53,4 +59,9 @@ def calling_of(model: Any) -> Calling:
     kind = peft_type(config)
     # Prefixes of keys and values have no positions of their own among the logits.
     before = config.num_virtual_tokens if config.is_prompt_learning and kind not in _KEYS_AND_VALUES else 0
-    return Calling(keep_only, before, names_task=kind in ("POLY", "MULTITASK_PROMPT_TUNING"))
+    return Calling(
+        keep_only,
+        before,
+        reads_prompts=config.is_prompt_learning,
+        names_task=kind in ("POLY", "MULTITASK_PROMPT_TUNING"),
+    )
