@@ -50,7 +50,7 @@ class FilterSettings:
             content_hash(Source(path), key=f"data.benchmarks[{number}]", hashes=hashes)
             for number, path in enumerate(self.benchmarks)
         ]
-        return {"deduplicate": self.deduplicate, "benchmarks": contents}
+        return {"duplicates": [dict(one.describe()) for one in self._duplicates()], "benchmarks": contents}
 
     def build(self) -> list[ConversationFilter]:
         """Return fresh filters: they remember what they have seen."""
@@ -61,13 +61,14 @@ class FilterSettings:
 
             index = index_benchmarks([Source(path) for path in self.benchmarks], key="data.benchmarks")
             filters.append(ContaminationFilter(index))
-        if self.deduplicate != "none":
-            from ift.data.duplicates import ExactDuplicates, NearDuplicates
+        return filters + self._duplicates()
 
-            filters.append(ExactDuplicates())
-            if self.deduplicate == "near":
-                filters.append(NearDuplicates())
-        return filters
+    def _duplicates(self) -> list[ConversationFilter]:
+        if self.deduplicate == "none":
+            return []
+        from ift.data.duplicates import ExactDuplicates, NearDuplicates
+
+        return [ExactDuplicates()] if self.deduplicate == "exact" else [ExactDuplicates(), NearDuplicates()]
 
 
 NO_FILTERS = FilterSettings()

@@ -1,5 +1,6 @@
 """Left out on purpose: duplicates and what overlaps with a benchmark, counted and kept in a file."""
 
+import importlib.metadata
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -143,3 +144,13 @@ def test_a_benchmark_that_cannot_be_had_is_named_as_in_the_configuration(tmp_pat
     settings = FilterSettings(benchmarks=(str(good), "owner/no_such_benchmark"))
     with pytest.raises(UserError, match=r"^data\.benchmarks\[1\]\.path: no file 'owner/no_such_benchmark'"):
         settings.describe(tmp_path / "hashes")
+
+
+def test_what_decides_the_filters_is_what_they_say_of_themselves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So another version of the package that makes the sketches is another store."""
+    before = FilterSettings("near").describe(tmp_path)
+    assert before != FilterSettings("exact").describe(tmp_path) != FilterSettings().describe(tmp_path)
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.0")
+    assert FilterSettings("near").describe(tmp_path) != before
