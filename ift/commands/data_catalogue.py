@@ -5,43 +5,16 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from ift.commands.catalogue_chart import draw_png, draw_svg
 from ift.commands.catalogue_text import entry, table
+from ift.commands.option_parser import OptionParser
 from ift.data.catalogue import CatalogueFilter, find_collection, load_catalogue, select
 from ift.data.catalogue_schema import GENERATIONS, LANGUAGES, TASKS, Collection
 from ift.errors import UserError, unknown_name
 
 _LICENCES = {"commercial": "yes", "non-commercial": "no", "unclear": "unclear"}
-
-
-class _Parser(argparse.ArgumentParser):
-    """Argparse whose errors are this project's: one sentence, the nearest option, no usage dump."""
-
-    def __init__(self, subcommand: str, description: str) -> None:
-        super().__init__(
-            prog=f"ift data {subcommand}", description=description, add_help=False, allow_abbrev=False, usage=None
-        )
-        self.subcommand = subcommand
-        self.add_argument("-h", "--help", action="store_true", help="show this text and stop")
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"data {self.subcommand}: {message}. See `ift data {self.subcommand} --help`.")
-
-    def parse(self, arguments: Sequence[str]) -> argparse.Namespace | None:
-        """Return the options, or `None` where help was asked for and has been shown."""
-        if {"-h", "--help"} & set(arguments):
-            self.print_help()
-            return None
-        options, unknown = self.parse_known_args(arguments)
-        for argument in unknown:
-            if argument.startswith("-"):
-                known = [option for option in self._option_string_actions if option.startswith("--")]
-                raise unknown_name(f"data {self.subcommand}", argument.partition("=")[0], known)
-        if unknown:
-            self.error(f"unexpected '{unknown[0]}'")
-        return options
 
 
 def run(subcommand: str, arguments: list[str]) -> None:
@@ -55,12 +28,11 @@ def run(subcommand: str, arguments: list[str]) -> None:
 
 
 def _list(arguments: list[str]) -> None:
-    parser = _Parser("list", "List the catalogue of instruction collections.")
+    parser = OptionParser("ift data list", "List the catalogue of instruction collections.")
     _add_filters(parser)
     parser.add_argument("--sort", metavar="ORDER", default="name", help="name (the default) or records, largest first")
     parser.add_argument("--json", action="store_true", help="all facts of each collection as JSON instead of a table")
-    if (options := parser.parse(arguments)) is None:
-        return
+    options = parser.parse(arguments)
     _choice("--sort", options.sort, {"name": "", "records": ""})
     collections = list(select(load_catalogue(), _filter(options)))
     if options.sort == "records":
@@ -69,21 +41,19 @@ def _list(arguments: list[str]) -> None:
 
 
 def _show(arguments: list[str]) -> None:
-    parser = _Parser("show", "Show all that the catalogue knows of one collection.")
+    parser = OptionParser("ift data show", "Show all that the catalogue knows of one collection.")
     parser.add_argument("name", metavar="NAME", nargs="?", help="its name, as `ift data list` shows it")
-    if (options := parser.parse(arguments)) is None:
-        return
+    options = parser.parse(arguments)
     if options.name is None:
         parser.error("needs a NAME; `ift data list` shows them")
     print(entry(find_collection("data show", options.name)))
 
 
 def _chart(arguments: list[str]) -> None:
-    parser = _Parser("chart", "Draw the number of records of the collections, on a logarithmic scale.")
+    parser = OptionParser("ift data chart", "Draw the number of records of the collections, on a logarithmic scale.")
     parser.add_argument("--output", metavar="FILE", help="image to write: .svg, or .png where matplotlib is installed")
     _add_filters(parser)
-    if (options := parser.parse(arguments)) is None:
-        return
+    options = parser.parse(arguments)
     if options.output is None:
         parser.error("needs --output FILE.svg or FILE.png")
     path = Path(options.output)
@@ -99,7 +69,7 @@ def _chart(arguments: list[str]) -> None:
     print(f"{path}: {len(sized)} collections drawn, {len(collections) - len(sized)} of unknown size named below them")
 
 
-def _add_filters(parser: _Parser) -> None:
+def _add_filters(parser: OptionParser) -> None:
     filters = parser.add_argument_group("filters")
     filters.add_argument("--lang", metavar="TAG", help=_tags(LANGUAGES))
     filters.add_argument("--task", metavar="TAG", help=_tags(TASKS))

@@ -49,7 +49,7 @@ class ContaminationJudge:
         self._report.add(source.path, row.line, overlaps=overlaps)
         self._write({"file": source.path, "line": row.line, "items": [self._item(overlap) for overlap in overlaps]})
         reason = self._filter.reason(overlaps)
-        return Reject(row.file or source.path, row.line, self._filter.name, reason, row.value) if reason else None
+        return Reject.of(row, source.path, kind=self._filter.name, reason=reason) if reason else None
 
     def _merged(self, found: Sequence[Sequence[Overlap]]) -> list[Overlap]:
         """Return one overlap for each item, of all conversations of a row."""

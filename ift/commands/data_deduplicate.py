@@ -31,12 +31,12 @@ class DuplicateJudge:
 
     def __call__(self, conversations: Sequence[Conversation], row: RawRow, source: Source) -> Reject | None:
         """Return why a row is left out, or `None`."""
-        place = f"{source.path} line {row.line}"
+        place = f"{row.file or source.path} {row.place}"
         found = [self._reason(conversation, place) for conversation in conversations]
         reasons = [one for one in found if one is not None]
         if len(reasons) == len(found):
             kind, reason = reasons[0]
-            return Reject(row.file or source.path, row.line, kind, reason, row.value)
+            return Reject.of(row, source.path, kind=kind, reason=reason)
         self.partly.update(kind for kind, _ in reasons)
         return None
 

@@ -25,7 +25,8 @@ def run(subcommand: str, arguments: list[str]) -> None:
     """Show the examples and the audit.
 
     Raises:
-        UserError: a wrong option or setting, data that cannot be read, or a page that exists.
+        UserError: a wrong option or setting, data that cannot be read, or a page that exists; and, after all is shown,
+            data on which no run can be trained.
     """
     parser = _parser(subcommand)
     given, rest = parser.parse_known_args(arguments)
@@ -42,6 +43,8 @@ def run(subcommand: str, arguments: list[str]) -> None:
 
         write_page(page, inspected, shown)
         print(f"page: {page}", file=sys.stderr)
+    if number := len(inspected.problems):
+        raise UserError(f"{inspected.key}: {number} of the above make it impossible to train on these data; mend them.")
 
 
 def _parser(subcommand: str) -> OptionParser:

@@ -1,6 +1,6 @@
 """What `ift data inspect` looks at: a run's prepared data, their audit, and examples as pieces of text."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +9,7 @@ import numpy as np
 from ift.commands.audit_numbers import describe_layout, number, percent
 from ift.commands.token_view import Piece, pieces
 from ift.data.audit import Audit, audit, problems
+from ift.data.data_report import check_not_empty, check_rejected
 from ift.data.datamodule import InstructionDataModule
 from ift.data.store import ExampleStore
 from ift.errors import UserError
@@ -26,7 +27,7 @@ class Inspection:
     """Indices of the examples that validation uses."""
     audit: Audit
     problems: tuple[str, ...]
-    """What makes it senseless to train on them."""
+    """What makes it senseless or impossible to train on them; `ift fit` refuses each."""
 
     @property
     def row_files(self) -> dict[str, Path]:
@@ -75,8 +76,24 @@ def inspect(data: InstructionDataModule, *, validation: bool) -> Inspection:
     store, held_out = data.look(validation=validation)
     audited = audit(store)
     numbers = data.stored_numbers if key == "data.sources" else None
-    found = tuple(problems(audited, key, numbers=numbers))
-    return Inspection(data, key, store, frozenset(held_out.tolist()), audited, found)
+    found = problems(audited, key, numbers=numbers)
+    return Inspection(data, key, store, frozenset(held_out.tolist()), audited, (*found, *_refusals(data, key, store)))
+
+
+def _refusals(data: InstructionDataModule, key: str, store: ExampleStore) -> list[str]:
+    """Return for what else `ift fit` would refuse the data."""
+    checks: list[Callable[[], None]] = [lambda: check_rejected(key, store, max_rejected=data.max_rejected)]
+    if not len(store):
+        checks.append(lambda: check_not_empty(key, store))
+    elif key == "data.sources":
+        checks.append(data.check_size)
+    found = []
+    for check in checks:
+        try:
+            check()
+        except UserError as error:
+            found.append(str(error))
+    return found
 
 
 def show(inspected: Inspection, index: int) -> Shown:

@@ -18,7 +18,6 @@ from ift.artifacts import RunFolder
 from ift.commands.trainer import IftCLI, is_first_process
 from ift.commands.trainer_settings import check_trainer
 from ift.data.encoding import tokenizer_hash
-from ift.data.rows import content_hash
 from ift.errors import UserError
 from ift.inference.module import PredictionModule
 from ift.inference.prediction_folder import PredictionFolder, PredictionWriter
@@ -105,7 +104,7 @@ class PredictCLI(IftCLI):
         adapter = self.config["model"]["adapter"]
         quantization = self.model.quantization
         identity = {
-            "prompts": content_hash(self.datamodule.source),
+            "prompts": self.datamodule.digest,
             "layout": self.datamodule.source.layout,
             "base": hub.fingerprint(self.config["model"]["base"]),
             "adapter": _adapter_hash(Path(adapter)) if adapter else None,

@@ -6,7 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -128,13 +128,13 @@ def sift(sources: Sequence[Source], judge: Judge, *, keep: Write, remove: Write)
             if usable:
                 reject = judge(usable, row, source)
             else:
-                reject = Reject(row.file or source.path, row.line, UNREADABLE, str(given[0]), row.value)
+                reject = Reject.of(row, source.path, kind=UNREADABLE, reason=str(given[0]))
             counts.rows += 1
             if reject is None:
                 counts.kept += 1
                 keep(row.value)
             else:
                 counts.removed[reject.kind] += 1
-                remove(asdict(reject))
+                remove(reject.describe())
         all_counts.append(counts)
     return all_counts

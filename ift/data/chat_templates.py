@@ -6,8 +6,10 @@ the fixed parts give; else the template does something with the texts that canno
 with that reason. Mere blanks around a response (Llama 2) are left out, so that the response is what the row says.
 """
 
+import json
 import re
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from typing import Any
 
 from ift.data.chat_structure import ChatMessage, Structure, find_structure
@@ -18,6 +20,11 @@ from ift.errors import UserError
 
 _THINKING = ("enable_thinking", "thinking")
 """The options by which templates turn thoughts on and off."""
+DATE = "2024-07-26"
+"""What templates that print the date of today print instead, unless `date` among the options says otherwise: the date
+that Llama 3's own template falls back to."""
+_TODAY = "strftime_now"
+"""The function by which templates ask for the date of today."""
 
 
 class ChatTemplate:
@@ -27,9 +34,11 @@ class ChatTemplate:
         tokenizer: of transformers, with a chat template.
         options: further variables that the template reads, such as `enable_thinking: false` for Qwen3. Where thoughts
             are turned on by name, a response without one is learned with the empty thought that the template writes.
+            For a template that prints the date of today, `date` (`"2025-01-31"`) is that date; it is the same on every
+            day, so that examples, a resumed run and predictions agree.
 
     Raises:
-        UserError: the tokenizer has no chat template, or one that cannot be segmented at all.
+        UserError: the tokenizer has no chat template, one that cannot be segmented at all, or a date that is none.
     """
 
     def __init__(self, tokenizer: Any, options: Mapping[str, bool | str] | None = None) -> None:
@@ -40,6 +49,13 @@ class ChatTemplate:
             )
         self._tokenizer = tokenizer
         self._options = dict(options or {})
+        try:
+            self._source = str(tokenizer.get_chat_template())
+        except ValueError as error:  # several, and none of them is called default
+            raise UserError(f"data.template: 'tokenizer' cannot be used: {error} Name another template.") from error
+        if _TODAY in self._source:
+            self._options = {"date": DATE, **self._options}
+            self._source = _dated(self._source, _date(self._options["date"]))
         added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
         tokens = sorted({*tokenizer.all_special_tokens, *added}, key=len, reverse=True)
         self._special = re.compile("(" + "|".join(re.escape(token) for token in tokens) + ")")
@@ -116,7 +132,11 @@ class ChatTemplate:
     def _apply(self, chat: list[ChatMessage], for_generation: bool) -> str:
         try:
             text = self._tokenizer.apply_chat_template(
-                chat, tokenize=False, add_generation_prompt=for_generation, **self._options
+                chat,
+                tokenize=False,
+                chat_template=self._source,
+                add_generation_prompt=for_generation,
+                **self._options,
             )
         except Exception as error:  # a template may fail in any way that Python can, on what it does not expect
             raise RowError(f"the tokenizer's chat template refuses the conversation: {error}") from error
@@ -203,6 +223,29 @@ class _Writer:
         if text:
             self._segments.append(Segment(text, "text", self._supervised))
         self._pending = []
+
+
+def _date(written: bool | str) -> datetime:
+    try:
+        return datetime.strptime(str(written), "%Y-%m-%d")
+    except ValueError as error:
+        raise UserError(
+            f"data.template_options: date '{written}' is no date, and the chat template of the tokenizer prints it. "
+            f"Write it as year, month and day: '{DATE}'."
+        ) from error
+
+
+def _dated(source: str, day: datetime) -> str:
+    """Return a template in which another function stands in the place of the one that knows what day it is.
+
+    As a macro of the template, because transformers hands no function on to it.
+    """
+    formats = {match[2] for match in re.finditer(rf"{_TODAY}\(\s*(['\"])(.*?)\1\s*\)", source)}
+    known = json.dumps({one: day.strftime(one) for one in sorted(formats)})
+    refusal = "{{ raise_exception('no date can be set for this format: ' + format) }}"
+    macro = f"{{% set {_TODAY}_known = {known} %}}{{% macro {_TODAY}(format) %}}{{% if format in {_TODAY}_known %}}"
+    macro += f"{{{{ {_TODAY}_known[format] }}}}{{% else %}}{refusal}{{% endif %}}{{% endmacro %}}"
+    return f"{macro}\n{source}"  # Jinja leaves out a newline behind a block
 
 
 def _chat(conversation: Conversation) -> list[ChatMessage]:

@@ -20,6 +20,11 @@ def num_outcomes(counts: SourceCounts) -> int:
     return counts.examples + counts.num_rejected + counts.num_removed
 
 
+def counted_as(counts: Sequence[SourceCounts]) -> str:
+    """Return what `num_outcomes` counts: rows, or conversations where rows hold several."""
+    return "rows" if sum(map(num_outcomes, counts)) == sum(one.rows for one in counts) else "conversations"
+
+
 def check_rejected(key: str, store: ExampleStore, *, max_rejected: float) -> None:
     """Refuse a store of which too many rows cannot be used.
 
@@ -30,8 +35,8 @@ def check_rejected(key: str, store: ExampleStore, *, max_rejected: float) -> Non
     rejected = sum(counts.num_rejected for counts in store.counts)
     if rejected > max_rejected * everything:
         raise UserError(
-            f"{key}: {rejected} of {everything} rows cannot be used, more than data.max_rejected {max_rejected:g} "
-            f"allows:\n{reject_report(store.counts)}\nAll of them: {store.rejects_path}\n"
+            f"{key}: {rejected} of {everything} {counted_as(store.counts)} cannot be used, more than data.max_rejected "
+            f"{max_rejected:g} allows:\n{reject_report(store.counts)}\nAll of them: {store.rejects_path}\n"
             "Mend the rows or their layout, or raise data.max_rejected (and data.max_length where rows are long)."
         )
 
@@ -63,6 +68,35 @@ def choose_held_out(asked: int | float, size: int, *, seed: int) -> IndexArray:
         raise UserError(f"data.validation: {number} examples held out of {size} leave none to train on.")
     # A stream of its own, so that the split does not move when anything else draws random numbers.
     return np.sort(Permutation(size, seed, 0x5EED)(np.arange(number)))
+
+
+def check_sizes(*, max_length: int, global_batch_size: int, micro_batch_tokens: int) -> None:
+    """Refuse sizes by which no step can be made.
+
+    Raises:
+        UserError: with the setting.
+    """
+    for name, value in (("max_length", max_length), ("global_batch_size", global_batch_size)):
+        if value < 1:
+            raise UserError(f"data.{name}: {value} is less than 1.")
+    if micro_batch_tokens < max_length:
+        raise UserError(
+            f"data.micro_batch_tokens: {micro_batch_tokens} is less than data.max_length {max_length}, so the "
+            f"longest example would not fit. Set it to {max_length} or more."
+        )
+
+
+def check_held_out(asked: int | float) -> None:
+    """Refuse what is neither a number of examples nor a share of them.
+
+    Raises:
+        UserError: with the setting.
+    """
+    if not (asked >= 1 if isinstance(asked, int) else 0 < asked < 1):
+        raise UserError(
+            f"data.validation: {asked} is neither a share between 0 and 1 (0.05), nor a number of examples "
+            "(200), nor a list of sources."
+        )
 
 
 def check_validation_sources(sources: Sequence[Source]) -> None:
@@ -144,7 +178,7 @@ def rejected_text(stores: Sequence[ExampleStore]) -> str:
     if not counts:
         return ""
     number, everything = sum(one.num_rejected for one in counts), sum(map(num_outcomes, counts))
-    return f"{number} of {everything} rows cannot be used and are left out:\n{reject_report(counts)}"
+    return f"{number} of {everything} {counted_as(counts)} cannot be used and are left out:\n{reject_report(counts)}"
 
 
 def source_notes(stores: Sequence[ExampleStore], *, max_length: int) -> list[str]:

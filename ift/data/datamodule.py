@@ -12,9 +12,11 @@ from torch.utils.data import DataLoader
 from ift.data.audit import audit, problems
 from ift.data.conversation import TrainOn
 from ift.data.data_report import (
+    check_held_out,
     check_members,
     check_not_empty,
     check_rejected,
+    check_sizes,
     check_uses,
     check_validation_sources,
     choose_held_out,
@@ -32,10 +34,12 @@ from ift.data.order import IndexArray, Members, Mixing, Mixture, uses_per_epoch
 from ift.data.preparation import PreparationSettings, prepare
 from ift.data.row_conversations import checked_sources
 from ift.data.rows import Source
+from ift.data.step_loader import StepLoader
 from ift.data.steps import EpochSampler, Position, Step, StepPlan, TrainingSteps, ValidationSteps
 from ift.data.store import ExampleStore, first_prompts
 from ift.data.stream_steps import StoredPart, StreamSteps
 from ift.data.streaming import (
+    Stream,
     StreamCounts,
     StreamSettings,
     check_streams,
@@ -46,10 +50,6 @@ from ift.data.streaming import (
 )
 from ift.data.templates import Template, resolve_template
 from ift.errors import UserError
-
-
-def _identity(step: Any) -> Any:
-    return step
 
 
 class InstructionDataModule(LightningDataModule):
@@ -67,7 +67,8 @@ class InstructionDataModule(LightningDataModule):
             never the result.
         template: name of a template (`ift/data/templates.yaml`), `tokenizer` (its own chat template), or a template
             written out.
-        template_options: variables that the tokenizer's own chat template reads, such as `enable_thinking: false`.
+        template_options: variables that the tokenizer's own chat template reads, such as `enable_thinking: false`;
+            and `date`, which one that prints the date of today prints instead, on every day.
         train_on: what the loss counts: `outputs` (every response), `last_output`, or `everything`.
         over_long: what becomes of examples beyond `max_length`: `drop`, `cut_start`, `cut_end` (tokens on that side),
             or `cut_turns` (the last turns); each is counted, and none is kept without a supervised token.
@@ -109,25 +110,15 @@ class InstructionDataModule(LightningDataModule):
         super().__init__()
         if not sources:
             raise UserError("data.sources: the list is empty. Name at least one source with 'path' and 'layout'.")
-        for name, value in (("max_length", max_length), ("global_batch_size", global_batch_size)):
-            if value < 1:
-                raise UserError(f"data.{name}: {value} is less than 1.")
-        if micro_batch_tokens < max_length:
-            raise UserError(
-                f"data.micro_batch_tokens: {micro_batch_tokens} is less than data.max_length {max_length}, so the "
-                f"longest example would not fit. Set it to {max_length} or more."
-            )
+        check_sizes(max_length=max_length, global_batch_size=global_batch_size, micro_batch_tokens=micro_batch_tokens)
         if not 0 <= max_rejected <= 1:
             raise UserError(f"data.max_rejected: {max_rejected} is no share between 0 and 1.")
         self.sources = checked_sources("data.sources", sources)
         if isinstance(validation, list):
             validation = checked_sources("data.validation", validation)
             check_validation_sources(validation)
-        elif validation is not None and not (validation >= 1 if isinstance(validation, int) else 0 < validation < 1):
-            raise UserError(
-                f"data.validation: {validation} is neither a share between 0 and 1 (0.05), nor a number of examples "
-                "(200), nor a list of sources."
-            )
+        elif validation is not None:
+            check_held_out(validation)
         self.base, self.max_length = base, max_length
         self.global_batch_size, self.micro_batch_tokens = global_batch_size, micro_batch_tokens
         self.row_layout = row_layout
@@ -145,6 +136,7 @@ class InstructionDataModule(LightningDataModule):
         self.validation, self.max_rejected = validation, max_rejected
         self.cache_dir, self.num_workers, self.seed = Path(cache_dir).expanduser(), num_workers, seed
         self.position = Position()
+        self.streams: list[Stream] = []
         self.stream_counts = StreamCounts()
         self._stream_states: tuple[dict[str, Any] | None, ...] = (None,) * len(self.sources)
         self._loaded = False
@@ -173,7 +165,7 @@ class InstructionDataModule(LightningDataModule):
             self._validation_indices: IndexArray = np.arange(len(self._validation_store))
         else:
             self._validation_store, self._validation_indices = self.store, held_out
-        self._check_size()
+        self.check_size()
         self._loaded = True
 
     def setup(self, stage: str) -> None:
@@ -194,7 +186,9 @@ class InstructionDataModule(LightningDataModule):
             store = self._prepared("data.validation", self.validation)
             return store, np.arange(len(store))
         self.store = self._prepared("data.sources", [self.sources[number] for number in self.stored_numbers])
-        return self.store, self._held_out() if len(self.store) else np.zeros(0, dtype=np.int64)
+        held_out = self._held_out() if len(self.store) else np.zeros(0, dtype=np.int64)
+        self.members = self._members(held_out)
+        return self.store, held_out
 
     def problems(self) -> list[str]:
         """Return what makes it senseless to train on the data, one text each."""
@@ -238,7 +232,7 @@ class InstructionDataModule(LightningDataModule):
 
     def validation_prompts(self, number: int) -> list[tuple[list[int], list[int]]]:
         """Return `(prompt ids, response ids)` of the first validation examples that have a prompt."""
-        return first_prompts(self._validation_store, self._validation_indices, number)
+        return first_prompts(self._validation_store, self._validation_indices, number, opening=self.encoder.opening_ids)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position in the data."""
@@ -287,6 +281,12 @@ class InstructionDataModule(LightningDataModule):
     def rejects_files(self) -> list[Path]:
         """Return the files that hold the rejected rows, one JSON object per line."""
         return [store.rejects_path for store in self._stores]
+
+    @property
+    def num_rejected(self) -> int:
+        """Rows, or conversations of rows, that became no example so far: the lines of those files, and of streams."""
+        prepared = sum(counts.num_rejected for store in self._stores for counts in store.counts)
+        return prepared + sum(self.stream_counts.rejected.values())
 
     def removed_files(self) -> list[Path]:
         """Return the files that hold the rows which filters left out; none where there are no such rows."""
@@ -350,7 +350,8 @@ class InstructionDataModule(LightningDataModule):
         )
         return Mixture(self.members, uses, self.seed)
 
-    def _check_size(self) -> None:
+    def check_size(self) -> None:
+        """Refuse sources of which nothing is left to train on, or too little for one step."""
         check_members(
             self.sources, dict(zip(self.stored_numbers, self.members, strict=True)), with_streams=bool(self.streams)
         )
@@ -389,11 +390,4 @@ class InstructionDataModule(LightningDataModule):
         return StreamSteps(parts, shares, plan=self._plan(rank, world_size), num_steps=num_steps)
 
     def _loader(self, steps: Any, sampler: EpochSampler | None) -> DataLoader[Step]:
-        return DataLoader(
-            steps,
-            batch_size=None,
-            sampler=sampler,
-            collate_fn=_identity,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-        )
+        return StepLoader(steps, sampler, num_workers=self.num_workers)

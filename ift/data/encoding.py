@@ -182,6 +182,13 @@ class Encoder:
         ends = [self._segment_ids(s) for s in segments if s.ends_response and s.kind != "text"]
         return sorted({self.end_token_id, *(ids[0] for ids in ends if ids)})
 
+    @property
+    def opening_ids(self) -> list[int]:
+        """Ids that are learned and yet end the prompt of a last response, which begins behind them (ChatGLM)."""
+        plain = Conversation((Message("user", "a"), Message("assistant", "b", supervised=True)))
+        opening = [s for s in self.template.render(plain) if s.begins_response and s.supervised]
+        return [token for s in opening if not self._is_text(s) for token in self._segment_ids(s)]
+
     def encode(self, rendered: Sequence[list[Segment]]) -> list[Example]:
         """Encode rendered conversations, each segment on its own; all texts go through the tokenizer in one call."""
         return self.examples(self.encode_batch(rendered))

@@ -145,14 +145,28 @@ class DataFile:
         kept = hashes / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:32]}.json" if hashes else None
         if kept is not None and (known := _read_json(kept)) and known.get("stamp") == stamp:
             return str(known["sha256"])
-        with path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        sha256 = _sha256(path, shown=self.path)
         if kept is not None:
             kept.parent.mkdir(parents=True, exist_ok=True)
             temporary = kept.with_name(f"{kept.name}.{os.getpid()}.tmp")
             temporary.write_text(json.dumps({"stamp": stamp, "sha256": sha256}), encoding="utf-8")
             os.replace(temporary, kept)
         return sha256
+
+
+def _sha256(path: Path, *, shown: str) -> str:
+    """Return the hash of a file's bytes; one that takes long says how far it is."""
+    from tqdm import tqdm
+
+    digest = hashlib.sha256()
+    with (
+        path.open("rb", buffering=0) as file,
+        tqdm(total=path.stat().st_size, desc=f"Hashing {shown}", unit="B", unit_scale=True, delay=2.0) as progress,
+    ):
+        while piece := file.read(_HASHED_BYTES):
+            digest.update(piece)
+            progress.update(len(piece))
+    return digest.hexdigest()
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -46,8 +46,11 @@ class FilterSettings:
 
     def describe(self, hashes: Path) -> dict[str, Any]:
         """Return plain values that decide the outcome, without reading an unchanged file again."""
-        contents = [content_hash(Source(path), hashes=hashes) for path in self.benchmarks]
-        return {"deduplicate": self.deduplicate, "benchmarks": contents}
+        contents = [
+            content_hash(Source(path), key=f"data.benchmarks[{number}]", hashes=hashes)
+            for number, path in enumerate(self.benchmarks)
+        ]
+        return {"duplicates": [dict(one.describe()) for one in self._duplicates()], "benchmarks": contents}
 
     def build(self) -> list[ConversationFilter]:
         """Return fresh filters: they remember what they have seen."""
@@ -58,13 +61,14 @@ class FilterSettings:
 
             index = index_benchmarks([Source(path) for path in self.benchmarks], key="data.benchmarks")
             filters.append(ContaminationFilter(index))
-        if self.deduplicate != "none":
-            from ift.data.duplicates import ExactDuplicates, NearDuplicates
+        return filters + self._duplicates()
 
-            filters.append(ExactDuplicates())
-            if self.deduplicate == "near":
-                filters.append(NearDuplicates())
-        return filters
+    def _duplicates(self) -> list[ConversationFilter]:
+        if self.deduplicate == "none":
+            return []
+        from ift.data.duplicates import ExactDuplicates, NearDuplicates
+
+        return [ExactDuplicates()] if self.deduplicate == "exact" else [ExactDuplicates(), NearDuplicates()]
 
 
 NO_FILTERS = FilterSettings()

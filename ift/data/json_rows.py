@@ -24,6 +24,7 @@ _UNREADABLE = "the file cannot be read beyond this place"
 _PIECE = 1 << 20
 _LONGEST = 1 << 28
 """Characters (or bytes) of one row above which the row is refused rather than held in memory."""
+LINE_TOO_LONG = f"the line is longer than {_LONGEST} bytes"
 _TAIL = 16
 """An error this close to the end of what was read may be only that the rest is missing."""
 
@@ -38,6 +39,14 @@ class RawRow(NamedTuple):
     """Why the text at this place is no record; empty where `value` holds one."""
     file: str = ""
     """The file, where a source has several."""
+    element: int = 0
+    """Number of the record in its array, or on its line of JSON lines, from 1, where it does not begin its line; else
+    the line says it all, and this is 0."""
+
+    @property
+    def place(self) -> str:
+        """Where in its file the record stands."""
+        return f"line {self.line}, element {self.element}" if self.element else f"line {self.line}"
 
 
 class DuplicateKeyError(ValueError):
@@ -119,7 +128,7 @@ def _line_values(number: int, raw: bytes) -> list[RawRow]:
         except (ValueError, RecursionError) as error:
             place = f" at column {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else ""
             return [RawRow(number, problem=_problem(error) + place)]
-        rows.append(RawRow(number, value))
+        rows.append(RawRow(number, value, element=len(rows) + 1 if rows else 0))
         position = _skip_blank(line, end)
     return rows
 
@@ -127,7 +136,7 @@ def _line_values(number: int, raw: bytes) -> list[RawRow]:
 def _read_lines(file: BinaryIO) -> Iterator[RawRow]:
     for number, raw in bounded_lines(file):
         if raw is None:
-            yield RawRow(number, problem=f"the line is longer than {_LONGEST} bytes")
+            yield RawRow(number, problem=LINE_TOO_LONG)
         else:
             yield from parse_line(number, raw)
 
@@ -277,10 +286,13 @@ class _Window:
 def _read_array(window: _Window) -> Iterator[RawRow]:
     window.position += 1
     more = window.next_character() != "]"
+    number, line = 0, 0
     while more:
         window.next_character()
         row = _row(window)
-        yield row
+        number += 1
+        yield row._replace(element=number) if row.line == line else row
+        line = row.line
         if row.problem.endswith(_UNREADABLE):
             return
         following = window.next_character()

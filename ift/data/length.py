@@ -32,7 +32,8 @@ class Outcome:
     """The examples, in order."""
     rejected: dict[int, Reason]
     """Number of a conversation to why it is none of them."""
-    num_cut: int
+    cut: frozenset[int]
+    """Numbers of the conversations that were shortened."""
 
 
 class LengthPolicy:
@@ -63,7 +64,7 @@ class LengthPolicy:
         empty = np.flatnonzero((batch.num_supervised == 0) & (batch.num_tokens <= self._max_length))
         rejected = {int(i): Reason("no token is supervised", "no token is supervised") for i in empty}
         if not len(long) and not rejected:
-            return Outcome(batch, {}, 0)
+            return Outcome(batch, {}, frozenset())
         shortened: dict[int, EncodedBatch] = {}
         for i in long.tolist():
             length = int(batch.num_tokens[i])
@@ -75,7 +76,7 @@ class LengthPolicy:
                 rejected[i] = Reason(f"longer than data.max_length; {self._over_long} leaves nothing to learn", text)
             else:
                 shortened[i] = one
-        return Outcome(_assembled(batch, shortened, rejected), dict(sorted(rejected.items())), len(shortened))
+        return Outcome(_assembled(batch, shortened, rejected), dict(sorted(rejected.items())), frozenset(shortened))
 
     def _too_long(self, length: int) -> str:
         return f"{length} tokens, data.max_length is {self._max_length}"

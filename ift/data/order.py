@@ -13,6 +13,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from ift.data.text_windows import mixed
+
 IndexArray = npt.NDArray[np.int64]
 Mixing = Literal["repeats", "examples", "tokens"]
 """What a source's weight means: how often each of its examples occurs per epoch, or its share of the mixture's examples
@@ -47,16 +49,8 @@ class Permutation:
         bits, mask = np.uint64(self._half_bits), np.uint64((1 << self._half_bits) - 1)
         left, right = values >> bits, values & mask
         for key in self._keys:
-            left, right = right, left ^ (_mixed(right ^ key) & mask)
+            left, right = right, left ^ (mixed(right ^ key) & mask)
         return (left << bits) | right
-
-
-def _mixed(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """Return a hash of each number (the finalizer of splitmix64: Steele, Lea & Flood 2014)."""
-    with np.errstate(over="ignore"):
-        values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
 
 
 @dataclass(frozen=True)

@@ -16,21 +16,23 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
+
+import numpy as np
 
 from ift.data.conversation import Conversation, TrainOn
 from ift.data.counts import SourceCounts, SpecialTokens
 from ift.data.encoding import EncodedBatch, Encoder, tokenizer_hash
 from ift.data.filters import NO_FILTERS, FilterSettings
-from ift.data.layouts import RowError, RowFunction
+from ift.data.layouts import RowFunction
 from ift.data.length import LengthPolicy, OverLong, Reason
-from ift.data.row_conversations import Reject, resolve_source, to_conversations
+from ift.data.rendered_rows import RenderedRow, render_rows
+from ift.data.row_conversations import Reject, resolve_source
 from ift.data.rows import RawRow, Source, content_hash, read_rows
 from ift.data.store import ExampleSink
-from ift.data.templates import Segment
 from ift.errors import UserError
 
 _BATCH_CONVERSATIONS = 1000
@@ -151,18 +153,6 @@ def _few_collections() -> Iterator[None]:
             gc.enable()
 
 
-@dataclass(frozen=True)
-class _Place:
-    """A conversation of a row and what has been decided of it."""
-
-    row: RawRow
-    conversation: Conversation | None = None
-    """On its way to an example; `None` where it is left out."""
-    reason: str = ""
-    removed_by: str = ""
-    """Name of the filter that left it out; empty where it cannot be used."""
-
-
 class _Builder:
     """Builds one store. Rendering and writing happen here, while another thread tokenizes."""
 
@@ -203,14 +193,16 @@ class _Builder:
     def _build_source(
         self, source: Source, function: RowFunction, counts: SourceCounts, *, index: int, key: str
     ) -> None:
-        waiting: deque[tuple[list[_Place], Future[EncodedBatch]]] = deque()
+        waiting: deque[tuple[list[RenderedRow], Future[EncodedBatch]]] = deque()
         rows_left = _with_progress(read_rows(source, key=key), source.path)
         size, number = _FIRST_ROWS, 0
         while rows := list(islice(rows_left, size)):
             number += 1
             if number % _BATCHES_BETWEEN_COLLECTIONS == 0:
                 gc.collect(1)
-            places, rendered = self._render(rows, function, counts)
+            places = list(render_rows(rows, function, encoder=self._encoder, length=self._length))
+            counts.rows += len(rows)
+            rendered = [place.segments for place in places if place.conversation is not None]
             # Rows may hold thousands of conversations, and memory must stay flat.
             size = max(1, min(_BATCH_CONVERSATIONS, _BATCH_CONVERSATIONS * len(rows) // max(1, len(places))))
             waiting.append((places, self._threads.submit(self._encoder.encode_batch, rendered)))
@@ -219,66 +211,45 @@ class _Builder:
         while waiting:
             self._write(*waiting.popleft(), counts=counts, index=index)
 
-    def _render(
-        self, rows: list[RawRow], function: RowFunction, counts: SourceCounts
-    ) -> tuple[list[_Place], list[list[Segment]]]:
-        """Return what is decided of every conversation, and the segments of those that go on."""
-        places: list[_Place] = []
-        rendered: list[list[Segment]] = []
-        render, supervised = self._encoder.template.render, self._length.supervised
-        for row in rows:
-            for conversation in to_conversations(row, function, needs_response=True):
-                try:
-                    if isinstance(conversation, RowError):
-                        raise conversation
-                    removed = self._removed_by(row, conversation, counts) if self._filters else None
-                    if removed is not None:
-                        places.append(removed)
-                        continue
-                    rendered.append(render(supervised(conversation)))
-                    places.append(_Place(row, conversation))
-                except RowError as error:
-                    places.append(_Place(row, reason=str(error)))
-        counts.rows += len(rows)
-        return places, rendered
-
-    def _removed_by(self, row: RawRow, conversation: Conversation, counts: SourceCounts) -> _Place | None:
+    def _is_removed(self, row: RawRow, conversation: Conversation, counts: SourceCounts) -> bool:
+        """Whether a filter leaves out a conversation that can be used; only such ones stay for others to equal."""
         for one in self._filters:
-            reason = one.check(conversation, f"{row.file or counts.path} line {row.line}")
+            reason = one.check(conversation, f"{row.file or counts.path} {row.place}")
             if reason is not None:
-                return _Place(row, reason=reason, removed_by=one.name)
-        return None
+                counts.remove(one.name)
+                again, self._last_removed = row is self._last_removed, row
+                _write_row(self._removed, row, counts, kind=one.name, reason=reason, is_repeated=again)
+                return True
+        return False
 
-    def _write(self, places: list[_Place], encoded: Future[EncodedBatch], *, counts: SourceCounts, index: int) -> None:
+    def _write(
+        self, places: list[RenderedRow], encoded: Future[EncodedBatch], *, counts: SourceCounts, index: int
+    ) -> None:
         """Write a batch's examples, and in the order of the rows what became none."""
         conversations = [place.conversation for place in places if place.conversation is not None]
         outcome = self._length.apply(encoded.result(), conversations)
         kept: list[RawRow] = []
+        stays: list[bool] = []
         number = -1
         for place in places:
-            if place.removed_by:
-                counts.remove(place.removed_by)
-                again = place.row is self._last_removed
-                self._last_removed = place.row
-                _write_row(
-                    self._removed, place.row, counts, kind=place.removed_by, reason=place.reason, is_repeated=again
-                )
-                continue
             if place.conversation is None:
                 self._reject(place.row, counts, Reason(place.reason, place.reason))
                 continue
             number += 1
             if number in outcome.rejected:
                 self._reject(place.row, counts, outcome.rejected[number])
-            else:
+                continue
+            stays.append(not self._is_removed(place.row, place.conversation, counts))
+            if stays[-1]:
                 kept.append(place.row)
+                counts.cut += number in outcome.cut
+        batch = outcome.batch if all(stays) else outcome.batch.take(np.array(stays))
         files = [self._files.setdefault(row.file or counts.path, len(self._files)) for row in kept]
-        self._sink.add(outcome.batch, source=index, files=files, lines=[row.line for row in kept])
-        counts.cut += outcome.num_cut
-        counts.add(outcome.batch, self._special)
+        self._sink.add(batch, source=index, files=files, lines=[row.line for row in kept])
+        counts.add(batch, self._special)
 
     def _reject(self, row: RawRow, counts: SourceCounts, reason: Reason) -> None:
-        counts.reject(reason.kind, f"{row.file or counts.path} line {row.line}: {reason.text}")
+        counts.reject(reason.kind, f"{row.file or counts.path} {row.place}: {reason.text}")
         again, self._last_rejected = row is self._last_rejected, row
         _write_row(self._rejects, row, counts, kind=reason.kind, reason=reason.text, is_repeated=again)
 
@@ -292,9 +263,8 @@ def _write_row(
     file: TextIO, row: RawRow, counts: SourceCounts, *, kind: str, reason: str, is_repeated: bool = False
 ) -> None:
     """Write one line; a row that holds several conversations is written with the first of them only."""
-    described = asdict(Reject(row.file or counts.path, row.line, kind, reason, None)) | {
-        "row": None if is_repeated else row.value
-    }
+    reject = Reject.of(row._replace(value=None), counts.path, kind=kind, reason=reason)
+    described = reject.describe() | {"row": None if is_repeated else row.value}
     try:
         text = json.dumps(described, ensure_ascii=False, allow_nan=False, default=str)
     except (ValueError, RecursionError):  # nested too deeply, an integer with too many digits, or NaN, which is no JSON

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -132,6 +132,18 @@ class Reject:
     """The reason without this row's own numbers, for counting; for one that a filter left out, the filter's name."""
     reason: str
     row: Any
+    element: int = 0
+    """As of `RawRow`."""
+
+    @staticmethod
+    def of(row: RawRow, path: str, *, kind: str, reason: str) -> "Reject":
+        """Return what is said of a row of the source `path`."""
+        return Reject(row.file or path, row.line, kind, reason, row.value, row.element)
+
+    def describe(self) -> dict[str, Any]:
+        """Return plain values, for `rejects.jsonl` and `removed.jsonl`; `element` where there is one."""
+        described = asdict(self)
+        return described if self.element else {name: one for name, one in described.items() if name != "element"}
 
 
 _MOST_CHARACTERS = 300

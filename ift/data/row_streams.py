@@ -9,18 +9,22 @@ arrays have to be read again from their own beginning.
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from ift.data.files import DamagedFileError, DataFile
-from ift.data.json_rows import RawRow, bounded_lines, parse_line
+from ift.data.json_rows import LINE_TOO_LONG, RawRow, bounded_lines, parse_line
 from ift.data.order import Permutation
 from ift.data.rows import Source, read_file
 from ift.data.table_rows import read_parquet
 from ift.errors import UserError
+
+_SEVERAL = re.compile(rb"}[ \t]*[^ \t,}\]]")
+"""What stands on a line of several values that begins with an object, and on few others."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,8 @@ class Place:
     """Bytes before it; only for files that are read line by line."""
     lines: int = 0
     """Lines before it."""
+    values: int = 0
+    """Rows of the next line before it, where that line holds several."""
 
 
 @dataclass(frozen=True)
@@ -155,10 +161,8 @@ class _Line:
                 return RawRow(self.number, {"text": self.raw.decode("utf-8").rstrip("\r\n")}, file=self.file)
             except UnicodeDecodeError as error:
                 return RawRow(self.number, problem=f"not UTF-8 at byte {error.start} of the line", file=self.file)
-        rows = parse_line(self.number, self.raw)
-        if len(rows) != 1:
-            return RawRow(self.number, problem=f"the line holds {len(rows)} JSON values, not one", file=self.file)
-        return rows[0]._replace(file=self.file)
+        (row,) = parse_line(self.number, self.raw)
+        return row._replace(file=self.file)
 
 
 def _read_from(file: DataFile, place: Place) -> Iterator[tuple["RawRow | _Line", Place]]:
@@ -203,17 +207,29 @@ def _read_lines(file: DataFile, place: Place) -> Iterator[tuple["RawRow | _Line"
     with file.open() as opened:
         opened.seek(offset)
         for _, raw in bounded_lines(opened):
+            before, offset = Place(rows, offset, lines), opened.tell()
             lines += 1
-            offset = opened.tell()
-            if raw is None:
+            values = _values(file, lines, raw)
+            for number, row in enumerate(values, 1):
+                if before.offset == place.offset and number <= place.values:
+                    continue
                 rows += 1
-                yield RawRow(lines, problem="the line is too long", file=file.path), Place(rows, offset, lines)
-                continue
-            if lines == 1:
-                raw = raw.removeprefix(b"\xef\xbb\xbf")
-            if raw.strip():
-                rows += 1
-                yield _Line(lines, raw, file.path, file.format == "text"), Place(rows, offset, lines)
+                is_last = number == len(values)
+                yield row, Place(rows, offset, lines) if is_last else replace(before, rows=rows, values=number)
+
+
+def _values(file: DataFile, number: int, raw: bytes | None) -> list["RawRow | _Line"]:
+    """Return what a line holds: nothing, one value to be read when its turn comes, or several that are read already."""
+    if raw is None:
+        return [RawRow(number, problem=LINE_TOO_LONG, file=file.path)]
+    if number == 1:
+        raw = raw.removeprefix(b"\xef\xbb\xbf")
+    if file.format == "text":
+        return [_Line(number, raw, file.path, is_text=True)] if raw.strip() else []
+    content = raw.strip(b" \t\r\n")
+    if content.startswith(b"{") and b"\r" not in content and not _SEVERAL.search(content):
+        return [_Line(number, raw, file.path, is_text=False)]
+    return [row._replace(file=file.path) for row in parse_line(number, raw)]
 
 
 def stream_files(key: str, source: Source) -> list[DataFile]:

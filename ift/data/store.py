@@ -3,6 +3,7 @@
 import json
 import mmap
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -207,8 +208,17 @@ class _Columns:
         self.line = batch.column("line").to_numpy()
 
 
-def first_prompts(store: ExampleStore, indices: IndexArray, number: int) -> list[tuple[list[int], list[int]]]:
-    """Return `(prompt ids, ids of the last response)` of the first of these examples that have a prompt."""
+def first_prompts(
+    store: ExampleStore, indices: IndexArray, number: int, *, opening: Sequence[int] = ()
+) -> list[tuple[list[int], list[int]]]:
+    """Return `(prompt ids, ids of the last response)` of the first of these examples that have a prompt.
+
+    Args:
+        store: of the examples.
+        indices: of the examples that are looked at, in order.
+        number: at most so many pairs.
+        opening: ids that are supervised and yet the end of each last prompt (`Encoder.opening_ids`).
+    """
     pairs: list[tuple[list[int], list[int]]] = []
     for index in indices:
         if len(pairs) == number:
@@ -219,6 +229,8 @@ def first_prompts(store: ExampleStore, indices: IndexArray, number: int) -> list
             continue
         last_response = np.split(supervised, np.flatnonzero(np.diff(supervised) > 1) + 1)[-1]
         start, end = last_response[0], last_response[-1] + 1
+        if example.input_ids[start : start + len(opening)].tolist() == list(opening):
+            start += len(opening)
         if start > 0:
             pairs.append((example.input_ids[:start].tolist(), example.input_ids[start:end].tolist()))
     return pairs

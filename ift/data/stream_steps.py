@@ -16,11 +16,14 @@ from torch.utils.data import Dataset
 
 from ift.data.conversation import Conversation
 from ift.data.encoding import Encoder, Example
-from ift.data.layouts import RowError, RowFunction
+from ift.data.layouts import RowFunction
 from ift.data.length import LengthPolicy
 from ift.data.order import Members, Permutation
-from ift.data.row_conversations import Reject, to_conversations
+from ift.data.rendered_rows import render_rows
+from ift.data.row_conversations import Reject
 from ift.data.row_streams import RowStream
+from ift.data.rows import RawRow
+from ift.data.segments import Segment
 from ift.data.steps import Step, StepPlan, StreamProgress, step_of_examples
 from ift.data.store import ExampleStore
 
@@ -79,24 +82,18 @@ class StreamedPart:
 
     def examples(self, start: int, stop: int) -> tuple[list[Example], list[Reject]]:
         """Return the examples of rows by number; a row with several conversations gives several."""
-        rejected, rendered, rows = [], [], []
-        conversations: list[Conversation] = []
-        for number in range(start, stop):
-            row = self._stream.row(number)
-            for conversation in to_conversations(row, self._function, needs_response=True):
-                try:
-                    if isinstance(conversation, RowError):
-                        raise conversation
-                    rendered.append(self._encoder.template.render(self._length.supervised(conversation)))
-                except RowError as error:
-                    rejected.append(Reject(row.file, row.line, str(error), str(error), row.value))
-                    continue
-                conversations.append(conversation)
-                rows.append(row)
-        outcome = self._length.apply(self._encoder.encode_batch(rendered), conversations)
+        rejected: list[Reject] = []
+        usable: list[tuple[RawRow, Conversation, list[Segment]]] = []
+        rows = map(self._stream.row, range(start, stop))
+        for one in render_rows(rows, self._function, encoder=self._encoder, length=self._length):
+            if one.conversation is None:
+                rejected.append(Reject.of(one.row, self._name, kind=one.reason, reason=one.reason))
+            else:
+                usable.append((one.row, one.conversation, one.segments))
+        encoded = self._encoder.encode_batch([segments for _, _, segments in usable])
+        outcome = self._length.apply(encoded, [conversation for _, conversation, _ in usable])
         for number, reason in outcome.rejected.items():
-            row = rows[number]
-            rejected.append(Reject(row.file, row.line, reason.kind, reason.text, row.value))
+            rejected.append(Reject.of(usable[number][0], self._name, kind=reason.kind, reason=reason.text))
         return self._encoder.examples(outcome.batch, source=self._name), rejected
 
     def state(self) -> dict[str, Any]:

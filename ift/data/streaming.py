@@ -1,6 +1,6 @@
 """What a run with streaming sources needs beside its prepared ones: a try, parts of the mixture, counts, refusals."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Any
@@ -8,11 +8,10 @@ from typing import Any
 from ift.data.audit import Audit, SourceAudit, problems
 from ift.data.counts import SourceCounts, SpecialTokens, reject_report
 from ift.data.encoding import Encoder
-from ift.data.json_rows import RawRow
-from ift.data.layouts import RowError
 from ift.data.length import LengthPolicy
 from ift.data.order import Mixing
-from ift.data.row_conversations import ResolvedSource, resolve_source, to_conversations
+from ift.data.rendered_rows import render_rows
+from ift.data.row_conversations import ResolvedSource, resolve_source
 from ift.data.row_streams import RowStream, stream_files
 from ift.data.rows import Source, read_file
 from ift.data.steps import StreamProgress
@@ -55,14 +54,12 @@ def try_stream(number: int, source: Source, encoder: Encoder, length: LengthPoli
     resolved = resolve_source(key, source, rows=rows)
     counts = SourceCounts(source.path, resolved.layout, source.weight, "", resolved.detected, rows=len(rows))
     conversations, rendered = [], []
-    for row, conversation in _conversations(rows, resolved):
-        try:
-            if isinstance(conversation, RowError):
-                raise conversation
-            rendered.append(encoder.template.render(length.supervised(conversation)))
-            conversations.append(conversation)
-        except RowError as error:
-            counts.reject(str(error), f"{source.path} line {row.line}: {error}")
+    for one in render_rows(rows, resolved.function, encoder=encoder, length=length):
+        if one.conversation is None:
+            counts.reject(one.reason, f"{one.row.file or source.path} {one.row.place}: {one.reason}")
+        else:
+            rendered.append(one.segments)
+            conversations.append(one.conversation)
     outcome = length.apply(encoder.encode_batch(rendered), conversations)
     for reason in outcome.rejected.values():
         counts.reject(reason.kind, f"{source.path}: {reason.text}")
@@ -73,12 +70,6 @@ def try_stream(number: int, source: Source, encoder: Encoder, length: LengthPoli
     if found := problems(Audit((SourceAudit(counts, 0),), 0), "data.sources", numbers=[number]):
         raise UserError("\n".join(found))
     return Stream(number, source, resolved, len(files), counts)
-
-
-def _conversations(rows: Sequence[RawRow], resolved: ResolvedSource) -> Iterator[tuple[RawRow, Any]]:
-    for row in rows:
-        for conversation in to_conversations(row, resolved.function, needs_response=True):
-            yield row, conversation
 
 
 @dataclass(frozen=True)
@@ -197,8 +188,9 @@ class StreamCounts:
         if sum(self.rows) >= _ROWS_BEFORE_LIMIT and number > max_rejected * everything:
             reasons = sorted(self.rejected.items(), key=lambda item: -item[1])[:5]
             told = "\n".join(f"  {times} x {reason}" for reason, times in reasons)
+            unit = "rows" if everything == sum(self.rows) else "conversations"
             raise UserError(
-                f"data.sources: {number} of {everything} rows of the streams cannot be used, more than "
+                f"data.sources: {number} of {everything} {unit} of the streams cannot be used, more than "
                 f"data.max_rejected {max_rejected:g} allows:\n{told}\nMend the rows or their layout, or raise "
                 "data.max_rejected."
             )

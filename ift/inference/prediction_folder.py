@@ -73,7 +73,8 @@ class PredictionFolder:
 
     def _check_same(self, about: dict[str, Any], identity: dict[str, Any]) -> None:
         if about["identity"] != identity:
-            differing = [name for name in identity if about["identity"].get(name) != identity[name]]
+            names = dict.fromkeys([*identity, *about["identity"]])
+            differing = [name for name in names if about["identity"].get(name) != identity.get(name)]
             raise UserError(
                 f"output_dir: '{self.root}' holds predictions of another task (differing: {', '.join(differing)}), and "
                 "nothing is overwritten. Give another folder."

@@ -1,5 +1,7 @@
 """`PromptDataModule`: prompts to answer, from any layout, in batches that do not depend on the number of devices."""
 
+import hashlib
+import json
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +10,7 @@ from typing import Any
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Sampler
 
+from ift.data.duplicates import conversation_digest
 from ift.data.encoding import Encoder, load_tokenizer, make_renderer
 from ift.data.layouts import RowError, resolve_layout
 from ift.data.row_conversations import to_conversations
@@ -75,7 +78,16 @@ class PromptDataModule(LightningDataModule):
         self.base, self.tokenizer_name, self.batch_size = base, tokenizer, batch_size
         self.done: Container[str] = ()
         """Ids that an interrupted run has answered already."""
+        self._digest = hashlib.sha256()
         self._loaded = False
+
+    @property
+    def digest(self) -> str:
+        """A hash of all prompts as their rows were read, whatever layout, columns and row function gave them.
+
+        It changes with no template and no tokenizer.
+        """
+        return self._digest.hexdigest()
 
     def load(self) -> None:
         """Load the tokenizer and read all prompts.
@@ -113,7 +125,7 @@ class PromptDataModule(LightningDataModule):
     def _read(self) -> Iterator[Prompt]:
         seen: set[str] = set()
         for number, row in enumerate(read_rows(self.source)):
-            place = f"data.path: {self.source.path} line {row.line}"
+            place = f"data.path: {self.source.path} {row.place}"
             try:
                 prompt = self._prompt(row, number)
             except RowError as error:
@@ -137,13 +149,16 @@ class PromptDataModule(LightningDataModule):
             raise RowError("'options' must be a list of texts")
         if reference is not None and not isinstance(reference, str):
             raise RowError(f"'reference' must be text, found {type(reference).__name__}")
-        return Prompt(
+        prompt = Prompt(
             id=conversation.id or f"{Path(self.source.path).stem}-{number:06d}",
             ids=self.encoder.prompt_ids(conversation),
             options=tuple(options),
             reference=reference if reference is not None else conversation.response,
             meta=meta.pop("meta", None) or meta,
         )
+        told = [prompt.id, conversation_digest(conversation.prompt).hex(), options, prompt.reference, prompt.meta]
+        self._digest.update(json.dumps(told, default=str).encode() + b"\n")
+        return prompt
 
 
 class _InOrder(Sampler[int]):

@@ -71,6 +71,9 @@ class RunFolderWriter(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say where the session begins, now that a checkpoint is loaded, and forget what lies beyond."""
         if trainer.is_global_zero:
+            datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+            if datamodule.streams:
+                _keep_lines(self._run.rejects, datamodule.num_rejected)
             step = trainer.global_step
             self._manifest["sessions"][-1]["from_step"] = step
             self._manifest["validation"] = [one for one in self._manifest["validation"] if one["step"] <= step]
@@ -83,7 +86,7 @@ class RunFolderWriter(Callback):
         if trainer.is_global_zero and batch.progress is not None and batch.progress.rejected:
             with self._run.rejects.open("a", encoding="utf-8", errors="backslashreplace") as file:
                 for _, reject in batch.progress.rejected:
-                    file.write(json.dumps(asdict(reject), ensure_ascii=False, default=str) + "\n")
+                    file.write(json.dumps(reject.describe(), ensure_ascii=False, default=str) + "\n")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the result."""
@@ -169,6 +172,14 @@ class RunFolderWriter(Callback):
 def _adapter_kind(pl_module: Any) -> str | None:
     """Return the class of the adapter's configuration, or `None` where the base model itself is trained."""
     return None if pl_module.method.trains_base else type(pl_module.model.active_peft_config).__name__
+
+
+def _keep_lines(path: Path, number: int) -> None:
+    """Cut off what a file holds behind so many lines; a line torn by a kill lies behind them."""
+    with path.open("r+b") as file:
+        for _ in range(number):
+            file.readline()
+        file.truncate(file.tell())
 
 
 def _join_files(sources: list[Path], target: Path) -> None:

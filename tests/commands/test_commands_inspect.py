@@ -155,10 +155,28 @@ class TestTerminal:
     ) -> None:
         path = config(data={**two_sources, "max_rejected": 0.0})
         assert "2 of 36 rows cannot be used" in refused("fit", "--config", path)
-        assert ift("data", "inspect", "--config", path).code == 0
+        outcome = ift("data", "inspect", "--config", path)
+        assert outcome.code == 2 and "impossible: data.sources: 2 of 36 rows cannot be used" in outcome.out
+        assert outcome.err.splitlines()[-1].startswith("error: data.sources: 1 of the above make it impossible")
         nothing = config(data={"sources": [{"path": two_sources["sources"][0]["path"], "layout": "messages"}]})
         outcome = ift("data", "inspect", "--config", nothing)
-        assert outcome.code == 0 and "impossible: data.sources[0]: none of the 29 rows" in outcome.out
+        assert outcome.code == 2 and "impossible: data.sources[0]: none of the 29 rows" in outcome.out
+
+    @pytest.mark.parametrize(
+        ("settings", "said"),
+        [
+            ({"global_batch_size": 100}, "data.global_batch_size: a step takes 100 examples"),
+            ({"weight": 0.001}, r"data.sources\[0\].weight: 0.001 of 32 examples is none per epoch"),
+        ],
+    )
+    def test_what_fit_refuses_is_no_success(
+        self, config: Config, ift: Any, rows_file: Path, refused: Refused, settings: dict[str, Any], said: str
+    ) -> None:
+        weight = {"weight": settings.pop("weight")} if "weight" in settings else {}
+        path = config(data={**settings, "sources": [{"path": str(rows_file), **weight}]})
+        assert re.search(said, refused("fit", "--config", path))
+        outcome = ift("data", "inspect", "--config", path)
+        assert outcome.code == 2 and re.search(f"impossible: {said}", outcome.out) and "example 3 of 40" in outcome.out
 
     def test_a_file_without_a_yaml(
         self, ift: Any, base: Path, rows_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

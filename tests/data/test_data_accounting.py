@@ -7,13 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tiny import write_json
 
 from ift.data.datamodule import InstructionDataModule
 from ift.data.encoding import Encoder, load_tokenizer
+from ift.data.filters import FilterSettings
 from ift.data.preparation import PreparationSettings, prepare
 from ift.data.rows import Source
 from ift.data.store import ExampleStore
 from ift.data.templates import TEMPLATES
+from ift.errors import UserError
 
 GOOD = {"instruction": "Say yes.", "input": None, "output": "yes"}
 LONG = "stone " * 300
@@ -211,3 +214,36 @@ def test_a_renamed_file_is_named_as_it_is_now(base: Path, tmp_path: Path) -> Non
     assert ExampleStore(prepare(pattern, encoder_of(base), **arguments)).place(0) == (str(first), 1)
     renamed = first.rename(tmp_path / "b.jsonl")
     assert ExampleStore(prepare(pattern, encoder_of(base), **arguments)).place(0) == (str(renamed), 1)
+
+
+def test_rejected_rows_of_an_array_on_one_line_are_told_apart(base: Path, tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([GOOD, {"instruction": "a"}, GOOD, {"output": "b"}]), encoding="utf-8")
+    folder = prepare(
+        [Source(str(path), "alpaca")],
+        encoder_of(base),
+        PreparationSettings(200, filters=FilterSettings("near")),
+        cache_dir=tmp_path / "cache",
+        key="k",
+    )
+    store = ExampleStore(folder)
+    rejects = [json.loads(line) for line in store.rejects_path.read_text(encoding="utf-8").splitlines()]
+    assert [(reject["line"], reject["element"]) for reject in rejects] == [(1, 2), (1, 4)]
+    assert [place.partition(": ")[0] for place in store.counts[0].first_rejects] == [
+        f"{path} line 1, element 2",
+        f"{path} line 1, element 4",
+    ]
+    (removed,) = store.removed_path.read_text(encoding="utf-8").splitlines()
+    assert json.loads(removed)["reason"] == f"equal to {path} line 1" and json.loads(removed)["element"] == 3
+
+
+def test_conversations_are_not_called_rows(base: Path, tmp_path: Path) -> None:
+    instances = [{"input": f"question {i}", "output": [] if i % 2 else [f"answer {i}"]} for i in range(6)]
+    path = write_json(tmp_path / "task.json", [{"Definition": ["Answer."], "Instances": instances}])
+    source = Source(str(path), "super_natural_instructions")
+    arguments: dict[str, Any] = {"cache_dir": str(tmp_path / "cache")}
+    with pytest.raises(UserError, match="data.sources: 3 of 6 conversations cannot be used"):
+        InstructionDataModule([source], str(base), 256, 1, 512, **arguments).load()
+    data = InstructionDataModule([source], str(base), 256, 1, 512, max_rejected=0.5, **arguments)
+    data.load()
+    assert data.rejected().startswith("3 of 6 conversations cannot be used and are left out")

@@ -388,3 +388,38 @@ def test_the_mask_is_that_of_transformers(tokenizer: Any) -> None:
         theirs = tokenizer.apply_chat_template(chat, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
         assert example.input_ids.tolist() == theirs["input_ids"]
         assert (example.labels != IGNORE_INDEX).tolist() == [bool(flag) for flag in theirs["assistant_masks"]]
+
+
+# Prints today's date where none is given, as Llama 3.1's.
+DATED = "{{ '<s>Today: ' + strftime_now('%d %b %Y') + '\n' }}" + CHATML
+
+
+def test_today_is_the_same_on_every_day_and_is_recorded(tokenizer: Any) -> None:
+    talk = Conversation((Message("user", "a"), Message("assistant", "b", supervised=True)))
+    renderer = chat_template(tokenizer, DATED)
+    assert "Today: 26 Jul 2024\n" in text_of(renderer.render(talk))
+    assert renderer.describe()["options"] == {"date": "2024-07-26"}  # what predictions with the run are made with
+    again = ChatTemplate(tokenizer, renderer.describe()["options"])
+    assert again.render(talk) == renderer.render(talk) and again.describe() == renderer.describe()
+    other = ChatTemplate(tokenizer, {"date": "2031-02-03"})
+    assert "Today: 03 Feb 2031\n" in text_of(other.render(talk))
+    assert other.describe() != renderer.describe()
+    assert "date" not in chat_template(tokenizer, CHATML).describe()["options"]
+
+
+def test_a_date_in_a_format_of_no_fixed_text_is_refused(tokenizer: Any) -> None:
+    with pytest.raises(UserError, match="no date can be set for this format: %Y"):
+        chat_template(tokenizer, DATED.replace("'%d %b %Y'", "'%' + 'Y'"))
+
+
+def test_several_templates_without_a_default_are_refused(tokenizer: Any) -> None:
+    tokenizer.chat_template = {"tool_use": CHATML, "rag": CHATML}
+    with pytest.raises(UserError, match="data.template: 'tokenizer' cannot be used: .* Name another template"):
+        ChatTemplate(tokenizer)
+
+
+@pytest.mark.parametrize("written", ["today", "26.07.2024", True])
+def test_a_date_that_is_none_is_refused(written: bool | str, tokenizer: Any) -> None:
+    tokenizer.chat_template = DATED
+    with pytest.raises(UserError, match=f"data.template_options: date '{written}' is no date"):
+        ChatTemplate(tokenizer, {"date": written})

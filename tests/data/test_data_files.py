@@ -3,6 +3,8 @@
 import builtins
 import datetime
 import gzip
+import hashlib
+import io
 import json
 import os
 import random
@@ -14,8 +16,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
+import tqdm
 
-from ift.data.files import find_files
+from ift.data.files import DataFile, find_files
 from ift.data.layouts import RowError, resolve_layout
 from ift.data.row_conversations import to_conversations
 from ift.data.rows import RawRow, Source, check_source, read_rows
@@ -219,3 +222,20 @@ def test_hostile_files_come_to_an_end(kind: str, suffix: str, tmp_path: Path) ->
     path = put(tmp_path / f"hostile{suffix}", HOSTILE[kind](1 << 19))
     lines = max(1, len(path.read_bytes().splitlines()))
     assert all(1 <= row.line <= lines + 1 for row in read(path))
+
+
+def test_hashing_says_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of every byte, and the hash is that of the whole content."""
+    content = random.Random(0).randbytes(3 * (1 << 20) + 17)
+    path = put(tmp_path / "rows.jsonl", content)
+    bars: list[Any] = []
+
+    class Bar(tqdm.tqdm):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options, file=io.StringIO())
+            bars.append(self)
+
+    monkeypatch.setattr(tqdm, "tqdm", Bar)
+    assert DataFile(str(path)).identity(None) == hashlib.sha256(content).hexdigest()
+    (bar,) = bars
+    assert bar.n == bar.total == len(content) and str(path) in bar.desc

@@ -1,5 +1,6 @@
 """Left out on purpose: duplicates and what overlaps with a benchmark, counted and kept in a file."""
 
+import importlib.metadata
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,9 @@ from tiny import make_rows, write_json
 
 from ift.cli import main
 from ift.data.datamodule import InstructionDataModule
+from ift.data.filters import FilterSettings
 from ift.data.rows import Source
+from ift.errors import UserError
 
 LONG = "Explain why the river runs past the old stone mill and the green lamp near the bridge of the town"
 
@@ -95,3 +98,59 @@ def test_a_run_keeps_what_was_left_out(config: Callable[..., Path], repeated: Pa
     assert len(lines) == len(EXACT) and all(json.loads(line)["kind"] == "duplicate" for line in lines)
     (source,) = json.loads((run / "manifest.json").read_text())["data"]["sources"]
     assert source["removed"] == {"duplicate": len(EXACT)} and source["examples"] == 17 - len(EXACT)
+
+
+def test_only_what_can_be_used_keeps_others_out(base: Path, tmp_path: Path) -> None:
+    """Of a pair whose first one is too long, the second one stays."""
+    near = {"instruction": LONG, "input": "", "output": " ".join(["Because the water has to go somewhere."] * 2)}
+    longer = {**near, "output": near["output"] + " As ever."}
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*make_rows(8), longer, near, near]), encoding="utf-8")
+    longest = module(base, path, tmp_path).store.longest
+    data = InstructionDataModule(
+        [Source(str(path), "alpaca")],
+        str(base),
+        longest - 1,
+        4,
+        2 * longest,
+        cache_dir=str(tmp_path / "cache"),
+        deduplicate="near",
+        max_rejected=0.2,
+    )
+    data.load()
+    (counts,) = data.store.counts
+    assert counts.rejected == {"longer than data.max_length": 1} and counts.removed == {"duplicate": 1}
+    assert counts.examples == len(data.store) == 9
+    (removed,) = [json.loads(line) for line in data.store.removed_path.read_text(encoding="utf-8").splitlines()]
+    assert removed["row"] == near and removed["line"] == 11 and removed["reason"] == f"equal to {path} line 10"
+
+
+def test_what_is_cut_and_then_left_out_is_not_counted_as_cut(base: Path, tmp_path: Path) -> None:
+    row = {"instruction": "Explain.", "input": "", "output": LONG * 6}
+    path = write_json(tmp_path / "rows.json", [row, row, *make_rows(8)])
+    data = InstructionDataModule(
+        [Source(str(path), "alpaca")], str(base), 256, 4, 512, cache_dir=str(tmp_path / "c"), deduplicate="exact",
+        over_long="cut_end",
+    )  # fmt: skip
+    data.load()
+    lengths = [len(data.store[index].input_ids) for index in range(len(data.store))]
+    assert data.store.counts[0].cut == lengths.count(256) == 1 and len(data.store) == 9
+    assert data.store.counts[0].removed == {"duplicate": 1}
+
+
+def test_a_benchmark_that_cannot_be_had_is_named_as_in_the_configuration(tmp_path: Path) -> None:
+    good = tmp_path / "good.jsonl"
+    good.write_text('{"question": "a"}\n', encoding="utf-8")
+    settings = FilterSettings(benchmarks=(str(good), "owner/no_such_benchmark"))
+    with pytest.raises(UserError, match=r"^data\.benchmarks\[1\]\.path: no file 'owner/no_such_benchmark'"):
+        settings.describe(tmp_path / "hashes")
+
+
+def test_what_decides_the_filters_is_what_they_say_of_themselves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So another version of the package that makes the sketches is another store."""
+    before = FilterSettings("near").describe(tmp_path)
+    assert before != FilterSettings("exact").describe(tmp_path) != FilterSettings().describe(tmp_path)
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.0")
+    assert FilterSettings("near").describe(tmp_path) != before

@@ -93,3 +93,9 @@ def test_a_missing_column_is_named_with_those_found(path: str) -> None:
     with pytest.raises(RowError) as caught:
         map_columns({"data": {"question": "a"}, "a": "b"}, {"instruction": path})
     assert str(caught.value) == f"'columns' names a field '{path}', which is missing; found 'data', 'a'"
+
+
+@pytest.mark.parametrize(("path", "meant"), [("dat.question", "data.question"), ("data.qestion", "data.question")])
+def test_the_nearest_column_is_named(path: str, meant: str) -> None:
+    with pytest.raises(RowError, match=f"'{path}', which is missing; .*; did you mean '{meant}'\\?$"):
+        map_columns({"data": {"question": "a"}, "a": "b"}, {"instruction": path})

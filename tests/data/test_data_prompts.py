@@ -150,3 +150,24 @@ def test_sample_prompts_and_validation_use_the_same_ids(base: Path, rows_file: P
     for (prompt, response), expected in zip(module.validation_prompts(40), predicting.prompts, strict=True):
         assert prompt == expected.ids
         assert module.encoder.decode(response) == expected.reference
+
+
+@pytest.mark.parametrize("template", ["chatglm", "alpaca", "plain"])
+def test_sample_prompts_hold_the_token_that_begins_a_response(
+    byte_level_folder: Path, template: str, rows_file: Path, tmp_path: Path
+) -> None:
+    """ChatGLM-6B learns `<sop>` with the response, and is given it with the prompt."""
+    tokenizer = load_tokenizer("model.base", str(byte_level_folder))
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[gMASK]", "<sop>"]})
+    tokenizer.save_pretrained(str(tmp_path / "base"))
+    sources, cache = [Source(str(rows_file), "alpaca")], str(tmp_path / "cache")
+    arguments: dict[str, Any] = {"template": template, "validation": sources, "cache_dir": cache}
+    module = InstructionDataModule(sources, str(tmp_path / "base"), 512, 4, 1024, **arguments)
+    module.load()
+    predicting = PromptDataModule(str(rows_file), str(tmp_path / "base"), "alpaca", template)
+    predicting.load()
+    shown = module.validation_prompts(40)
+    assert [prompt for prompt, _ in shown] == [prompt.ids for prompt in predicting.prompts]
+    assert [module.encoder.decode(response) for _, response in shown] == [p.reference for p in predicting.prompts]
+    if template == "chatglm":
+        assert tokenizer.convert_ids_to_tokens(shown[0][0])[-2:] == ["[gMASK]", "<sop>"]

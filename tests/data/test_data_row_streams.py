@@ -13,7 +13,7 @@ import pytest
 from ift.data import files as data_files
 from ift.data.files import DataFile
 from ift.data.row_streams import RowStream, stream_files
-from ift.data.rows import Source
+from ift.data.rows import Source, read_file
 from ift.errors import UserError
 
 KINDS = ["jsonl", "jsonl.gz", "json", "parquet", "csv", "txt"]
@@ -129,7 +129,7 @@ def test_going_on_reads_only_the_block(tmp_path: Path, kind: str, monkeypatch: p
 def test_other_processes_lines_are_not_parsed(tmp_path: Path) -> None:
     """A broken row is a problem only for who asks for it."""
     path = tmp_path / "rows.jsonl"
-    path.write_text('{"text": "row 0"}\n{broken\n{"text": "row 2"}\n{}{}\n')
+    path.write_text('{"text": "row 0"}\n{broken\n{"text": "row 2"}\n{},{}\n')
     rows = [RowStream([DataFile(str(path))], buffer=1, seed=(0,)).row(number) for number in range(4)]
     assert [bool(row.problem) for row in rows] == [False, True, False, True]
     assert [row.line for row in rows] == [1, 2, 3, 4] and {row.file for row in rows} == {str(path)}
@@ -190,3 +190,41 @@ def test_a_stream_can_be_handed_to_another_process(base: Path, tmp_path: Path) -
     source = Source(str(write(tmp_path, "jsonl", [1, 2])), "alpaca", columns={"instruction": "q", "output": "a"})
     function = pickle.loads(pickle.dumps(resolve_source("data", source).function))
     assert function({"q": "x", "a": "y"}).messages[1].text == "y"
+
+
+SEVERAL = [
+    '{"a": 1}{"a": 2}\n',
+    '{"a": 1} {"a": 2}\t{"a": 3}\r\n',
+    '{"a": [{"b": 1}, {"c": {}}]} 5\n',
+    '{"a": "} {"}\n',
+    '{"a": "} else {"} ["x"] null\n',
+    '{"a": 1}{"a": \n',
+    '5 {"a": 1}\n',
+    "[1] [2]\n",
+    '{"a": 1}\r{broken\r{"a": 2}\n',
+    '{"a": 1}, {"a": 2}\n',
+    '{"a": 1}}\n',
+    "\x0c\n",
+    " \t\n",
+    '{"a": 1}\x0c\n',
+    "{broken\r{}\n",
+]
+
+
+def test_lines_of_several_values_are_read_as_when_they_are_prepared(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(("\ufeff" + '{"a": 0}\n' + "".join(SEVERAL) + '{"a": 4}').encode())
+    file = DataFile(str(path))
+    prepared = [row._replace(file=str(path)) for row in read_file(file)]
+    assert any(row.element == 3 for row in prepared)
+    stream = RowStream([file], buffer=1, seed=(0,))
+    states, rows = [], []
+    for number in range(len(prepared)):
+        rows.append(stream.row(number))
+        states.append(json.loads(json.dumps(stream.state())))
+    assert rows == prepared
+    assert stream.row(len(rows)) == prepared[0]._replace(file=str(path))  # the next epoch, so none was left out
+    for number, state in enumerate(states):
+        again = RowStream([file], buffer=1, seed=(0,))
+        again.load_state(state)
+        assert [again.row(n) for n in range(number, len(prepared))] == prepared[number:]

@@ -182,3 +182,17 @@ def test_a_hub_data_set_that_cannot_be_had(name: str, split: str, hub: Path, tmp
     if name == "owner/none":
         with pytest.raises(ValueError, match=r"data.sources\[0\].path: no file 'owner/none'"):
             content_hash(Source(name, "alpaca"), key="data.sources[0]")
+
+
+@pytest.mark.parametrize(
+    ("text", "places"),
+    [
+        ('[{"a": 1}, {"a": 2}, {"a" 3}]', ["line 1", "line 1, element 2", "line 1, element 3"]),
+        ('[\n{"a": 1},\n{"a": 2}, 3,\n4]', ["line 2", "line 3", "line 3, element 3", "line 4"]),
+        ('{"a": 1}\n{"a": 2} {"a": 3}\n', ["line 1", "line 2", "line 2, element 2"]),
+    ],
+)
+def test_rows_on_one_line_are_told_apart(tmp_path: Path, text: str, places: list[str]) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text(text)
+    assert [row.place for row in read_rows(Source(str(path)))] == places

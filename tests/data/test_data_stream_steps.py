@@ -114,6 +114,16 @@ def test_workers_give_the_same_steps(base: Path, sources: list[Source], tmp_path
     assert [step.progress and step.progress.num_rows for step in two] == [(0, 6)] * 9
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_the_user_can_repair_is_one_line_from_a_worker_too(base: Path, tmp_path: Path, workers: int) -> None:
+    path = stream_file(tmp_path, 200)
+    data = module(base, [Source(str(path), "alpaca", stream=True)], tmp_path, num_workers=workers)
+    path.write_text("\n\n")  # after the run has begun
+    with pytest.raises(UserError) as caught:
+        steps_of(data, 5)
+    assert str(caught.value) == f"'{path}' and its companions hold no row, so there is no stream."
+
+
 @pytest.mark.parametrize("stop", [1, 3, 4, 8])
 def test_going_on_from_any_step_gives_the_rest(base: Path, sources: list[Source], tmp_path: Path, stop: int) -> None:
     whole = module(base, sources, tmp_path)

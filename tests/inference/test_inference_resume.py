@@ -127,6 +127,34 @@ def test_another_task_is_refused(
     assert (folder / "predictions.jsonl").stat().st_size == 1000
 
 
+FUNCTION = """
+from ift.data.conversation import Conversation, Message
+
+def read(row):
+    return Conversation((Message("user", row["messages"][0]["content"] + "{mark}"),), id=row["id"])
+"""
+
+
+def test_rows_that_are_read_otherwise_are_another_task(
+    predict: Predicting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row function of one's own may change under its name."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name, mark in (("one", "."), ("other", "!")):
+        (tmp_path / f"own_rows_{name}.py").write_text(FUNCTION.replace("{mark}", mark), encoding="utf-8")
+    own = "--data.layout=own_rows_one.read"
+    predict.lines(tmp_path / "whole", own)
+    folder = interrupted(tmp_path / "whole", tmp_path / "cut", 1000)
+    import own_rows_one  # type: ignore[import-not-found]
+    import own_rows_other  # type: ignore[import-not-found]
+
+    before = own_rows_one.read
+    monkeypatch.setattr(own_rows_one, "read", own_rows_other.read)
+    assert "another task (differing: prompts)" in predict.refused(folder, own)
+    monkeypatch.setattr(own_rows_one, "read", before)
+    assert predict(folder, own)[0] == 0 and same(folder, tmp_path / "whole")
+
+
 def start(arguments: list[str], output: Path) -> Any:
     command = [sys.executable, "-m", "ift", "predict", *arguments, "--output_dir", str(output)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

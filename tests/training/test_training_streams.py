@@ -52,6 +52,21 @@ def test_a_run_over_streams_resumes_exactly(config: Config, fit: Fit, settings: 
         assert json.loads((run / "manifest.json").read_text())["data"]["streams"]["rows"] == [64, 0]
 
 
+def test_rejected_rows_beyond_a_checkpoint_are_written_once(
+    config: Config, fit: Fit, settings: dict[str, Any], rows_file: Path
+) -> None:
+    """Of the stream there are some before and some behind the checkpoint, of the prepared rows there is one."""
+    rows = json.loads(rows_file.read_text(encoding="utf-8"))
+    rows_file.write_text(json.dumps([*rows, {"instruction": "no output"}]), encoding="utf-8")
+    path = config("run", **settings)
+    run = fit(path)
+    whole = (run / "rejects.jsonl").read_bytes()
+    assert len(whole.splitlines()) == 3
+    fit(path, "--ckpt_path", str(run / "checkpoints" / "step-00000004.ckpt"))
+    assert (run / "rejects.jsonl").read_bytes() == whole
+    assert [json.loads(line)["line"] for line in whole.splitlines()][1:] == [8, 8]
+
+
 def test_two_ranks_train_on_streams_as_one(config: Config, fit: Fit, start: Any, settings: dict[str, Any]) -> None:
     one = fit(config("one", **settings, model={"optimizer": SGD}))
     path = config("two", **settings, model={"optimizer": SGD})
