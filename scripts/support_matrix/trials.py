@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from entries import PHRASE, VOCABULARY, make_model
+from ift.models.initial_adapters import changes_base, save_adapter, save_initial
 from peft import XLoraConfig
 
 from ift.data.encoding import IGNORE_INDEX, Example
@@ -18,7 +19,6 @@ from ift.errors import UserError
 from ift.inference.generation import Decoding, generate
 from ift.models.adapters import attach
 from ift.models.calling import calling_of
-from ift.models.initial_adapters import changes_base, save_adapter, save_initial
 from ift.models.loading import load_base_model, read_config
 from ift.models.mergeability import check_mergeable
 from ift.models.merging import merge
@@ -114,6 +114,7 @@ def _trained(model: Any, method: Method, saved: Path) -> Any:
     losses = _steps(model, method)
     if not losses[-1] < losses[0] - 1e-3:
         raise TrialError(f"its loss does not fall: {losses[0]:.4f} before, {losses[-1]:.4f} after {STEPS} steps")
+    _compare(_logits(model), _together(model), "the logits of an example beside others")
     if not method.trains_base:
         save_adapter(model, saved, initial=saved.with_name(saved.name + "_initial"))
     return model
@@ -158,6 +159,15 @@ def _logits(model: Any) -> list[torch.Tensor]:
         inputs = {"input_ids": ids, "use_cache": False}
         found.append(calling.logits(model, inputs, torch.ones_like(ids, dtype=torch.bool)))
     return found
+
+
+@torch.no_grad()
+def _together(model: Any) -> list[torch.Tensor]:
+    """Return the logits of each example, beside the others and padded."""
+    rows = batch(packed=False)
+    inputs = {"input_ids": rows.input_ids, "use_cache": False}
+    real = torch.arange(rows.input_ids.shape[1]) < torch.tensor([row[0] for row in rows.lengths])[:, None]
+    return list(torch.split(calling_of(model).logits(model, inputs, real), [row[0] for row in rows.lengths]))
 
 
 def _compare(expected: list[torch.Tensor], found: list[torch.Tensor], what: str) -> None:
