@@ -23,7 +23,7 @@ from ift.errors import UserError
 from ift.models.base_weights import BaseWeights, select
 from ift.models.loading import read_config
 from ift.models.methods import Method
-from ift.models.targets import check_tied, fill_targets, peft_type
+from ift.models.targets import KEYS_AND_VALUES, check_causal, check_tied, fill_targets, peft_type
 from ift.models.trained_adapters import adapter_folder, load_adapter
 
 KEY = "model.adapter"
@@ -62,6 +62,7 @@ def resolved(method: Method, model: nn.Module, *, num_steps: int | None) -> Peft
     """
     config = copy.deepcopy(method.peft_config)
     assert config is not None
+    check_causal(config)
     config.task_type = config.task_type or TaskType.CAUSAL_LM
     fill_targets(config, model)
     if isinstance(config, AdaLoraConfig) and num_steps is not None:
@@ -151,6 +152,12 @@ def peft_config_of(method: Method) -> PeftConfig | None:
     return method.peft_config
 
 
+def num_virtual_tokens(method: Method) -> int:
+    """Return how many positions a method's adapter takes before the text."""
+    config: Any = peft_config_of(method)
+    return int(config.num_virtual_tokens) if config is not None and config.is_prompt_learning else 0
+
+
 def count_trainable(method: Method, model: Any) -> int | None:
     """Return how many parameters a method would train on a model without weights; the model is of no use afterwards.
 
@@ -177,6 +184,8 @@ def count_trainable(method: Method, model: Any) -> int | None:
             raise
         if principal:
             _check_rank(config, model)
+        if peft_type(config) in KEYS_AND_VALUES:
+            _check_prefix(config, model)
     # PEFT's count of ranks in AdaLoRA is a parameter that is never trained, but only frozen with its data.
     trained = [(name, one) for name, one in model.named_parameters() if one.requires_grad and ".ranknum." not in name]
     return sum(int(parameter.numel()) for _, parameter in trained)
@@ -190,6 +199,20 @@ def _check_rank(config: Any, model: nn.Module) -> None:
             raise UserError(
                 f"{KEY}.r: {config.r}, and '{place}' has only {most} components to begin with. Set r to {most} or less."
             )
+
+
+def _check_prefix(config: Any, model: Any) -> None:
+    """Refuse keys and values in another number of heads than the model's; PEFT does not know all names of it."""
+    ids = torch.zeros((1, 1), dtype=torch.int64, device="meta")
+    try:
+        model(input_ids=ids, use_cache=False)
+    except RuntimeError as error:
+        if "Sizes of tensors must match" in str(error):  # others are of models that cannot compute without data
+            raise UserError(
+                f"{KEY}: PEFT would give this model keys and values in {config.num_attention_heads} heads, and it has "
+                "another number. Take p_tuning or lora; or peft.PrefixTuningConfig, with the heads of the keys as "
+                "num_attention_heads and their width altogether as token_dim."
+            ) from error
 
 
 def changes_base(config: Any) -> bool:

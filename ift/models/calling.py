@@ -8,9 +8,7 @@ import torch
 from peft import PeftModel
 from torch.nn import functional as F
 
-from ift.models.targets import peft_type
-
-_KEYS_AND_VALUES = ("PREFIX_TUNING", "CARTRIDGE")
+from ift.models.targets import KEYS_AND_VALUES, peft_type
 
 
 @dataclass(frozen=True)
@@ -25,6 +23,10 @@ class Calling:
     names_task: bool = False
     """Whether the adapter is one of several tasks; here there is one."""
 
+    def task(self, number: int, device: torch.device) -> dict[str, torch.Tensor]:
+        """Return what forward and `generate` are told of the task of each of `number` rows; nothing for most."""
+        return {"task_ids": torch.zeros(number, dtype=torch.int64, device=device)} if self.names_task else {}
+
     def logits(self, model: Any, inputs: dict[str, Any], keep: torch.Tensor) -> torch.Tensor:
         """Return logits `(kept, vocabulary)`.
 
@@ -33,8 +35,7 @@ class Calling:
             inputs: for its forward, `input_ids` among them.
             keep: positions of the text, bool `(batch, length)`.
         """
-        if self.names_task:
-            inputs = {**inputs, "task_ids": keep.new_zeros(len(keep), dtype=torch.int64)}
+        inputs = {**inputs, **self.task(len(keep), keep.device)}
         if self.keep_only:
             kept = model(**inputs, logits_to_keep=F.pad(keep, (self.num_virtual_tokens, 0))).logits
         else:
@@ -52,5 +53,5 @@ def calling_of(model: Any) -> Calling:
     config: Any = model.active_peft_config
     kind = peft_type(config)
     # Prefixes of keys and values have no positions of their own among the logits.
-    before = config.num_virtual_tokens if config.is_prompt_learning and kind not in _KEYS_AND_VALUES else 0
+    before = config.num_virtual_tokens if config.is_prompt_learning and kind not in KEYS_AND_VALUES else 0
     return Calling(keep_only, before, names_task=kind in ("POLY", "MULTITASK_PROMPT_TUNING"))

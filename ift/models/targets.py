@@ -9,13 +9,16 @@ from torch import nn
 
 from ift.errors import UserError
 
-_KEYS_AND_VALUES = ("k_proj", "v_proj")
+_KEY_AND_VALUE_LAYERS = ("k_proj", "v_proj")
 _FUSED_ATTENTION = ("query_key_value", "qkv_proj", "Wqkv", "c_attn", "W_pack", "wqkv")
 _SECOND_OF_MLP = ("down_proj", "dense_4h_to_h", "fc2", "fc_out", "mlp.c_proj", "w2")
 OWN_TARGETS = frozenset(
     {"ADAPTION_PROMPT", "BEFT", "BOTTLENECK", "SHADOW", "TRAINABLE_TOKENS", "XLORA", "POLY", "IA3", "LN_TUNING"}
 )
 """PEFT's types that are not made for every linear layer, or that find their places themselves."""
+
+KEYS_AND_VALUES = ("PREFIX_TUNING", "CARTRIDGE")
+"""PEFT's types that train keys and values before the text."""
 
 
 def fill_targets(config: PeftConfig, model: nn.Module) -> None:
@@ -42,6 +45,21 @@ def fill_targets(config: PeftConfig, model: nn.Module) -> None:
         config.target_modules = "all-linear"
 
 
+def check_causal(config: PeftConfig) -> None:
+    """Refuse adapters whose change to a token depends on later tokens, on padding, and on the rest of the batch.
+
+    Lily (PEFT 0.21) weighs its experts by a mean over all tokens of a batch.
+
+    Raises:
+        UserError: with the nearest choice.
+    """
+    if peft_type(config) == "LILY":
+        raise UserError(
+            "model.adapter: LILY takes a mean over all tokens of a batch, padding and later ones too, so its loss and "
+            "answers would depend on how a step is cut and on the other prompts. Take lora."
+        )
+
+
 def peft_type(config: PeftConfig) -> str:
     """Return the name of PEFT's type."""
     return str(getattr(config.peft_type, "value", config.peft_type))
@@ -52,7 +70,7 @@ def _is_norm(name: str, model: nn.Module) -> bool:
 
 
 def _fill_ia3(config: IA3Config, names: Iterable[str]) -> None:
-    attention = _ending_with(_KEYS_AND_VALUES, names) or _ending_with(_FUSED_ATTENTION, names)
+    attention = _ending_with(_KEY_AND_VALUE_LAYERS, names) or _ending_with(_FUSED_ATTENTION, names)
     mlp = _ending_with(_SECOND_OF_MLP, names)
     if not attention or not mlp:
         raise UserError(
