@@ -21,14 +21,13 @@ from torch import nn
 
 from ift.errors import UserError
 from ift.models.base_weights import BaseWeights, select
+from ift.models.initial_adapters import changes_base
 from ift.models.loading import read_config
 from ift.models.methods import Method
 from ift.models.targets import KEYS_AND_VALUES, check_causal, check_tied, fill_targets, peft_type
 from ift.models.trained_adapters import adapter_folder, load_adapter
 
 KEY = "model.adapter"
-_CHANGE_THE_BASE = ("pissa", "olora", "corda", "lora_ga")
-"""Beginnings of LoRA's `init_lora_weights` that subtract the adapter's first value from the base model's weights."""
 
 
 def attach(model: Any, method: Method, *, seed: int, num_steps: int | None) -> Any:
@@ -213,38 +212,6 @@ def _check_prefix(config: Any, model: Any) -> None:
                 "another number. Take p_tuning or lora; or peft.PrefixTuningConfig, with the heads of the keys as "
                 "num_attention_heads and their width altogether as token_dim."
             ) from error
-
-
-def changes_base(config: Any) -> bool:
-    """Whether attaching a fresh adapter takes its first value out of the base model's weights."""
-    start = config.init_lora_weights if isinstance(config, LoraConfig) else None
-    return isinstance(start, str) and start.lower().startswith(_CHANGE_THE_BASE)
-
-
-def save_initial(model: Any, folder: Path) -> None:
-    """Save a fresh adapter that changed the base model, for `save_adapter`; call it before the first step."""
-    config: Any = model.active_peft_config
-    start, config.init_lora_weights = config.init_lora_weights, True
-    try:
-        model.save_pretrained(str(folder))
-    finally:
-        config.init_lora_weights = start
-
-
-def save_adapter(model: Any, folder: Path, *, initial: Path | None = None) -> None:
-    """Save a trained adapter in PEFT's layout, such that it fits the untouched base model.
-
-    Args:
-        model: a `PeftModel`.
-        folder: new.
-        initial: of `save_initial`, where the adapter changed the base model; what is saved is then the difference of
-            the two, a LoRA of twice the rank.
-    """
-    if not changes_base(model.active_peft_config):
-        model.save_pretrained(str(folder))
-        return
-    assert initial is not None
-    model.save_pretrained(str(folder), path_initial_model_for_weight_conversion=str(initial))
 
 
 class RankBudget:

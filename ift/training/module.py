@@ -17,6 +17,7 @@ from ift.errors import UserError
 from ift.hub import check_base, fingerprint
 from ift.models.adapters import attach, check_method, peft_config_of
 from ift.models.calling import calling_of
+from ift.models.initial_adapters import changes_base, initial_values
 from ift.models.loading import TrainingDtype, check_vocabulary, load_base_model, read_config
 from ift.models.mergeability import check_mergeable
 from ift.models.merging import merge_adapters
@@ -111,6 +112,7 @@ class InstructionModule(LightningModule):
         self.validation_result: ValidationResult | None = None
         self._all_finite: torch.Tensor | None = None
         self._loaded_step = 0
+        self.initial_values: dict[str, torch.Tensor] | None = None
 
     def check(self) -> None:
         """Refuse a method that does not fit the base model, without loading weights; does nothing twice.
@@ -302,6 +304,8 @@ class InstructionModule(LightningModule):
                 f"'{first}' (here {needed.get(first, 'absent')}, checkpoint {found.get(first, 'absent')}). "
                 "Resume with the configuration in the run folder."
             )
+        if not self.method.trains_base and changes_base(self.model.active_peft_config):
+            self.initial_values = initial_values(self.model)  # which are about to be replaced
         self._course.load_state(checkpoint[CHECKPOINT_KEY].get("method", {}))
 
     def _gradient_sync(self, *, last: bool) -> AbstractContextManager[Any]:
