@@ -27,6 +27,7 @@ from ift.models.adapters import num_virtual_tokens, peft_config_of  # noqa: E402
 from ift.models.loading import max_positions  # noqa: E402
 from ift.models.packing import choose_row_layout  # noqa: E402
 from ift.training.checkpoints import AtomicCheckpointIO, check_checkpoint, resolve_checkpoint  # noqa: E402
+from ift.training.course import check_strategy  # noqa: E402
 from ift.training.metrics import StepMetrics  # noqa: E402
 from ift.training.module import InstructionModule  # noqa: E402
 from ift.training.progress import RunProgress  # noqa: E402
@@ -341,6 +342,7 @@ def run(command: str, arguments: list[str]) -> None:
     )
     if command == "fit":
         cli.model.optimizer_traits.check_strategy("model.optimizer", cli.trainer)
+        check_strategy("model.adapter", cli.model.method, cli.trainer)
     cli.datamodule.load()  # all mistakes in the data come before the weights, and before other processes wait
     if is_first_process():
         notes = [*cli.datamodule.notes(), *_optimizer_notes(cli)]

@@ -38,7 +38,7 @@ from ift.models.trained_adapters import (
     warn_of_other_weights,
 )
 from ift.seeds import mixed_seed
-from ift.training.course import MethodCourse
+from ift.training.course import MethodCourse, check_strategy
 from ift.training.fused_optimizers import FusedOptimizer
 from ift.training.objective import loss_sum, shifted_targets
 from ift.training.optimizers import optimizer_traits, without_paging
@@ -149,8 +149,11 @@ class InstructionModule(LightningModule):
         self._checked = True
 
     def setup(self, stage: str) -> None:
-        """Ask for steps as the optimizer takes them, before any loader is built."""
-        if stage == "fit" and self.optimizer_traits.fused:
+        """Refuse what the strategy cannot do, and ask for steps as the optimizer takes them; before weights load."""
+        if stage != "fit":
+            return
+        check_strategy("model.adapter", self.method, self.trainer)
+        if self.optimizer_traits.fused:
             self.optimizer_traits.check_strategy("model.optimizer", self.trainer)
             data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
             data.row_layout_choice = replace(data.row_layout_choice, whole_step=True)

@@ -62,7 +62,7 @@ def run_config(config: Config, biased: Path) -> Config:
         return config(
             name,
             model=model,
-            trainer={"max_epochs": -1, "max_steps": STEPS, "num_sanity_val_steps": 0},
+            trainer={"max_epochs": -1, "max_steps": STEPS, "num_sanity_val_steps": 0, **sections.pop("trainer", {})},
             data={"global_batch_size": 5, "validation": None, **sections.pop("data", {})},
             checkpoint={"every_n_train_steps": 3},
             **sections,
@@ -90,7 +90,12 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, path: Path, *, at: int) -> None:
             main(["fit", "--config", str(path), "--ckpt_path", "last", "--debug"])
 
 
-@pytest.mark.parametrize("method", METHODS)
+WEIGHTS_ONLY = ("dora", "ln_tuning", "lora_plus", "p_tuning", "sadapter_h")
+"""Methods that a checkpoint's weights and optimizer hold all of."""
+SOME = [pytest.param(one, marks=[pytest.mark.slow] if one in WEIGHTS_ONLY else []) for one in METHODS]
+
+
+@pytest.mark.parametrize("method", SOME)
 def test_a_run_stopped_twice_ends_bit_for_bit_the_same(
     method: str, run_config: Config, fit: Fit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,3 +140,47 @@ def test_pissa_is_not_resumed_beside_another_residue(
     assert main(["fit", "--config", str(path), "--ckpt_path", "last"]) == 2
     message = capsys.readouterr().err
     assert "began with other weights" in message and "Traceback" not in message
+
+
+SGD = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.2}}
+
+
+def without_dropout(method: str) -> dict[str, Any]:
+    """Dropout draws for each micro-batch, so only without it is a step the same however it is cut."""
+    return {name: 0.0 if "dropout" in name else value for name, value in METHODS[method].items()}
+
+
+@pytest.mark.parametrize("method", SOME)
+def test_how_a_step_is_cut_changes_nothing(method: str, run_config: Config, fit: Fit) -> None:
+    model = {"adapter": {"class_path": method, "init_args": without_dropout(method)}, "optimizer": SGD}
+    trainer = {"max_steps": 6}
+    whole, one_by_one = (
+        fit(run_config(f"of{tokens}", method, model=model, data={"micro_batch_tokens": tokens}, trainer=trainer))
+        for tokens in (100_000, 256)
+    )
+    assert largest_difference(whole, one_by_one) < 1e-6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["lora_plus", "adalora", "lisa"])
+def test_two_ranks_train_as_one(method: str, run_config: Config, fit: Fit, start: Any) -> None:
+    strategy = "ddp_find_unused_parameters_true" if method == "lisa" else "ddp"
+    settings = {**without_dropout(method), **({"period": 2} if method == "lisa" else {})}
+    model = {"adapter": {"class_path": method, "init_args": settings}, "optimizer": SGD}
+    one, path = (run_config(name, method, model=model, trainer={"max_steps": 7}) for name in ("one", "two"))
+    process = start("fit", "--config", str(path), "--trainer.devices=2", f"--trainer.strategy={strategy}")
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    assert largest_difference(fit(one), path.with_suffix("")) < 1e-6
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "auto"])
+def test_lisa_is_refused_where_ddp_waits_for_all_gradients(
+    strategy: str, run_config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Trap: DDP leaves the gradients of the first step unequal, and fails at the second."""
+    path = run_config("run", "lisa")
+    assert main(["fit", "--config", str(path), "--trainer.devices=2", f"--trainer.strategy={strategy}"]) == 2
+    message = capsys.readouterr().err
+    assert "Set trainer.strategy to ddp_find_unused_parameters_true" in message and "Traceback" not in message
+    assert not path.with_suffix("").exists()
