@@ -20,14 +20,21 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from ift.errors import UserError
+from ift.models.adapter_rules import check_settings
 from ift.models.base_weights import BaseWeights, select
 from ift.models.initial_adapters import changes_base
 from ift.models.loading import read_config
 from ift.models.methods import Method
-from ift.models.targets import KEYS_AND_VALUES, check_causal, check_tied, fill_targets, peft_type
+from ift.models.targets import KEYS_AND_VALUES, check_tied, fill_targets, peft_type
 from ift.models.trained_adapters import adapter_folder, load_adapter
 
 KEY = "model.adapter"
+# fmt: off
+_REFUSALS = (
+    ValueError, TypeError, KeyError, AttributeError, AssertionError, ImportError, NotImplementedError, RuntimeError,
+)
+# fmt: on
+"""What PEFT raises where a configuration does not go with a model."""
 
 
 def attach(model: Any, method: Method, *, seed: int, num_steps: int | None) -> Any:
@@ -61,7 +68,7 @@ def resolved(method: Method, model: nn.Module, *, num_steps: int | None) -> Peft
     """
     config = copy.deepcopy(method.peft_config)
     assert config is not None
-    check_causal(config)
+    check_settings(config)
     config.task_type = config.task_type or TaskType.CAUSAL_LM
     fill_targets(config, model)
     if isinstance(config, AdaLoraConfig) and num_steps is not None:
@@ -90,7 +97,7 @@ def _wrap(model: Any, config: PeftConfig, *, seed: int) -> Any:
     name = type(config).__name__
     try:
         wrapped = get_peft_model(model, config)
-    except (ValueError, TypeError, KeyError, AssertionError, ImportError, NotImplementedError, RuntimeError) as error:
+    except _REFUSALS as error:
         reason = " ".join(str(error).split())[:400]
         raise UserError(f"{KEY}: {name} cannot be applied to this model: {reason}") from error
     check_tied(wrapped)

@@ -29,7 +29,7 @@ TRAINABLE_TYPES = frozenset([
 # fmt: on
 """PEFT's types that train beside quantized weights; others fail there, or train nothing without an error (UniLoRA)."""
 
-DENSE_STARTS = ("pissa", "olora", "corda", "lora_ga", "orthogonal", "loftq")
+DENSE_STARTS = ("pissa", "olora", "corda", "lora_ga", "orthogonal", "loftq", "mica")
 """Ways to begin LoRA that compute with the weights themselves, or change them, and so need them unquantized."""
 
 
@@ -126,7 +126,7 @@ def check_trainable_on(
             f"{', '.join(sorted(TRAINABLE_TYPES - {'LORA'}))}; or leave {KEY} out."
         )
     start = getattr(adapter, "init_lora_weights", None)
-    if isinstance(start, str) and start.startswith(DENSE_STARTS):
+    if isinstance(start, str) and start.lower().startswith(DENSE_STARTS):
         raise UserError(
             f"{key}: init_lora_weights '{start}' computes with the base model's weights, and needs them unquantized; "
             f"here they are quantized with {what}. Set it to true or gaussian, or leave {KEY} out."

@@ -45,21 +45,6 @@ def fill_targets(config: PeftConfig, model: nn.Module) -> None:
         config.target_modules = "all-linear"
 
 
-def check_causal(config: PeftConfig) -> None:
-    """Refuse adapters whose change to a token depends on later tokens, on padding, and on the rest of the batch.
-
-    Lily (PEFT 0.21) weighs its experts by a mean over all tokens of a batch.
-
-    Raises:
-        UserError: with the nearest choice.
-    """
-    if peft_type(config) == "LILY":
-        raise UserError(
-            "model.adapter: LILY takes a mean over all tokens of a batch, padding and later ones too, so its loss and "
-            "answers would depend on how a step is cut and on the other prompts. Take lora."
-        )
-
-
 def peft_type(config: PeftConfig) -> str:
     """Return the name of PEFT's type."""
     return str(getattr(config.peft_type, "value", config.peft_type))

@@ -15,6 +15,7 @@ from ift.data.encoding import IGNORE_INDEX
 from ift.data.steps import Step
 from ift.errors import UserError
 from ift.hub import check_base, fingerprint
+from ift.models.adapter_rules import check_checkpointing
 from ift.models.adapters import attach, check_method, peft_config_of
 from ift.models.calling import calling_of
 from ift.models.initial_adapters import changes_base, initial_values
@@ -128,6 +129,8 @@ class InstructionModule(LightningModule):
         check_trainable_on(
             "model.adapter", adapter, config=config, quantization=self.quantization, name=self.method.name
         )
+        if self.gradient_checkpointing:
+            check_checkpointing(adapter)
         if self.optimizer_traits.fused and isinstance(adapter, AdaLoraConfig):
             raise UserError(
                 f"model.optimizer: {self.optimizer_traits.name} keeps no gradients, and AdaLoRA weighs its ranks by "
