@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from peft import (
     AdaLoraConfig,
     LoraConfig,
@@ -57,7 +58,22 @@ def attach(model: Any, method: Method, *, seed: int, num_steps: int | None) -> A
         return model
     if isinstance(method.config, Path):
         return _load_trainable(model, method.config)
-    return _wrap(model, resolved(method, model, num_steps=num_steps), seed=seed)
+    wrapped = _wrap(model, resolved(method, model, num_steps=num_steps), seed=seed)
+    _warn_of_rounding(wrapped)
+    return wrapped
+
+
+def _warn_of_rounding(model: nn.Module) -> None:
+    """Say so where an adapter trains weights in the base model's small dtype; PEFT casts only its own to float32."""
+    trained = [(name, one) for name, one in model.named_parameters() if one.requires_grad]
+    rounded = [(name, one) for name, one in trained if one.is_floating_point() and one.dtype != torch.float32]
+    if rounded:
+        name = rounded[0][0].removeprefix("base_model.model.")
+        rank_zero_warn(
+            f"model.dtype: {len(rounded)} of the {len(trained)} tensors that {KEY} trains are in "
+            f"{str(rounded[0][1].dtype).removeprefix('torch.')}, first '{name}'; small updates of them are rounded "
+            "away. Set model.dtype to float32."
+        )
 
 
 def resolved(method: Method, model: nn.Module, *, num_steps: int | None) -> PeftConfig:
@@ -109,7 +125,9 @@ def _load_trainable(model: Any, folder: Path) -> Any:
     place = adapter_folder(KEY, folder)
     config: Any = PeftConfig.from_pretrained(str(place))
     if not config.is_prompt_learning:
-        return load_adapter(KEY, model, folder, trainable=True)
+        loaded = load_adapter(KEY, model, folder, trainable=True)
+        check_tied(loaded)
+        return loaded
     # PEFT keeps what the virtual tokens became, not the network that wrote them.
     written = peft_type(config) not in ("PROMPT_TUNING", "PREFIX_TUNING") or getattr(config, "prefix_projection", False)
     if written:

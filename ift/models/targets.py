@@ -5,6 +5,7 @@ from typing import Any
 
 from peft import IA3Config, LNTuningConfig, PeftConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 
 from ift.errors import UserError
@@ -70,9 +71,10 @@ def _ending_with(endings: Iterable[str], names: Iterable[str]) -> list[str]:
 
 
 def check_tied(model: Any) -> None:
-    """Refuse an adapter on a matrix that embedding and head share.
+    """Refuse an adapter on a matrix that embedding and head share, and one that parts the two against its settings.
 
-    PEFT would adapt one of the two only, and a merge would change both.
+    PEFT would adapt one of the two only, and a merge would change both. Of some families (Bloom, GPT-2) it trains a
+    copy of the embedding where `modules_to_save` names that alone, whatever `ensure_weight_tying` says.
 
     Args:
         model: a `PeftModel`.
@@ -84,7 +86,16 @@ def check_tied(model: Any) -> None:
         return  # made for shared matrices
     base = model.get_base_model()
     ends = (base.get_input_embeddings(), base.get_output_embeddings())
-    if getattr(base.config, "tie_word_embeddings", False) and any(isinstance(end, BaseTunerLayer) for end in ends):
+    if not getattr(base.config, "tie_word_embeddings", False):
+        return
+    saved = [isinstance(end, ModulesToSaveWrapper) for end in ends]
+    if getattr(model.active_peft_config, "ensure_weight_tying", False) and saved[0] != saved[1]:
+        raise UserError(
+            "model.adapter.ensure_weight_tying: true, and only one of embedding and head would be trained, apart from "
+            "the other. Name both modules in modules_to_save; a trained adapter, whose file forgets the head, goes "
+            "into model.merged_adapters."
+        )
+    if any(isinstance(end, BaseTunerLayer) for end in ends):
         raise UserError(
             "model.adapter.target_modules: this model's embedding and head are one matrix, and an adapter on either "
             "would be wrong once merged. Leave them out; to train new tokens, name their ids in "
