@@ -184,3 +184,15 @@ def test_lisa_is_refused_where_ddp_waits_for_all_gradients(
     message = capsys.readouterr().err
     assert "Set trainer.strategy to ddp_find_unused_parameters_true" in message and "Traceback" not in message
     assert not path.with_suffix("").exists()
+
+
+def test_settings_inside_a_checkpoint_do_not_win(config: Config, fit: Fit, tmp_path: Path) -> None:
+    """Trap: Lightning's command line merges a checkpoint's `hyper_parameters` over YAML and flags."""
+    trainer = {"max_epochs": -1, "max_steps": 4}
+    settings: dict[str, Any] = {"trainer": trainer, "data": {"validation": None}}
+    settings["checkpoint"] = {"every_n_train_steps": 2, "save_top_k": -1}
+    reference = fit(config("reference", **settings))
+    first = torch.load(reference / "checkpoints" / "step-00000002.ckpt", weights_only=True)
+    other = tmp_path / "other.ckpt"
+    torch.save({**first, "hyper_parameters": {"gradient_clip_norm": 1e-9}}, other)
+    assert largest_difference(reference, fit(config("resumed", **settings), "--ckpt_path", str(other))) == 0
