@@ -17,7 +17,8 @@ def readme_commands() -> list[list[str]]:
     return [shlex.split(line, comments=True) for block in blocks for line in block.splitlines() if line.strip()]
 
 
-IFT = [command[1:] for command in readme_commands() if command[0] == "ift" and command[1] != "data"]
+IFT = [command[1:] for command in readme_commands() if command[0] == "ift" and command[1] not in ("data", "merge")]
+MERGE = [command[2:] for command in readme_commands() if command[:2] == ["ift", "merge"]]
 DATA = [command[1:] for command in readme_commands() if command[:2] == ["ift", "data"]]
 DATA_README = (ROOT / "ift" / "data" / "README.md").read_text(encoding="utf-8")
 
@@ -38,6 +39,22 @@ def test_every_ift_command_parses(
         main([*stand_ins, "--print_config"])
     assert stop.value.code == 0
     assert "base:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", MERGE, ids=" ".join)
+def test_every_merge_command_parses(arguments: list[str]) -> None:
+    from ift.commands.merge import parser
+
+    assert parser().parse(arguments).output.startswith("runs/")
+
+
+def test_the_support_matrix_is_the_one_that_is_enforced() -> None:
+    sys.path.insert(0, str(ROOT / "scripts" / "support_matrix"))
+    from table import in_readme
+
+    from ift.models.support import support
+
+    assert in_readme(README, support()) == README, "run python scripts/support_matrix"
 
 
 @pytest.mark.parametrize("arguments", DATA, ids=" ".join)

@@ -22,6 +22,7 @@ def class_path_of(key: str, name: str | None) -> str | None:
         return name
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
+    import ift.models.bottleneck  # noqa: F401 (PEFT then knows its configuration)
     from ift.models.methods import METHODS
 
     if name in METHODS:

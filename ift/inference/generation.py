@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from peft import PeftModel
 from torch.nn import functional as F
 
 from ift.errors import UserError
@@ -75,35 +74,24 @@ def generate(
 
     Args:
         model: a causal language model in evaluation mode.
-        prompts: token ids, of any lengths; padded on the left here, but for prompt methods.
+        prompts: token ids, of any lengths; padded on the left here.
         decoding: how.
         stop_token_ids: any of them ends a response.
         pad_token_id: for padding; masked by position, so any id serves.
     """
+    if not calling_of(model).reads_prompts:
+        return _generate(model, prompts, decoding, stop_token_ids, pad_token_id)
     responses: dict[int, Generated] = {}
-    for numbers in _together(model, prompts):
-        own = [prompts[number] for number in numbers]
-        found = _generate(model, own, decoding=decoding, stop_token_ids=stop_token_ids, pad_token_id=pad_token_id)
-        responses |= dict(zip(numbers, found, strict=True))
+    for length in sorted({len(prompt) for prompt in prompts}):
+        numbers = [number for number, prompt in enumerate(prompts) if len(prompt) == length]
+        alike = [prompts[number] for number in numbers]
+        answers = _generate(model, alike, decoding, stop_token_ids, pad_token_id)
+        responses |= dict(zip(numbers, answers, strict=True))
     return [responses[number] for number in range(len(prompts))]
 
 
-def _together(model: Any, prompts: Sequence[list[int]]) -> list[list[int]]:
-    """Return the numbers of the prompts that may be answered in one batch: all, or those of one length.
-
-    PEFT puts virtual tokens before the padding, and counts it among the positions (and a sliding window does), so that
-    a padded prompt would be further from them than it was in training.
-    """
-    if not (isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning):
-        return [list(range(len(prompts)))]
-    by_length: dict[int, list[int]] = {}
-    for number, prompt in enumerate(prompts):
-        by_length.setdefault(len(prompt), []).append(number)
-    return list(by_length.values())
-
-
 def _generate(
-    model: Any, prompts: Sequence[list[int]], *, decoding: Decoding, stop_token_ids: list[int], pad_token_id: int
+    model: Any, prompts: Sequence[list[int]], decoding: Decoding, stop_token_ids: list[int], pad_token_id: int
 ) -> list[Generated]:
     from transformers import GenerationConfig
 

@@ -7,11 +7,9 @@ from peft import PeftConfig
 
 from ift.errors import UserError
 from ift.models.initial_adapters import changes_base
-from ift.models.targets import KEYS_AND_VALUES, peft_type
+from ift.models.targets import peft_type
 
 KEY = "model.adapter"
-_STARTS_FROM_DATA = {"eva": "activations", "corda": "activations", "lora_ga": "gradients", "loftq": "quantized weights"}
-"""Beginnings of LoRA that a program of their own must compute; without, PEFT begins some as plain LoRA."""
 
 
 def check_settings(config: PeftConfig) -> None:
@@ -25,12 +23,6 @@ def check_settings(config: PeftConfig) -> None:
 
 
 def _reasons(config: Any, kind: str) -> Iterator[str]:
-    start = str(getattr(config, "init_lora_weights", None)).lower()
-    if start in _STARTS_FROM_DATA:
-        yield (
-            f".init_lora_weights: '{config.init_lora_weights}' begins from {_STARTS_FROM_DATA[start]}, which are not "
-            "computed here. Take pissa or olora, which need the weights only, or true."
-        )
     if changes_base(config) and getattr(config, "use_dora", False):
         yield (
             f".use_dora: what began with '{config.init_lora_weights}' is saved as the difference of two LoRA, and that "
@@ -48,20 +40,3 @@ def _reasons(config: Any, kind: str) -> Iterator[str]:
         )
     if kind == "SHADOW" and config.target_modules is not None:
         yield f".target_modules: {config.target_modules}, and SHADOW runs with its own places only. Leave it out."
-
-
-def check_checkpointing(config: PeftConfig | None) -> None:
-    """Refuse gradient checkpointing where a layer computed again lacks what the adapter put there.
-
-    Args:
-        config: of the adapter; nothing where the base model is trained.
-
-    Raises:
-        UserError: with the repair.
-    """
-    if config is not None and (kind := peft_type(config)) in (*KEYS_AND_VALUES, "POLY"):
-        what = "the keys and values before the text" if kind in KEYS_AND_VALUES else "the task"
-        raise UserError(
-            f"model.gradient_checkpointing: true, and a layer that is computed again would lack {what} ({kind}). Set "
-            "it to false and lower data.micro_batch_tokens, or take p_tuning or lora."
-        )

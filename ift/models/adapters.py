@@ -13,6 +13,7 @@ from peft import (
     LoraConfig,
     PeftConfig,
     TaskType,
+    XLoraConfig,
     get_peft_model,
     load_peft_weights,
     set_peft_model_state_dict,
@@ -26,19 +27,13 @@ from ift.models.base_weights import BaseWeights, select
 from ift.models.initial_adapters import changes_base
 from ift.models.loading import read_config
 from ift.models.methods import Method
-from ift.models.targets import KEYS_AND_VALUES, check_tied, fill_targets, peft_type
+from ift.models.targets import check_tied, fill_targets, peft_type
 from ift.models.trained_adapters import adapter_folder, load_adapter
 
 KEY = "model.adapter"
-# fmt: off
-_REFUSALS = (
-    ValueError, TypeError, KeyError, AttributeError, AssertionError, ImportError, NotImplementedError, RuntimeError,
-)
-# fmt: on
-"""What PEFT raises where a configuration does not go with a model."""
 
 
-def attach(model: Any, method: Method, *, seed: int, num_steps: int | None) -> Any:
+def attach(model: Any, method: Method, *, seed: int, num_steps: int | None, training: bool = False) -> Any:
     """Make exactly what a method trains trainable.
 
     Args:
@@ -46,18 +41,24 @@ def attach(model: Any, method: Method, *, seed: int, num_steps: int | None) -> A
         method: a fresh adapter, one to go on with, or weights of the base model.
         seed: for the adapter's initial weights, the same on every rank.
         num_steps: optimizer steps of the whole run, where known.
+        training: whether there will be steps.
 
     Returns:
         The model itself, or a `peft.PeftModel` around it.
 
     Raises:
-        UserError: the method does not fit this model.
+        UserError: the method does not fit this model, or needs the number of steps.
     """
     if isinstance(method.config, BaseWeights):
         select(model, method.config)
         return model
     if isinstance(method.config, Path):
         return _load_trainable(model, method.config)
+    if num_steps is None and training and isinstance(method.config, AdaLoraConfig):
+        raise UserError(
+            f"{KEY}: AdaLoRA deals out its ranks over all steps, and how many there are is not known with streams. Set "
+            "trainer.max_steps."
+        )
     wrapped = _wrap(model, resolved(method, model, num_steps=num_steps), seed=seed)
     _warn_of_rounding(wrapped)
     return wrapped
@@ -111,9 +112,20 @@ def _set_duration(config: AdaLoraConfig, method: Method, num_steps: int) -> None
 def _wrap(model: Any, config: PeftConfig, *, seed: int) -> Any:
     torch.manual_seed(seed)
     name = type(config).__name__
+    if isinstance(config, XLoraConfig):
+        model.config.use_cache = False  # it mixes its adapters anew for each token, and refuses models that cache
     try:
         wrapped = get_peft_model(model, config)
-    except _REFUSALS as error:
+    except (
+        ArithmeticError,
+        AssertionError,
+        AttributeError,
+        ImportError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
         reason = " ".join(str(error).split())[:400]
         raise UserError(f"{KEY}: {name} cannot be applied to this model: {reason}") from error
     check_tied(wrapped)
@@ -208,8 +220,6 @@ def count_trainable(method: Method, model: Any) -> int | None:
             raise
         if principal:
             _check_rank(config, model)
-        if peft_type(config) in KEYS_AND_VALUES:
-            _check_prefix(config, model)
     # PEFT's count of ranks in AdaLoRA is a parameter that is never trained, but only frozen with its data.
     trained = [(name, one) for name, one in model.named_parameters() if one.requires_grad and ".ranknum." not in name]
     return sum(int(parameter.numel()) for _, parameter in trained)
@@ -223,20 +233,6 @@ def _check_rank(config: Any, model: nn.Module) -> None:
             raise UserError(
                 f"{KEY}.r: {config.r}, and '{place}' has only {most} components to begin with. Set r to {most} or less."
             )
-
-
-def _check_prefix(config: Any, model: Any) -> None:
-    """Refuse keys and values in another number of heads than the model's; PEFT does not know all names of it."""
-    ids = torch.zeros((1, 1), dtype=torch.int64, device="meta")
-    try:
-        model(input_ids=ids, use_cache=False)
-    except RuntimeError as error:
-        if "Sizes of tensors must match" in str(error):  # others are of models that cannot compute without data
-            raise UserError(
-                f"{KEY}: PEFT would give this model keys and values in {config.num_attention_heads} heads, and it has "
-                "another number. Take p_tuning or lora; or peft.PrefixTuningConfig, with the heads of the keys as "
-                "num_attention_heads and their width altogether as token_dim."
-            ) from error
 
 
 class RankBudget:

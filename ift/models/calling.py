@@ -8,7 +8,9 @@ import torch
 from peft import PeftModel
 from torch.nn import functional as F
 
-from ift.models.targets import KEYS_AND_VALUES, peft_type
+from ift.models.targets import peft_type
+
+_KEYS_AND_VALUES = ("PREFIX_TUNING", "CARTRIDGE")
 
 
 @dataclass(frozen=True)
@@ -20,12 +22,11 @@ class Calling:
     same without, only slower."""
     num_virtual_tokens: int = 0
     """Positions that a prompt method puts before the text, and that have logits, too."""
+    reads_prompts: bool = False
+    """Whether trained positions or keys stand before the text, so that padding on the left would lie between the two;
+    PEFT and models with a sliding window then count positions wrongly."""
     names_task: bool = False
     """Whether the adapter is one of several tasks; here there is one."""
-
-    def task(self, number: int, device: torch.device) -> dict[str, torch.Tensor]:
-        """Return what forward and `generate` are told of the task of each of `number` rows; nothing for most."""
-        return {"task_ids": torch.zeros(number, dtype=torch.int64, device=device)} if self.names_task else {}
 
     def logits(self, model: Any, inputs: dict[str, Any], keep: torch.Tensor) -> torch.Tensor:
         """Return logits `(kept, vocabulary)`.
@@ -42,6 +43,10 @@ class Calling:
             kept = model(**inputs).logits[:, self.num_virtual_tokens :][keep]
         return cast(torch.Tensor, kept.view(-1, kept.shape[-1]))
 
+    def task(self, rows: int, device: Any) -> dict[str, torch.Tensor]:
+        """Return what names the task of each row, where the adapter asks for it."""
+        return {"task_ids": torch.zeros(rows, dtype=torch.int64, device=device)} if self.names_task else {}
+
 
 def calling_of(model: Any) -> Calling:
     """Return how to call a causal language model of transformers, wrapped by PEFT or not."""
@@ -53,5 +58,10 @@ def calling_of(model: Any) -> Calling:
     config: Any = model.active_peft_config
     kind = peft_type(config)
     # Prefixes of keys and values have no positions of their own among the logits.
-    before = config.num_virtual_tokens if config.is_prompt_learning and kind not in KEYS_AND_VALUES else 0
-    return Calling(keep_only, before, names_task=kind in ("POLY", "MULTITASK_PROMPT_TUNING"))
+    before = config.num_virtual_tokens if config.is_prompt_learning and kind not in _KEYS_AND_VALUES else 0
+    return Calling(
+        keep_only,
+        before,
+        reads_prompts=config.is_prompt_learning,
+        names_task=kind in ("POLY", "MULTITASK_PROMPT_TUNING"),
+    )

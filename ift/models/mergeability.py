@@ -122,6 +122,6 @@ def _reason_of_model(settings: Any, config: Any) -> str | None:
         try:
             layer.merge()
         except Exception as error:  # one of torch's, which misses the data, is no refusal
-            if "merg" in str(error):
+            if "merg" in str(error) and "meta device" not in str(error):
                 return f"{name.removeprefix('base_model.model.')}: {str(error).rstrip('.')}."
     return None

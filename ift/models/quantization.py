@@ -17,20 +17,8 @@ from ift.errors import UserError, unknown_name
 
 KEY = "model.quantization"
 Scheme = Literal["nf4", "fp4", "int8"]
-SCHEMES = ("nf4", "fp4", "int8")
+SCHEMES: tuple[Scheme, ...] = ("nf4", "fp4", "int8")
 COMPUTE_DTYPES = ("float32", "bfloat16")
-
-# fmt: off
-TRAINABLE_TYPES = frozenset([
-    "ADALORA", "ADAPTION_PROMPT", "BOFT", "BOTTLENECK", "CPT", "IA3", "LN_TUNING", "LORA", "MISS",
-    "MULTITASK_PROMPT_TUNING", "OFT", "PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING", "RANDLORA", "ROAD",
-    "TRAINABLE_TOKENS", "VERA",
-])
-# fmt: on
-"""PEFT's types that train beside quantized weights; others fail there, or train nothing without an error (UniLoRA)."""
-
-DENSE_STARTS = ("pissa", "olora", "corda", "lora_ga", "orthogonal", "loftq", "mica")
-"""Ways to begin LoRA that compute with the weights themselves, or change them, and so need them unquantized."""
 
 
 @dataclass(frozen=True)
@@ -89,48 +77,6 @@ def default_quantization(scheme: Scheme | None, config: Any) -> Quantization | N
         config: transformers' config of the base model, or `None` where it cannot be read.
     """
     return Quantization(scheme) if scheme is not None and not is_quantized(config, None) else None
-
-
-def check_trainable_on(
-    key: str, adapter: Any, *, config: Any, quantization: Quantization | None, name: str = "null"
-) -> None:
-    """Refuse what cannot be trained on a quantized base model.
-
-    Args:
-        key: the configuration key of the adapter, for errors.
-        adapter: a `peft.PeftConfig`, or `None` where base weights are to be trained.
-        config: transformers' config of the base model, or `None` where it cannot be read.
-        quantization: `model.quantization`.
-        name: of what trains base weights, as typed.
-
-    Raises:
-        UserError: with the reason and the nearest possible choice.
-    """
-    stored = stored_quantization(config) if config is not None else None
-    if quantization is None and stored is None:
-        return
-    what = (
-        quantization.scheme
-        if quantization is not None
-        else str((stored or {}).get("quant_method") or "an unnamed method")
-    )
-    if adapter is None:
-        raise UserError(
-            f"{key}: {name} trains the base model's own weights, and those quantized with {what} cannot be trained. "
-            "Name an adapter (lora), or load the base model without quantization."
-        )
-    peft_type = str(getattr(adapter.peft_type, "value", adapter.peft_type))
-    if peft_type not in TRAINABLE_TYPES:
-        raise UserError(
-            f"{key}: {peft_type} adapters do not train on weights quantized with {what}. Take LORA, or another of "
-            f"{', '.join(sorted(TRAINABLE_TYPES - {'LORA'}))}; or leave {KEY} out."
-        )
-    start = getattr(adapter, "init_lora_weights", None)
-    if isinstance(start, str) and start.lower().startswith(DENSE_STARTS):
-        raise UserError(
-            f"{key}: init_lora_weights '{start}' computes with the base model's weights, and needs them unquantized; "
-            f"here they are quantized with {what}. Set it to true or gaussian, or leave {KEY} out."
-        )
 
 
 def check_quantization(key: str, base: str, *, config: Any, quantization: Quantization | None) -> None:
@@ -266,6 +212,11 @@ def modules_to_skip(config: Any, wished: Sequence[str] | None) -> list[str]:
             raise _unknown_module(name, linear)
         skipped |= found
     left = [name for name in linear if not any(f"{name}.".startswith(f"{module}.") for module in skipped)]
+    if not left and not wished:
+        raise UserError(
+            f"{KEY}: {type(model).__name__} has no plain linear layer but the head, and bitsandbytes takes no others. "
+            f"Leave {KEY} out."
+        )
     if not left:
         raise UserError(f"{KEY}.skip_modules: {wished} leaves no layer to quantize. Name fewer, or leave {KEY} out.")
     _warn_of_small_share(model, left)

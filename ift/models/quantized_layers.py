@@ -3,10 +3,12 @@
 Imports bitsandbytes, which takes seconds; import this module where a model is quantized only.
 """
 
+import math
+from functools import wraps
 from typing import Any
 
 import torch
-from bitsandbytes import matmul_4bit  # type: ignore[attr-defined]
+from bitsandbytes import functional, matmul_4bit  # type: ignore[attr-defined]
 from bitsandbytes.functional import dequantize_blockwise
 from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
 from torch.nn import functional as F
@@ -24,6 +26,7 @@ def prepare_quantized(model: Any) -> None:
     Args:
         model: of transformers, as loaded.
     """
+    _read_scales_in_order()
     model.requires_grad_(False)
     for module in model.modules():
         if isinstance(module, Linear4bit):
@@ -83,7 +86,9 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, layer: Any, bias: torch.Tensor | None) -> torch.Tensor:
         ctx.layer, ctx.dtype = layer, x.dtype
-        return F.linear(x, dequantized_weight(layer, x.dtype), bias)
+        rows = F.linear(x.flatten(0, -2), dequantized_weight(layer, x.dtype), bias)
+        # With a bias, more dimensions would give a view, which nothing may be added to in place; some adapters do.
+        return torch.ops.aten._unsafe_view(rows, [*x.shape[:-1], rows.shape[-1]])  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, None, torch.Tensor | None]:
@@ -105,16 +110,40 @@ def dequantized_weight(layer: Any, dtype: torch.dtype) -> torch.Tensor:
         scales: Any = weight.SCB if weight.SCB is not None else layer.state.SCB
         scales = scales.to(weight.device)
         return (weight.data * (scales / 127).unsqueeze(1)).to(dtype)  # type: ignore[no-any-return]
-    state = weight.quant_state
+    return _values(weight.data, weight.quant_state, dtype)
+
+
+def _values(packed: torch.Tensor, state: Any, dtype: torch.dtype) -> torch.Tensor:
+    """Return 4-bit values in the shape of their matrix."""
     scales = state.absmax
     if state.nested:
         scales = dequantize_blockwise(scales, state.state2) + state.offset
     # As one row: the scales' order is then right on every device.
-    numel = layer.in_features * layer.out_features
     values = torch.ops.bitsandbytes.dequantize_4bit(
-        weight.data, scales.float(), state.blocksize, state.quant_type, [1, numel], dtype
+        packed, scales.float(), state.blocksize, state.quant_type, [1, math.prod(state.shape)], dtype
     )
-    return values.reshape(layer.out_features, layer.in_features)  # type: ignore[no-any-return]
+    return values.reshape(state.shape)  # type: ignore[no-any-return]
+
+
+def _read_scales_in_order() -> None:
+    """Let whoever asks bitsandbytes for the values of 4-bit weights get the right ones; does nothing twice.
+
+    PEFT asks for them (for the norms of DoRA, for one), and on a CPU they are wrong where rows are no multiple of 64
+    long, as `FourBitLinear` says.
+    """
+    asked = functional.dequantize_4bit
+    if hasattr(asked, "__wrapped__"):
+        return
+
+    @wraps(asked)
+    def in_order(A: torch.Tensor, quant_state: Any = None, *args: Any, **options: Any) -> torch.Tensor:  # noqa: N803
+        right = quant_state is None or A.device.type != "cpu" or quant_state.shape[-1] % quant_state.blocksize == 0
+        if right or args or options:
+            return asked(A, quant_state, *args, **options)
+        values = _values(A, quant_state, quant_state.dtype)
+        return values.t() if A.shape[0] == 1 else values
+
+    functional.dequantize_4bit = in_order
 
 
 def dequantized(model: Any, *, dtype: torch.dtype | None = None) -> Any:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from peft import IA3Config, LNTuningConfig, PeftConfig
+from peft import BeftConfig, IA3Config, LNTuningConfig, PeftConfig, PromptLearningConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
@@ -14,12 +14,9 @@ _KEY_AND_VALUE_LAYERS = ("k_proj", "v_proj")
 _FUSED_ATTENTION = ("query_key_value", "qkv_proj", "Wqkv", "c_attn", "W_pack", "wqkv")
 _SECOND_OF_MLP = ("down_proj", "dense_4h_to_h", "fc2", "fc_out", "mlp.c_proj", "w2")
 OWN_TARGETS = frozenset(
-    {"ADAPTION_PROMPT", "BEFT", "BOTTLENECK", "SHADOW", "TRAINABLE_TOKENS", "XLORA", "POLY", "IA3", "LN_TUNING"}
+    {"ADAPTION_PROMPT", "BEFT", "BOTTLENECK", "SHADOW", "TRAINABLE_TOKENS", "XLORA", "IA3", "LN_TUNING"}
 )
 """PEFT's types that are not made for every linear layer, or that find their places themselves."""
-
-KEYS_AND_VALUES = ("PREFIX_TUNING", "CARTRIDGE")
-"""PEFT's types that train keys and values before the text."""
 
 
 def fill_targets(config: PeftConfig, model: nn.Module) -> None:
@@ -35,13 +32,24 @@ def fill_targets(config: PeftConfig, model: nn.Module) -> None:
     Raises:
         UserError: (IA)3 on a model whose modules have unknown names.
     """
-    if getattr(config, "target_modules", "none") is not None or config.is_prompt_learning:
+    if isinstance(config, PromptLearningConfig):
+        _fill_heads(config, model)
+        return
+    if getattr(config, "target_modules", "none") is not None:
         return
     names = [name for name, _ in model.named_modules()]
     if isinstance(config, LNTuningConfig):
-        config.target_modules = sorted({name.rpartition(".")[2] for name in names if _is_norm(name, model)})
+        norms = [name for name in names if _is_norm(name, model)]
+        if not norms:
+            raise UserError(
+                f"model.adapter: the norms of {type(model).__name__} have no weights to train. Take ia3: as few "
+                "parameters."
+            )
+        config.target_modules = sorted({name.rpartition(".")[2] for name in norms})
     elif isinstance(config, IA3Config):
         _fill_ia3(config, names)
+    elif isinstance(config, BeftConfig):  # the values' bias, as in its paper
+        config.target_modules = _ending_with(("v_proj",), names) or _ending_with(_FUSED_ATTENTION, names) or None
     elif peft_type(config) not in OWN_TARGETS:
         config.target_modules = "all-linear"
 
@@ -52,7 +60,20 @@ def peft_type(config: PeftConfig) -> str:
 
 
 def _is_norm(name: str, model: nn.Module) -> bool:
-    return type(model.get_submodule(name)).__name__.endswith("Norm")
+    module = model.get_submodule(name)
+    return "Norm" in type(module).__name__ and next(module.parameters(recurse=False), None) is not None
+
+
+def _fill_heads(config: PromptLearningConfig, model: Any) -> None:
+    """Tell PEFT how many heads keys have, where it does not know how the model's config names them."""
+    sizes = model.config
+    if sizes.model_type == "mpt":
+        config.num_attention_heads = config.num_attention_heads or sizes.n_heads
+    elif sizes.model_type == "falcon" and peft_type(config) in ("PREFIX_TUNING", "CARTRIDGE"):
+        one = sizes.multi_query and not sizes.new_decoder_architecture
+        heads = 1 if one else sizes.num_kv_heads
+        config.num_attention_heads = config.num_attention_heads or heads
+        config.token_dim = config.token_dim or heads * (sizes.hidden_size // sizes.num_attention_heads)
 
 
 def _fill_ia3(config: IA3Config, names: Iterable[str]) -> None:

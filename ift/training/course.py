@@ -1,17 +1,21 @@
 """What some methods do beside the gradient: draw layers, add a penalty, take ranks away. One object per run."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from peft import AdaLoraConfig, PeftModel
+from torch.nn import functional as F
 
+from ift.data.encoding import IGNORE_INDEX
+from ift.data.micro_batches import MicroBatch
 from ift.errors import UserError
 from ift.models.adapters import RankBudget
 from ift.models.base_weights import LayerSampler, SampledLayers
 from ift.models.methods import Method
+from ift.training.objective import shifted_targets
 
 
 def check_strategy(key: str, method: Method, trainer: Trainer) -> None:
@@ -53,6 +57,8 @@ class MethodCourse:
         fresh = method.peft_config is not None and isinstance(model, PeftModel)
         if fresh and isinstance(model.active_peft_config, AdaLoraConfig):
             self._budget = RankBudget(model)
+        self._tuner: Any = model.base_model if isinstance(model, PeftModel) else None
+        self._config: Any = model.active_peft_config if isinstance(model, PeftModel) else None
 
     def before_step(self, step: int, optimizer: Any) -> None:
         """Choose what is trained in a step.
@@ -64,9 +70,33 @@ class MethodCourse:
         if self._sampler is not None:
             self._sampler.apply(step, optimizer)
 
+    def loss(self, batch: MicroBatch, loss: torch.Tensor) -> torch.Tensor:
+        """Return the summed loss of a micro-batch with what a method adds for each supervised token.
+
+        Args:
+            batch: that the model has just computed.
+            loss: its summed cross-entropy.
+        """
+        weight = float(getattr(self._config, "auxiliary_loss_weight", 0.0))
+        if weight <= 0:
+            return loss
+        # ShadowPEFT's path answers on its own too; PEFT adds that only to a loss that the model computes itself.
+        targets = shifted_targets(batch.labels)
+        keep = targets != IGNORE_INDEX
+        head = self._tuner._resolve_shadow_head(self._tuner.active_adapters[0])
+        logits = head(self._tuner._seed_shadow_state[keep]).float()
+        return loss + weight * F.cross_entropy(logits, targets[keep], reduction="sum")
+
     def penalty(self) -> torch.Tensor | None:
-        """Return what is added to the loss of a step, once, or `None`."""
-        return self._budget.penalty() if self._budget is not None else None
+        """Return what is added to the loss of a step, once, or `None`; call it behind the step's first forward pass."""
+        if self._budget is not None:
+            return self._budget.penalty()
+        # PEFT leaves these to whoever computes the loss (Wang et al. 2024, KaSA; Sengupta et al. 2024, MonteCLoRA).
+        if getattr(self._config, "kasa_config", None) is not None:
+            return cast(torch.Tensor, self._tuner._get_kasa_loss())
+        if getattr(self._config, "monteclora_config", None) is not None:
+            return cast(torch.Tensor, self._tuner._get_monteclora_loss())
+        return None
 
     def after_update(self, step: int) -> None:
         """Act on the updated weights, while the gradients are there."""

@@ -15,7 +15,6 @@ from ift.data.encoding import IGNORE_INDEX
 from ift.data.steps import Step
 from ift.errors import UserError
 from ift.hub import check_base, fingerprint
-from ift.models.adapter_rules import check_checkpointing
 from ift.models.adapters import attach, check_method, peft_config_of
 from ift.models.calling import calling_of
 from ift.models.initial_adapters import changes_base, initial_values
@@ -27,10 +26,10 @@ from ift.models.packing import verify_row_layout
 from ift.models.quantization import (
     Quantization,
     check_quantization,
-    check_trainable_on,
     default_quantization,
     is_quantized,
 )
+from ift.models.support import check_supported
 from ift.models.trained_adapters import (
     MergedAdapter,
     adapter_folder,
@@ -126,11 +125,14 @@ class InstructionModule(LightningModule):
         config = read_config(self.base)
         check_quantization("model.base", self.base, config=config, quantization=self.quantization)
         adapter = peft_config_of(self.method)
-        check_trainable_on(
-            "model.adapter", adapter, config=config, quantization=self.quantization, name=self.method.name
+        check_supported(
+            "model.adapter",
+            self.method,
+            adapter,
+            config=config,
+            quantization=self.quantization,
+            checkpointing=self.gradient_checkpointing,
         )
-        if self.gradient_checkpointing:
-            check_checkpointing(adapter)
         if self.optimizer_traits.fused and isinstance(adapter, AdaLoraConfig):
             raise UserError(
                 f"model.optimizer: {self.optimizer_traits.name} keeps no gradients, and AdaLoRA weighs its ranks by "
@@ -171,7 +173,9 @@ class InstructionModule(LightningModule):
         if datamodule is not None:
             check_vocabulary("model.base", model, datamodule.tokenizer)
         model = merge_adapters("model.merged_adapters", model, self.merged_chain, self.dtype_name)
-        model = attach(model, self.method, seed=self.seed, num_steps=self._num_steps(datamodule))
+        fitting = datamodule is not None and self.trainer.state.fn == "fit"
+        num_steps = self._num_steps(datamodule) if fitting else None
+        model = attach(model, self.method, seed=self.seed, num_steps=num_steps, training=fitting)
         if self.gradient_checkpointing:
             # The reentrant kind would need inputs that require gradients, and fails under DDP with unused parameters.
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -185,9 +189,7 @@ class InstructionModule(LightningModule):
         self._trained = [name for name, parameter in self.named_parameters() if parameter.requires_grad]
 
     def _num_steps(self, datamodule: Any) -> int | None:
-        """Return the optimizer steps of the whole run, where it has any and an end."""
-        if datamodule is None or self.trainer.state.fn != "fit":
-            return None
+        """Return the optimizer steps of the whole run, where it has an end."""
         most = [self.trainer.max_steps] if self.trainer.max_steps > 0 else []
         if (self.trainer.max_epochs or -1) > 0 and not datamodule.streams:
             most.append(self.trainer.max_epochs * datamodule.num_steps_per_epoch)
@@ -329,8 +331,9 @@ class InstructionModule(LightningModule):
         for number, batch in enumerate(step.micro_batches, 1):
             with self._gradient_sync(last=number == len(step.micro_batches)):
                 loss = loss_sum(self.model, batch, calling=self._calling)
+                added = self._course.loss(batch, loss)
                 penalty = self._course.penalty() if number == 1 else None  # a step has one, however it is cut
-                self.manual_backward(loss * scale if penalty is None else loss * scale + penalty)
+                self.manual_backward(added * scale if penalty is None else added * scale + penalty)
             total += loss.detach()
         return total
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from peft import AdaLoraConfig, LoraConfig, UniLoraConfig
 from quantized_twins import every_scheme, load, quantized_layers
 from safetensors.torch import load_file, save_file
 from tiny import make_llama
@@ -19,7 +18,6 @@ from ift.models.loading import read_config
 from ift.models.quantization import (
     Quantization,
     check_quantization,
-    check_trainable_on,
     loading_options,
     modules_to_skip,
 )
@@ -140,24 +138,6 @@ def test_settings_without_effect_or_sense_are_refused() -> None:
     half: Any = "float16"
     with pytest.raises(UserError, match=r"model\.quantization\.compute_dtype: unknown name 'float16'"):
         Quantization("nf4", compute_dtype=half)
-
-
-def test_only_adapters_that_can_train_on_a_quantized_base(folders: dict[str, Path], tmp_path: Path) -> None:
-    plain = read_config(str(folders["llama"]))
-    load(folders["llama"], Quantization("int8")).save_pretrained(str(tmp_path / "saved"))
-    saved = read_config(str(tmp_path / "saved"))
-    for config, quantization in ((plain, Quantization("nf4")), (saved, None), (None, Quantization("int8"))):
-        options: dict[str, Any] = {"config": config, "quantization": quantization}
-        for adapter in (LoraConfig(), AdaLoraConfig(total_step=10), LoraConfig(init_lora_weights="gaussian")):
-            check_trainable_on("model.adapter", adapter, **options)
-        with pytest.raises(UserError, match=r"model\.adapter: null trains the base model's own weights"):
-            check_trainable_on("model.adapter", None, **options)
-        with pytest.raises(UserError, match=r"model\.adapter: UNILORA adapters do not train"):
-            check_trainable_on("model.adapter", UniLoraConfig(), **options)
-        with pytest.raises(UserError, match=r"init_lora_weights 'pissa_niter_4'"):
-            check_trainable_on("model.adapter", LoraConfig(init_lora_weights="pissa_niter_4"), **options)
-    check_trainable_on("model.adapter", None, config=plain, quantization=None)
-    check_trainable_on("model.adapter", UniLoraConfig(), config=plain, quantization=None)
 
 
 def test_weights_go_to_the_default_device(folders: dict[str, Path]) -> None:

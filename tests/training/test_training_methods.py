@@ -12,6 +12,7 @@ from training.families import make_model
 from ift.cli import main
 from ift.models.loading import load_base_model
 from ift.models.methods import METHODS
+from ift.models.support import support
 from ift.models.trained_adapters import load_adapter
 
 Config = Callable[..., Path]
@@ -87,6 +88,17 @@ def test_a_method_learns_and_comes_back_equal(
     with torch.no_grad():
         change = tuned(PROBE).logits[:, -PROBE.shape[1] :] - untuned(PROBE).logits
     assert change.abs().max() > 1e-3
+    family = "qwen3" if "qwen3" in str(tiny_base) else "gpt_neox"
+    merges = support()[method][family]["merge"] == "yes"
+    merged = run.with_name("merged")
+    arguments = ["merge", str(run), "--output", str(merged), "--num_prompts", "4", "--response_tokens", "8"]
+    assert main(arguments) == (0 if merges else 2)
+    if not merges:
+        assert "cannot be merged: " in capsys.readouterr().err and not merged.exists()
+    elif method != "qlora":  # whose adapter is probed here beside unquantized weights; its certificate knows
+        plain = load_base_model("model.base", str(merged), "float32").eval()
+        with torch.no_grad():
+            assert (plain(PROBE).logits - tuned(PROBE).logits).abs().max() < 1e-4 * tuned(PROBE).logits.abs().max()
 
 
 def validated(run: Path, base: Path, config: Config, capsys: pytest.CaptureFixture[str]) -> float:

@@ -232,7 +232,7 @@ def test_a_run_is_not_continued_with_another_quantization(config: Config, fit: F
         ({"quantization": {"scheme": "int8", "compute_dtype": "bfloat16"}}, "compute_dtype: 'bfloat16' has no effect"),
         (
             {"quantization": {"scheme": "nf4"}, "adapter": {"class_path": "peft.LoHaConfig"}},
-            "model.adapter: LOHA adapters do not train on weights quantized with nf4",
+            "model.adapter: 'LoHaConfig' does not train beside weights quantized with nf4",
         ),
     ],
     ids=["full", "float16", "scheme", "skipped", "int8-compute", "loha"],
