@@ -8,7 +8,8 @@ import torch
 from tiny import ROOT
 from transformers import AutoModelForCausalLM
 
-from ift.models.adapters import attach, changes_base, save_adapter, save_initial
+from ift.models.adapters import attach
+from ift.models.initial_adapters import changes_base, save_adapter, save_initial
 from ift.models.methods import METHODS
 
 sys.path.insert(0, str(ROOT / "scripts" / "support_matrix"))
