@@ -28,11 +28,6 @@ def _reasons(config: Any, kind: str) -> Iterator[str]:
             f".use_dora: what began with '{config.init_lora_weights}' is saved as the difference of two LoRA, and that "
             "of two magnitudes is none. Take one of the two."
         )
-    if kind == "LILY":
-        yield (
-            ": LILY takes a mean over all tokens of a batch, padding and later ones too, so its loss and answers would "
-            "depend on how a step is cut and on the other prompts. Take lora."
-        )
     if kind == "LN_TUNING" and config.target_modules == "all-linear":
         yield (
             ".target_modules: 'all-linear' would train whole matrices and not the norms. Leave it out for every norm, "
