@@ -16,7 +16,8 @@ from ift.artifacts import RunFolder, fingerprint, flat_decisive
 from ift.commands.stage_config import Chain, Stage, StageFiles
 from ift.commands.trainer import TrainingCLI, prepare
 from ift.errors import UserError
-from ift.models.adapters import can_go_on, changes_base, empty_model, peft_config_of, resolved
+from ift.models.adapters import can_go_on, empty_model, peft_config_of, resolved
+from ift.models.initial_adapters import changes_base
 from ift.models.loading import read_config
 from ift.models.mergeability import check_mergeable
 from ift.models.methods import Method

@@ -25,10 +25,11 @@ from ift.commands.stage_config import has_stages  # noqa: E402
 from ift.commands.trainer_settings import check_trainer  # noqa: E402
 from ift.data.datamodule import InstructionDataModule  # noqa: E402
 from ift.errors import UserError  # noqa: E402
-from ift.models.adapters import peft_config_of  # noqa: E402
+from ift.models.adapters import num_virtual_tokens, peft_config_of  # noqa: E402
 from ift.models.loading import max_positions  # noqa: E402
 from ift.models.packing import choose_row_layout  # noqa: E402
 from ift.training.checkpoints import AtomicCheckpointIO, check_checkpoint, resolve_checkpoint  # noqa: E402
+from ift.training.course import check_strategy  # noqa: E402
 from ift.training.metrics import StepMetrics  # noqa: E402
 from ift.training.module import InstructionModule, ValidationResult  # noqa: E402
 from ift.training.progress import RunProgress  # noqa: E402
@@ -209,11 +210,12 @@ def _check_data(cli: TrainingCLI) -> None:
         )
     if cli.command == "validate" and not data.num_validation_examples:
         raise UserError("data.validation: null holds nothing out, so there is nothing to validate. Set it.")
-    limit = max_positions(cli.model.base)
-    if limit is not None and data.longest_example > limit:
+    limit, virtual = max_positions(cli.model.base), num_virtual_tokens(cli.model.method)
+    if limit is not None and data.longest_example + virtual > limit:
+        behind = f" behind {virtual} virtual ones" if virtual else ""
         raise UserError(
-            f"data.max_length: the longest example has {data.longest_example} tokens, and the model only {limit} "
-            f"positions. Set data.max_length to {limit} or less."
+            f"data.max_length: the longest example has {data.longest_example} tokens{behind}, and the model only "
+            f"{limit} positions. Set data.max_length to {limit - virtual} or less."
         )
     if cli.command == "fit" and cli.run.manifest.is_file() and cli._continues():
         kept = cli.run.read_manifest()["data"]
@@ -288,6 +290,7 @@ def prepare(command: str, arguments: list[str], *, tell: bool = True) -> Trainin
     )
     if command == "fit":
         cli.model.optimizer_traits.check_strategy("model.optimizer", cli.trainer)
+        check_strategy("model.adapter", cli.model.method, cli.trainer)
     cli.datamodule.load()  # all mistakes in the data come before the weights, and before other processes wait
     if tell and is_first_process():
         notes = [*cli.datamodule.notes(), *_optimizer_notes(cli), *cli.model.notes()]

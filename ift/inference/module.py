@@ -9,8 +9,10 @@ from ift.errors import UserError
 from ift.hub import check_base
 from ift.inference.generation import Decoding, generate, option_scores
 from ift.inference.prompts import Prompt, PromptBatch
+from ift.models.adapters import num_virtual_tokens
 from ift.models.loading import Dtype, check_vocabulary, load_base_model, max_positions, read_config
 from ift.models.merging import merge_adapters
+from ift.models.methods import trained
 from ift.models.quantization import Quantization, check_quantization
 from ift.models.trained_adapters import MergedAdapter, adapter_folder, load_adapter, merged_before, merged_chain
 from ift.records import Prediction
@@ -118,13 +120,15 @@ class PredictionModule(LightningModule):
 
     def _check_lengths(self, prompts: list[Prompt]) -> None:
         limit = max_positions(self.base)
-        sizes = [(len(prompt.ids) + self._longest_answer(prompt), prompt) for prompt in prompts]
+        virtual = num_virtual_tokens(trained(self.adapter)) if self.adapter is not None else 0
+        sizes = [(virtual + len(prompt.ids) + self._longest_answer(prompt), prompt) for prompt in prompts]
         long = [(length, prompt) for length, prompt in sizes if limit is not None and length > limit]
         if long:
             length, prompt = long[0]
+            behind = f", {virtual} of them virtual" if virtual else ""
             raise UserError(
                 f"model.decoding.max_new_tokens: {len(long)} of {len(prompts)} prompts with their responses are longer "
-                f"than the model's {limit} positions, first '{prompt.id}' with {length} tokens. Lower "
+                f"than the model's {limit} positions, first '{prompt.id}' with {length} tokens{behind}. Lower "
                 "model.decoding.max_new_tokens, or take those prompts out."
             )
 

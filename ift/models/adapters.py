@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from peft import (
     AdaLoraConfig,
     LoraConfig,
@@ -22,21 +23,15 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from ift.errors import UserError
+from ift.models.adapter_rules import check_settings
 from ift.models.base_weights import BaseWeights, select
+from ift.models.initial_adapters import changes_base
 from ift.models.loading import read_config
 from ift.models.methods import Method
 from ift.models.targets import check_tied, fill_targets, peft_type
 from ift.models.trained_adapters import adapter_folder, load_adapter
 
 KEY = "model.adapter"
-_CHANGE_THE_BASE = ("pissa", "olora", "corda", "lora_ga")
-"""Beginnings of LoRA's `init_lora_weights` that subtract the adapter's first value from the base model's weights."""
-
-_REFUSALS = (
-    *(AssertionError, AttributeError, ImportError, LookupError, NotImplementedError, RuntimeError, TypeError),
-    ValueError,
-)
-"""What PEFT raises where a method does not fit a model."""
 
 
 def attach(model: Any, method: Method, *, seed: int, num_steps: int | None, training: bool = False) -> Any:
@@ -65,7 +60,22 @@ def attach(model: Any, method: Method, *, seed: int, num_steps: int | None, trai
             f"{KEY}: AdaLoRA deals out its ranks over all steps, and how many there are is not known with streams. Set "
             "trainer.max_steps."
         )
-    return _wrap(model, resolved(method, model, num_steps=num_steps), seed=seed)
+    wrapped = _wrap(model, resolved(method, model, num_steps=num_steps), seed=seed)
+    _warn_of_rounding(wrapped)
+    return wrapped
+
+
+def _warn_of_rounding(model: nn.Module) -> None:
+    """Say so where an adapter trains weights in the base model's small dtype; PEFT casts only its own to float32."""
+    trained = [(name, one) for name, one in model.named_parameters() if one.requires_grad]
+    rounded = [(name, one) for name, one in trained if one.is_floating_point() and one.dtype != torch.float32]
+    if rounded:
+        name = rounded[0][0].removeprefix("base_model.model.")
+        rank_zero_warn(
+            f"model.dtype: {len(rounded)} of the {len(trained)} tensors that {KEY} trains are in "
+            f"{str(rounded[0][1].dtype).removeprefix('torch.')}, first '{name}'; small updates of them are rounded "
+            "away. Set model.dtype to float32."
+        )
 
 
 def resolved(method: Method, model: nn.Module, *, num_steps: int | None) -> PeftConfig:
@@ -76,6 +86,7 @@ def resolved(method: Method, model: nn.Module, *, num_steps: int | None) -> Peft
     """
     config = copy.deepcopy(method.peft_config)
     assert config is not None
+    check_settings(config)
     config.task_type = config.task_type or TaskType.CAUSAL_LM
     fill_targets(config, model)
     if isinstance(config, AdaLoraConfig) and num_steps is not None:
@@ -127,7 +138,9 @@ def _load_trainable(model: Any, folder: Path) -> Any:
     place = adapter_folder(KEY, folder)
     config: Any = PeftConfig.from_pretrained(str(place))
     if not config.is_prompt_learning:
-        return load_adapter(KEY, model, folder, trainable=True)
+        loaded = load_adapter(KEY, model, folder, trainable=True)
+        check_tied(loaded)
+        return loaded
     if not can_go_on(config):
         return load_adapter(KEY, model, folder)
     config.inference_mode = False
@@ -180,6 +193,12 @@ def peft_config_of(method: Method) -> PeftConfig | None:
 
         return cast(PeftConfig, PeftConfig.from_pretrained(str(adapter_folder(KEY, method.config))))
     return method.peft_config
+
+
+def num_virtual_tokens(method: Method) -> int:
+    """Return how many positions a method's adapter takes before the text."""
+    config: Any = peft_config_of(method)
+    return int(config.num_virtual_tokens) if config is not None and config.is_prompt_learning else 0
 
 
 def count_trainable(method: Method, model: Any) -> int | None:
@@ -247,38 +266,6 @@ def _check_rank(config: Any, model: nn.Module) -> None:
             raise UserError(
                 f"{KEY}.r: {config.r}, and '{place}' has only {most} components to begin with. Set r to {most} or less."
             )
-
-
-def changes_base(config: Any) -> bool:
-    """Whether attaching a fresh adapter takes its first value out of the base model's weights."""
-    start = config.init_lora_weights if isinstance(config, LoraConfig) else None
-    return isinstance(start, str) and start.lower().startswith(_CHANGE_THE_BASE)
-
-
-def save_initial(model: Any, folder: Path) -> None:
-    """Save a fresh adapter that changed the base model, for `save_adapter`; call it before the first step."""
-    config: Any = model.active_peft_config
-    start, config.init_lora_weights = config.init_lora_weights, True
-    try:
-        model.save_pretrained(str(folder))
-    finally:
-        config.init_lora_weights = start
-
-
-def save_adapter(model: Any, folder: Path, *, initial: Path | None = None) -> None:
-    """Save a trained adapter in PEFT's layout, such that it fits the untouched base model.
-
-    Args:
-        model: a `PeftModel`.
-        folder: new.
-        initial: of `save_initial`, where the adapter changed the base model; what is saved is then the difference of
-            the two, a LoRA of twice the rank.
-    """
-    if not changes_base(model.active_peft_config):
-        model.save_pretrained(str(folder))
-        return
-    assert initial is not None
-    model.save_pretrained(str(folder), path_initial_model_for_weight_conversion=str(initial))
 
 
 class RankBudget:

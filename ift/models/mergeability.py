@@ -32,7 +32,8 @@ def check_mergeable(key: str, adapter: Path, *, config: Any) -> None:
         UserError: with the reason and the nearest choice.
     """
     settings = read_adapter_config(key, adapter)
-    if isinstance(start := getattr(settings, "init_lora_weights", None), str) and start.startswith(CONVERTED_STARTS):
+    start = getattr(settings, "init_lora_weights", None)
+    if isinstance(start, str) and start.lower().startswith(CONVERTED_STARTS):
         raise UserError(
             f"{key}: '{adapter}' was saved unconverted: it began with init_lora_weights '{start}', which changed the "
             "base weights, and belongs to those. Save it with path_initial_model_for_weight_conversion, which makes it "
@@ -67,6 +68,8 @@ def _reason_of_type(settings: Any) -> str | None:
     from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
     from peft.tuners.tuners_utils import BaseTuner
 
+    if getattr(settings, "layer_replication", None):  # PEFT means to refuse this, and looks in the wrong place
+        return "with layer_replication, several of its layers share the weights of one."
     if settings.is_prompt_learning:
         return "its virtual tokens are read by the model and are no part of its weights."
     tuner: Any = PEFT_TYPE_TO_TUNER_MAPPING.get(settings.peft_type)

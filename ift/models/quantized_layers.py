@@ -86,7 +86,9 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, layer: Any, bias: torch.Tensor | None) -> torch.Tensor:
         ctx.layer, ctx.dtype = layer, x.dtype
-        return F.linear(x, dequantized_weight(layer, x.dtype), bias)
+        rows = F.linear(x.flatten(0, -2), dequantized_weight(layer, x.dtype), bias)
+        # With a bias, more dimensions would give a view, which nothing may be added to in place; some adapters do.
+        return torch.ops.aten._unsafe_view(rows, [*x.shape[:-1], rows.shape[-1]])  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, None, torch.Tensor | None]:

@@ -39,6 +39,8 @@ _BEFORE_TRAINING = (
 _NOT_MADE = {
     **dict.fromkeys(("eva", "corda", "lora_ga"), _BEFORE_TRAINING),
     "loftq": "it quantizes the base model anew, on a GPU only. Take 'qlora'.",
+    "LilyConfig": "it takes a mean over all tokens of a batch, padding and later ones too, so its loss and answers "
+    "would depend on how a step is cut and on the other prompts. Take 'lora'.",
     "arrow": "it chooses among adapters trained before, and trains nothing. Train each with 'lora'.",
 }
 

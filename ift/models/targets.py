@@ -5,11 +5,12 @@ from typing import Any
 
 from peft import BeftConfig, IA3Config, LNTuningConfig, PeftConfig, PromptLearningConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 
 from ift.errors import UserError
 
-_KEYS_AND_VALUES = ("k_proj", "v_proj")
+_KEY_AND_VALUE_LAYERS = ("k_proj", "v_proj")
 _FUSED_ATTENTION = ("query_key_value", "qkv_proj", "Wqkv", "c_attn", "W_pack", "wqkv")
 _SECOND_OF_MLP = ("down_proj", "dense_4h_to_h", "fc2", "fc_out", "mlp.c_proj", "w2")
 OWN_TARGETS = frozenset(
@@ -76,7 +77,7 @@ def _fill_heads(config: PromptLearningConfig, model: Any) -> None:
 
 
 def _fill_ia3(config: IA3Config, names: Iterable[str]) -> None:
-    attention = _ending_with(_KEYS_AND_VALUES, names) or _ending_with(_FUSED_ATTENTION, names)
+    attention = _ending_with(_KEY_AND_VALUE_LAYERS, names) or _ending_with(_FUSED_ATTENTION, names)
     mlp = _ending_with(_SECOND_OF_MLP, names)
     if not attention or not mlp:
         raise UserError(
@@ -91,9 +92,10 @@ def _ending_with(endings: Iterable[str], names: Iterable[str]) -> list[str]:
 
 
 def check_tied(model: Any) -> None:
-    """Refuse an adapter on a matrix that embedding and head share.
+    """Refuse an adapter on a matrix that embedding and head share, and one that parts the two against its settings.
 
-    PEFT would adapt one of the two only, and a merge would change both.
+    PEFT would adapt one of the two only, and a merge would change both. Of some families (Bloom, GPT-2) it trains a
+    copy of the embedding where `modules_to_save` names that alone, whatever `ensure_weight_tying` says.
 
     Args:
         model: a `PeftModel`.
@@ -105,7 +107,16 @@ def check_tied(model: Any) -> None:
         return  # made for shared matrices
     base = model.get_base_model()
     ends = (base.get_input_embeddings(), base.get_output_embeddings())
-    if getattr(base.config, "tie_word_embeddings", False) and any(isinstance(end, BaseTunerLayer) for end in ends):
+    if not getattr(base.config, "tie_word_embeddings", False):
+        return
+    saved = [isinstance(end, ModulesToSaveWrapper) for end in ends]
+    if getattr(model.active_peft_config, "ensure_weight_tying", False) and saved[0] != saved[1]:
+        raise UserError(
+            "model.adapter.ensure_weight_tying: true, and only one of embedding and head would be trained, apart from "
+            "the other. Name both modules in modules_to_save; a trained adapter, whose file forgets the head, goes "
+            "into model.merged_adapters."
+        )
+    if any(isinstance(end, BaseTunerLayer) for end in ends):
         raise UserError(
             "model.adapter.target_modules: this model's embedding and head are one matrix, and an adapter on either "
             "would be wrong once merged. Leave them out; to train new tokens, name their ids in "

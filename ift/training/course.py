@@ -4,15 +4,39 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import DDPStrategy
 from peft import AdaLoraConfig, PeftModel
 from torch.nn import functional as F
 
 from ift.data.encoding import IGNORE_INDEX
 from ift.data.micro_batches import MicroBatch
+from ift.errors import UserError
 from ift.models.adapters import RankBudget
 from ift.models.base_weights import LayerSampler, SampledLayers
 from ift.models.methods import Method
 from ift.training.objective import shifted_targets
+
+
+def check_strategy(key: str, method: Method, trainer: Trainer) -> None:
+    """Refuse a strategy that waits for gradients of weights which a method does not train in a step.
+
+    Args:
+        key: the configuration key of the method, for errors.
+        method: of the run.
+        trainer: with the strategy.
+
+    Raises:
+        UserError: with the strategy to take.
+    """
+    strategy = trainer.strategy
+    if not isinstance(method.config, SampledLayers) or not isinstance(strategy, DDPStrategy):
+        return
+    if not strategy._ddp_kwargs.get("find_unused_parameters"):
+        raise UserError(
+            f"{key}: {method.name} trains other layers every few steps, and DDP would wait for the gradients of all. "
+            "Set trainer.strategy to ddp_find_unused_parameters_true, or trainer.devices to 1."
+        )
 
 
 class MethodCourse:

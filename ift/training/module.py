@@ -18,6 +18,7 @@ from ift.hub import check_base, fingerprint
 from ift.models.adapters import attach, check_method, num_trainable, peft_config_of
 from ift.models.budget import Allotment, allot, check_budget, check_counted
 from ift.models.calling import calling_of
+from ift.models.initial_adapters import changes_base, initial_values
 from ift.models.loading import TrainingDtype, check_vocabulary, load_base_model, read_config
 from ift.models.mergeability import check_mergeable
 from ift.models.merging import merge_adapters
@@ -38,7 +39,7 @@ from ift.models.trained_adapters import (
     warn_of_other_weights,
 )
 from ift.seeds import mixed_seed
-from ift.training.course import MethodCourse
+from ift.training.course import MethodCourse, check_strategy
 from ift.training.fused_optimizers import FusedOptimizer
 from ift.training.objective import loss_sum, shifted_targets
 from ift.training.optimizers import optimizer_traits, without_paging
@@ -117,6 +118,7 @@ class InstructionModule(LightningModule):
         self.validation_result: ValidationResult | None = None
         self._all_finite: torch.Tensor | None = None
         self._loaded_step = 0
+        self.initial_values: dict[str, torch.Tensor] | None = None
 
     def check(self) -> None:
         """Refuse a method that does not fit the base model, without loading weights; does nothing twice.
@@ -165,8 +167,11 @@ class InstructionModule(LightningModule):
         return [self.allotment.note()] if self.allotment is not None else []
 
     def setup(self, stage: str) -> None:
-        """Ask for steps as the optimizer takes them, before any loader is built."""
-        if stage == "fit" and self.optimizer_traits.fused:
+        """Refuse what the strategy cannot do, and ask for steps as the optimizer takes them; before weights load."""
+        if stage != "fit":
+            return
+        check_strategy("model.adapter", self.method, self.trainer)
+        if self.optimizer_traits.fused:
             self.optimizer_traits.check_strategy("model.optimizer", self.trainer)
             data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
             data.row_layout_choice = replace(data.row_layout_choice, whole_step=True)
@@ -321,6 +326,8 @@ class InstructionModule(LightningModule):
                 f"'{first}' (here {needed.get(first, 'absent')}, checkpoint {found.get(first, 'absent')}). "
                 "Resume with the configuration in the run folder."
             )
+        if not self.method.trains_base and changes_base(self.model.active_peft_config):
+            self.initial_values = initial_values(self.model)  # which are about to be replaced
         self._course.load_state(checkpoint[CHECKPOINT_KEY].get("method", {}))
 
     def _gradient_sync(self, *, last: bool) -> AbstractContextManager[Any]:

@@ -14,7 +14,7 @@ from ift.artifacts import RunFolder, file_hashes, fingerprint, versions, write_j
 from ift.data.steps import Step
 from ift.hub import fingerprint as base_fingerprint
 from ift.hub import local_folder
-from ift.models.adapters import changes_base, save_adapter, save_initial
+from ift.models.initial_adapters import changes_base, save_adapter, save_initial
 from ift.models.loading import count_parameters
 from ift.training.metrics import StepMetrics
 
@@ -65,7 +65,8 @@ class RunFolderWriter(Callback):
                 _join_files(removed, self._run.removed)
         module: Any = pl_module
         if not module.method.trains_base and changes_base(module.model.active_peft_config):
-            save_initial(module.model, self._run.initial_adapter)
+            save_initial(module.model, self._run.initial_adapter, values=module.initial_values)
+            module.initial_values = None
         write_json(self._run.manifest, self._manifest)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from entries import PHRASE, VOCABULARY, make_model
-from ift.models.initial_adapters import changes_base, save_adapter, save_initial
 from peft import XLoraConfig
 
 from ift.data.encoding import IGNORE_INDEX, Example
@@ -19,6 +18,7 @@ from ift.errors import UserError
 from ift.inference.generation import Decoding, generate
 from ift.models.adapters import attach
 from ift.models.calling import calling_of
+from ift.models.initial_adapters import changes_base, save_adapter, save_initial
 from ift.models.loading import load_base_model, read_config
 from ift.models.mergeability import check_mergeable
 from ift.models.merging import merge

@@ -130,6 +130,18 @@ def test_examples_longer_than_the_model_are_refused_before_weights_load(
     assert not path.with_suffix("").exists()
 
 
+def test_virtual_tokens_count_toward_the_models_positions(
+    config: Config, rows_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Learned positions would end in the middle of a run."""
+    write_json(rows_file, [*make_rows(40), {"instruction": "long", "input": "", "output": "river " * 300}])
+    adapter = {"class_path": "prompt", "init_args": {"num_virtual_tokens": 400}}
+    path = config(data={"max_length": 512}, model={"adapter": adapter})
+    message = refused(capsys, "fit", "--config", str(path))
+    assert "behind 400 virtual ones" in message and "Set data.max_length to 112 or less" in message
+    assert not path.with_suffix("").exists()
+
+
 def test_validate_prints_the_result_and_needs_data(
     config: Config, fit: Fit, capsys: pytest.CaptureFixture[str]
 ) -> None:
