@@ -17,7 +17,9 @@ from ift.models.methods import Method
 from ift.models.sizes import KEY, Choices, Size, size_of, smallest, with_size
 from ift.models.trained_adapters import adapter_folder
 
-TOLERANCE = 0.1
+EQUAL = 0.1
+"""Share of the budget beyond which the nearest count is said not to be of equal cost; sizes are whole numbers."""
+TOLERANCE = 0.5
 """Largest share of the budget by which the nearest count may miss it."""
 EXHAUSTIVE = 64
 """So many sizes are all counted where counts go up and down; of more, those near the crossing."""
@@ -38,10 +40,11 @@ class Allotment:
 
     def note(self) -> str:
         """Return what was decided, in one line."""
-        return (
-            f"{KEY}: {self.asked:,} asked for; {self.parameter} {self.value} trains {self.trainable:,} "
-            f"({(self.trainable - self.asked) / self.asked:+.2%})"
-        )
+        gap = (self.trainable - self.asked) / self.asked
+        told = f"{KEY}: {self.asked:,} asked for; {self.parameter} {self.value} trains {self.trainable:,} ({gap:+.2%})"
+        if abs(gap) <= EQUAL:
+            return told
+        return f"{told}, and no size comes nearer: methods that are compared at this budget do not cost the same"
 
 
 def check_budget(budget: int | None) -> None:
@@ -81,7 +84,7 @@ def allot(method: Method, budget: int, *, base: str) -> tuple[Method, Allotment]
         base: folder or hub id of the base model, whose config alone is read.
 
     Raises:
-        UserError: the method has no size, or none is within a tenth of the budget.
+        UserError: the method has no size, or none is within half of the budget.
     """
     if isinstance(method.config, Path):
         raise UserError(_refusal_of_trained(method.config, budget))

@@ -100,8 +100,8 @@ def check_nearest(make: Callable[[int], Method], folder: str, counts: dict[int, 
     start = make(max(counts))
     for number in asked(counts):
         nearest = min(abs(count - number) for count in counts.values())
-        if nearest > 0.1 * number:
-            with pytest.raises(UserError, match=r"^model\.budget: .* within 10% of that"):
+        if nearest > 0.5 * number:
+            with pytest.raises(UserError, match=r"^model\.budget: .* within 50% of that"):
                 allot(start, number, base=folder)
             continue
         _, found = allot(start, number, base=folder)
@@ -258,8 +258,8 @@ def test_the_search_finds_the_first_of_any_steady_counts(target: int, falling: b
         (as_method(peft.SupertuningConfig()), 1000, "has no size to choose"),
         (lora(), 100, r"100, and no size .* 928 \(r 1\), of the smallest .* Ask for 928"),
         (lora(), 1_000_000, r"1,000,000, and no size of lora .* 29,696 \(r 32\), of the largest .* Ask for 29,696"),
-        (lora(), 1400, r"1,400, .* 928 \(r 1\) and 1,856 \(r 2\)"),
-        (METHODS["pissa"](), 29_000, r"14,848 \(r 16\)"),
+        (lora(), 500, r"500, .* 928 \(r 1\)"),
+        (METHODS["pissa"](), 32_000, r"14,848 \(r 16\)"),
         (METHODS["prompt"](), 32 * 1000, r"8,160 \(num_virtual_tokens 255\)"),
         (METHODS["freeze"](), 1000, r"\(num_layers 1\)"),
         (as_method(peft.LoraConfig(rank_pattern={"q_proj": 2})), 2000, r"model\.adapter\.rank_pattern"),
@@ -300,3 +300,9 @@ def test_counting_needs_no_memory_for_the_weights(tmp_path: Path) -> None:
     _, found = allot(METHODS["lora"](), 2 * 39_040 * 4 * 100, base=str(tmp_path))
     assert found.trainable == found.value * 2 * (4 * 8192 + 3 * 15104)
     assert torch.get_default_device().type == "cpu"
+
+
+def test_a_count_far_from_the_budget_is_said_not_to_be_of_equal_cost(folders: dict[str, str]) -> None:
+    """Sizes are whole numbers: between two ranks, either is far from the budget."""
+    counts = [allot(METHODS["lora"](), number, base=folders["llama"])[1] for number in (1400, 928)]
+    assert "do not cost the same" in counts[0].note() and "do not cost the same" not in counts[1].note()
