@@ -245,6 +245,7 @@ def test_a_wrong_merge_is_found_and_not_kept(
     assert "Beyond its limit, and accepted" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_killed_merge_leaves_no_folder(lora_run: Path, tmp_path: Path, merge: Merge) -> None:
     program = f"""
 import os, ift.models.export as export
