@@ -117,6 +117,7 @@ def merge_run(options: Namespace) -> None:
     from ift.models.loading import read_config
     from ift.models.mergeability import check_mergeable
     from ift.models.merging import files_dtype
+    from ift.models.quantization import is_quantized
     from ift.models.trained_run import open_trained
 
     output = Path(options.output).expanduser()
@@ -124,8 +125,15 @@ def merge_run(options: Namespace) -> None:
     trained = open_trained("RUN", options.run)
     if options.base is not None and trained.quantization is None:
         raise UserError(f"--base: '{options.run}' was not trained on a quantized base model. Leave it out.")
+    config = read_config(trained.base)
+    if trained.adapter is not None and trained.quantization is None and is_quantized(config, None):
+        raise UserError(
+            f"RUN: '{options.run}' was trained beside '{trained.base}', whose files hold quantized weights; a merge "
+            "would round them again. Serve base model and adapter together (PEFT's PeftModel.from_pretrained), or "
+            "train on the unquantized model with model.quantization."
+        )
     if trained.adapter is not None:
-        check_mergeable("RUN", trained.adapter, config=read_config(trained.base))
+        check_mergeable("RUN", trained.adapter, config=config)
     weights: Weights = options.base or ("dequantized" if trained.quantization is not None else "original")
     in_files = files_dtype(trained.base)
     settings = ExportSettings(

@@ -25,7 +25,7 @@ from ift.commands.stage_config import has_stages  # noqa: E402
 from ift.commands.trainer_settings import check_trainer  # noqa: E402
 from ift.data.datamodule import InstructionDataModule  # noqa: E402
 from ift.errors import UserError  # noqa: E402
-from ift.models.adapters import num_virtual_tokens, peft_config_of  # noqa: E402
+from ift.models.adapters import check_can_go_on, num_virtual_tokens, peft_config_of  # noqa: E402
 from ift.models.loading import max_positions  # noqa: E402
 from ift.models.packing import choose_row_layout  # noqa: E402
 from ift.training.checkpoints import AtomicCheckpointIO, check_checkpoint, resolve_checkpoint  # noqa: E402
@@ -290,6 +290,7 @@ def prepare(command: str, arguments: list[str], *, tell: bool = True) -> Trainin
     )
     if command == "fit":
         cli.model.optimizer_traits.check_strategy("model.optimizer", cli.trainer)
+        check_can_go_on(cli.model.method)
         check_strategy("model.adapter", cli.model.method, cli.trainer)
     cli.datamodule.load()  # all mistakes in the data come before the weights, and before other processes wait
     if tell and is_first_process():

@@ -1,6 +1,7 @@
 """Attach adapters: fresh ones, trained ones to go on with, and what is checked before any weights are loaded."""
 
 import copy
+import re
 import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -23,10 +24,11 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from ift.errors import UserError
-from ift.models.adapter_rules import check_settings
+from ift.models.adapter_rules import check_settings, check_start
 from ift.models.base_weights import BaseWeights, select
 from ift.models.initial_adapters import changes_base
 from ift.models.loading import read_config
+from ift.models.mergeability import read_adapter_config
 from ift.models.methods import Method
 from ift.models.targets import check_tied, fill_targets, peft_type
 from ift.models.trained_adapters import adapter_folder, load_adapter
@@ -52,6 +54,7 @@ def attach(model: Any, method: Method, *, seed: int, num_steps: int | None, trai
     """
     if isinstance(method.config, BaseWeights):
         select(model, method.config)
+        _warn_of_rounding(model)
         return model
     if isinstance(method.config, Path):
         return _load_trainable(model, method.config)
@@ -60,7 +63,10 @@ def attach(model: Any, method: Method, *, seed: int, num_steps: int | None, trai
             f"{KEY}: AdaLoRA deals out its ranks over all steps, and how many there are is not known with streams. Set "
             "trainer.max_steps."
         )
-    wrapped = _wrap(model, resolved(method, model, num_steps=num_steps), seed=seed)
+    config = resolved(method, model, num_steps=num_steps)
+    wrapped = _wrap(model, config, seed=seed)
+    if changes_base(config):
+        check_start(wrapped)
     _warn_of_rounding(wrapped)
     return wrapped
 
@@ -126,6 +132,7 @@ def _wrap(model: Any, config: PeftConfig, *, seed: int) -> Any:
         RuntimeError,
         TypeError,
         ValueError,
+        re.error,
     ) as error:
         reason = " ".join(str(error).split())[:400]
         raise UserError(f"{KEY}: {name} cannot be applied to this model: {reason}") from error
@@ -136,7 +143,7 @@ def _wrap(model: Any, config: PeftConfig, *, seed: int) -> Any:
 def _load_trainable(model: Any, folder: Path) -> Any:
     """Wrap a model with a trained adapter to go on with; one that cannot be trained any more stays frozen."""
     place = adapter_folder(KEY, folder)
-    config: Any = PeftConfig.from_pretrained(str(place))
+    config: Any = read_adapter_config(KEY, place)
     if not config.is_prompt_learning:
         loaded = load_adapter(KEY, model, folder, trainable=True)
         check_tied(loaded)
@@ -155,6 +162,19 @@ def can_go_on(config: Any) -> bool:
         return True
     # PEFT keeps what the virtual tokens became, not the network that wrote them.
     return peft_type(config) in ("PROMPT_TUNING", "PREFIX_TUNING") and not getattr(config, "prefix_projection", False)
+
+
+def check_can_go_on(method: Method) -> None:
+    """Refuse to go on with an adapter whose trained parts were not saved.
+
+    Raises:
+        UserError: with the repair.
+    """
+    if isinstance(method.config, Path) and not can_go_on(peft_config_of(method)):
+        raise UserError(
+            f"{KEY}: '{method.config}' cannot be trained further: PEFT keeps what its virtual tokens became, not what "
+            "wrote them. Begin a new one, or go on with that run itself (--ckpt_path last)."
+        )
 
 
 def empty_model(base: str) -> Any | None:
@@ -189,9 +209,7 @@ def check_method(method: Method, base: str) -> int | None:
 def peft_config_of(method: Method) -> PeftConfig | None:
     """Return the PEFT configuration of a method's adapter, fresh or trained; `None` where the base model is trained."""
     if isinstance(method.config, Path):
-        import ift.models.bottleneck  # noqa: F401 (PEFT then knows its type)
-
-        return cast(PeftConfig, PeftConfig.from_pretrained(str(adapter_folder(KEY, method.config))))
+        return cast(PeftConfig, read_adapter_config(KEY, adapter_folder(KEY, method.config)))
     return method.peft_config
 
 
@@ -242,6 +260,7 @@ def attach_empty(method: Method, model: Any) -> Any | None:
         model = _wrap_empty(model, config)
         if principal and model is not None:
             _check_rank(config, model)
+            check_start(model)
     return model
 
 

@@ -1,5 +1,6 @@
 """Load base models and attach adapters, without remote code."""
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -87,6 +88,11 @@ def check_vocabulary(key: str, model: Any, tokenizer: Any) -> None:
 
 
 def count_parameters(model: torch.nn.Module) -> dict[str, int]:
-    """Return the number of trainable and of all parameters."""
-    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    """Return the number of trainable and of all parameters; of weights in 4 bits, two are in a byte."""
+    sizes = [(_number_of(parameter), parameter.requires_grad) for parameter in model.parameters()]
     return {"trainable": sum(n for n, trainable in sizes if trainable), "total": sum(n for n, _ in sizes)}
+
+
+def _number_of(parameter: torch.Tensor) -> int:
+    shape = getattr(getattr(parameter, "quant_state", None), "shape", None)
+    return math.prod(shape) if shape is not None else parameter.numel()

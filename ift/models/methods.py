@@ -21,6 +21,7 @@ from peft import (
     TaskType,
 )
 
+from ift.errors import UserError
 from ift.models.base_weights import AllWeights, BaseWeights, Biases, LastLayers, SampledLayers
 from ift.models.quantization import Scheme
 
@@ -51,6 +52,11 @@ class Method:
         warmup_share: float = 0.1,
         final_share: float = 0.3,
     ) -> None:
+        if learning_rate_ratio <= 0:
+            raise UserError(f"model.adapter.learning_rate_ratio: {learning_rate_ratio} is not above 0.")
+        for key, share in (("warmup_share", warmup_share), ("final_share", final_share)):
+            if not 0 <= share < 1:
+                raise UserError(f"model.adapter.{key}: {share} is no share of the steps, from 0 to below 1.")
         self.name, self.config = name, config
         self.learning_rate_ratio, self.quantization = learning_rate_ratio, quantization
         self.warmup_share, self.final_share = warmup_share, final_share

@@ -64,12 +64,15 @@ def _is_norm(name: str, model: nn.Module) -> bool:
     return "Norm" in type(module).__name__ and next(module.parameters(recurse=False), None) is not None
 
 
+_HEAD_NAMES = {"num_attention_heads", "n_head", "num_heads", "encoder_attention_heads"}
+
+
 def _fill_heads(config: PromptLearningConfig, model: Any) -> None:
     """Tell PEFT how many heads keys have, where it does not know how the model's config names them."""
     sizes = model.config
-    if sizes.model_type == "mpt":
-        config.num_attention_heads = config.num_attention_heads or sizes.n_heads
-    elif sizes.model_type == "falcon" and peft_type(config) in ("PREFIX_TUNING", "CARTRIDGE"):
+    if not _HEAD_NAMES & sizes.to_dict().keys():  # PEFT looks for these, not for what they stand for
+        config.num_attention_heads = config.num_attention_heads or getattr(sizes, "num_attention_heads", None)
+    if sizes.model_type == "falcon" and peft_type(config) in ("PREFIX_TUNING", "CARTRIDGE"):
         one = sizes.multi_query and not sizes.new_decoder_architecture
         heads = 1 if one else sizes.num_kv_heads
         config.num_attention_heads = config.num_attention_heads or heads

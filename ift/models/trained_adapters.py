@@ -4,6 +4,8 @@ An adapter is the difference from one model. Where that is a base model with oth
 of its run names those, and it is loaded onto nothing else.
 """
 
+import pickle
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +19,8 @@ from ift.artifacts import RunFolder, file_hashes
 from ift.errors import UserError
 from ift.hub import fingerprint
 from ift.models.quantization import Quantization
+
+_UNREADABLE = (OSError, SafetensorError, pickle.UnpicklingError)
 
 
 @dataclass(frozen=True)
@@ -156,7 +160,14 @@ def load_adapter(key: str, model: Any, folder: str | Path, *, trainable: bool = 
 
     place = adapter_folder(key, folder)
     try:
-        return PeftModel.from_pretrained(model, str(place), is_trainable=trainable)
-    except (OSError, RuntimeError, ValueError, KeyError, IndexError, SafetensorError) as error:
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            loaded = PeftModel.from_pretrained(model, str(place), is_trainable=trainable)
+        for one in told:
+            if "missing adapter keys" in str(one.message):  # PEFT would leave these as they begin
+                raise ValueError(f"weights are missing from its file. {one.message}")
+            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+        return loaded
+    except (*_UNREADABLE, RuntimeError, ValueError, LookupError, TypeError) as error:
         reason = " ".join(str(error).split())[:400]
         raise UserError(f"{key}: the adapter '{folder}' does not fit the base model: {reason}") from error

@@ -103,6 +103,19 @@ class MethodCourse:
         if self._budget is not None:
             self._budget.after_update(step)
 
+    def check_resumable(self) -> None:
+        """Refuse to resume what would not end as the uninterrupted run.
+
+        Raises:
+            UserError: MonteCLoRA and VeLoRA, which keep averages over the steps that PEFT gives no way to restore.
+        """
+        for key in ("monteclora_config", "velora_config"):
+            if getattr(self._config, key, None) is not None:
+                raise UserError(
+                    f"--ckpt_path: a run with model.adapter.{key} cannot be resumed exactly, as PEFT keeps averages "
+                    "over its steps outside of the weights. Run it in one piece, or take lora."
+                )
+
     def state(self) -> dict[str, Any]:
         """Return what the next step depends on besides weights and optimizer; empty for most methods."""
         return self._budget.state() if self._budget is not None else {}

@@ -15,7 +15,7 @@ from ift.data.encoding import IGNORE_INDEX
 from ift.data.steps import Step
 from ift.errors import UserError
 from ift.hub import check_base, fingerprint
-from ift.models.adapters import attach, check_method, num_trainable, peft_config_of
+from ift.models.adapters import attach, check_can_go_on, check_method, num_trainable, peft_config_of
 from ift.models.budget import Allotment, allot, check_budget, check_counted
 from ift.models.calling import calling_of
 from ift.models.initial_adapters import changes_base, initial_values
@@ -151,6 +151,7 @@ class InstructionModule(LightningModule):
         self.merged_chain = merged_chain("model.merged_adapters", self.merged_adapters, base=self.base)
         for one in self.merged_chain:
             check_mergeable("model.merged_adapters", Path(one.folder), config=config)
+            warn_of_other_weights("model.merged_adapters", Path(one.folder), None)
         if isinstance(self.method.config, Path):
             place = adapter_folder("model.adapter", self.method.config)
             check_foundation("model.adapter", place, base=self.base, merged=self.merged_chain)
@@ -170,6 +171,7 @@ class InstructionModule(LightningModule):
         """Refuse what the strategy cannot do, and ask for steps as the optimizer takes them; before weights load."""
         if stage != "fit":
             return
+        check_can_go_on(self.method)
         check_strategy("model.adapter", self.method, self.trainer)
         if self.optimizer_traits.fused:
             self.optimizer_traits.check_strategy("model.optimizer", self.trainer)
@@ -245,7 +247,8 @@ class InstructionModule(LightningModule):
         # A flag on the device, looked at when weights are kept or losses told: no wait for the device in every step.
         finite = torch.isfinite(norm)
         self._all_finite = finite if self._all_finite is None else self._all_finite & finite
-        learning_rate = float(optimizer.param_groups[0]["lr"])
+        group = optimizer.param_groups[0]
+        learning_rate = float(group["lr"]) / group.get("ratio", 1.0)  # LoRA+: that of the A matrices
         optimizer.step()
         self._course.after_update(step.index)
         optimizer.zero_grad()
@@ -326,6 +329,8 @@ class InstructionModule(LightningModule):
                 f"'{first}' (here {needed.get(first, 'absent')}, checkpoint {found.get(first, 'absent')}). "
                 "Resume with the configuration in the run folder."
             )
+        if self.trainer.state.fn == "fit":
+            self._course.check_resumable()
         if not self.method.trains_base and changes_base(self.model.active_peft_config):
             self.initial_values = initial_values(self.model)  # which are about to be replaced
         self._course.load_state(checkpoint[CHECKPOINT_KEY].get("method", {}))
