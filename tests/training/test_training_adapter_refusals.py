@@ -1,6 +1,7 @@
 """What would be saved in part, trained to no end or not at all, is refused or said."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from ift.cli import main
+from ift.models.loading import load_base_model
+from ift.models.quantization import Quantization
 
 Config = Callable[..., Path]
 Fit = Callable[..., Path]
@@ -128,3 +131,18 @@ def test_what_keeps_averages_outside_of_its_weights_is_not_resumed(
     capsys.readouterr()
     assert main(["fit", "--config", str(path), "--ckpt_path", "last", "--trainer.max_steps", "4"]) == 2
     assert f"--ckpt_path: a run with model.adapter.{key} cannot be resumed exactly" in capsys.readouterr().err
+
+
+def test_a_run_beside_a_quantized_checkpoint_is_not_merged(
+    config: Config, fit: Fit, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quantized = tmp_path / "quantized"
+    load_base_model("model.base", str(base), "float32", quantization=Quantization("nf4")).save_pretrained(quantized)
+    for file in base.glob("*token*"):
+        shutil.copy(file, quantized)
+    run = fit(config("run", model={"base": str(quantized), "adapter": "lora"}, trainer=SHORT))
+    capsys.readouterr()
+    assert main(["merge", str(run), "--output", str(tmp_path / "merged")]) == 2
+    said = capsys.readouterr().err
+    assert "whose files hold quantized weights; a merge would round them again" in said and "Traceback" not in said
+    assert not (tmp_path / "merged").exists()
