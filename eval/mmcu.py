@@ -1,16 +1,17 @@
-"""MMCU: 11,845 Chinese exam questions of medicine, law, psychology and education, a quarter of which has several answers.
+"""MMCU: 11,845 Chinese exam questions of medicine, law, psychology and education; one fifth has several right options.
 
 Data: MMCU's own folder with `dev` and `test`, or Alpaca-CoT's JSON (`eval/mmcu_questions.py`). Three protocols:
 
-- `strict`, the default. Options as they are, without the label in front of them. An answer is a set of letters; it is right
-  when it is the right set. Labels are normalised, and a question whose answer names an option that is not there is
-  excluded, by name. Single- and multi-answer questions are also reported apart (`kinds`). Modes: `generate` (default)
-  reads the letters from the reply; `choice` ranks all sets of letters (15 for four options) by likelihood, for every
-  question, so that nothing tells how many are right. The headline is the mean over disciplines of the mean over subjects.
+- `strict`, the default. Options as they are, without the label in front of them. An answer is a set of letters; it is
+  right when it is the right set. Labels are normalised, and a question whose answer names an option that is not there
+  is excluded, by name. Single- and multi-answer questions are also reported apart (`kinds`). Modes: `generate`
+  (default) reads the letters from the reply; `choice` ranks all sets of letters (15 for four options) by likelihood,
+  for every question, so that nothing tells how many are right. The headline is the mean over disciplines of the mean
+  over subjects.
 - `mmcu_readme`: prompt, option clean-up, reading, comparison and averages as in MMCU's own scripts and table
   (Felixgithub2017/MMCU @ bd5b2a1). Mode `without_letters_only` leaves out 请只给出答案的序号。 as was done for ChatGPT.
-- `alpaca_cot`: the prompt of Alpaca-CoT (PhoebusSi/Alpaca-CoT @ bd46c44) and the averages of its paper (arXiv 2310.07328).
-  How replies were read was never published: the strict reading is used, and no question is left out.
+- `alpaca_cot`: the prompt of Alpaca-CoT (PhoebusSi/Alpaca-CoT @ bd46c44) and the averages of its paper (arXiv
+  2310.07328). How replies were read was never published: the strict reading is used, and no question is left out.
 
 Results that were published with labels are scored without data under each protocol (`eval/mmcu_published.py`).
 """
@@ -90,9 +91,9 @@ def _prompt(question: Question, text: str, *, options: tuple[str, ...] = (), sys
 class Score(Protocol):
     """Scores predictions against the keys of their questions, in the same order."""
 
-    def __call__(
-        self, predictions: Sequence[Prediction], keys: Sequence[Key], *, notes: Iterable[str] = ()
-    ) -> Report: ...
+    def __call__(self, predictions: Sequence[Prediction], keys: Sequence[Key], *, notes: Iterable[str] = ()) -> Report:
+        """Return the report."""
+        ...
 
 
 def _scores_data(score: Score) -> Callable[[Sequence[Prediction], Path], Report]:

@@ -1,7 +1,8 @@
-"""MMCU's questions, from either shape in which the data goes about.
+r"""MMCU's questions, from either shape in which the data goes about.
 
 - A folder with `test/` and, for worked examples, `dev/`, each holding `.xlsx` files (`mmcu_workbooks.py`).
-- One JSON file, an array or lines of `类别`, `题目`, `选项`, `答案`, as Alpaca-CoT has it; `选项` is one string `A:…\\nB:…`.
+- One JSON file, an array or lines of `类别`, `题目`, `选项`, `答案`, as Alpaca-CoT has it; `选项` is one
+  string `A:…\nB:…`.
 
 Ids count a subject's questions from 0 in the order of the file: `mmcu-心理-0504`.
 """
@@ -42,8 +43,8 @@ class Question:
     """Name of the workbook, whose worked examples are its own; empty for a JSON file."""
     text: str
     options: tuple[str | None, ...]
-    """By column, A first, their labels still in front; `None` for an empty cell. Empty where a JSON row's options cannot
-    be told apart."""
+    """By column, A first, their labels still in front; `None` for an empty cell. Empty where a JSON row's options
+    cannot be told apart."""
     joined: str
     """The options as one string, as Alpaca-CoT writes them."""
     answer: str

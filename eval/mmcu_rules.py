@@ -13,16 +13,17 @@ from eval.extraction import extract_letter
 
 LETTERS = "ABCDEFGH"
 """Option letters by column."""
-_NOT_A_LETTER = re.compile(r"[\s,.;、/|]+")
-_LEADING_LABEL = re.compile(r"\s*(?P<letter>[A-Ha-hＡ-Ｈａ-ｈ])\s*[、.．:：)）]\s*")
+_SEPARATORS = re.compile(r"[\s,.;、]+")
+_LABEL = re.compile(r"\s*(?P<letter>[A-HＡ-Ｈ])\s*[、．.:：)）]\s*")
 
 
 # As MMCU's scripts have it -------------------------------------------------------------------------------------------
 
 
 def original_label(answer: str) -> str:
-    """Return the label as MMCU's scripts clean it: no blanks, ideographic spaces and ASCII commas, full-width A–D made
-    ASCII. Line ends, order and case stay.
+    """Return the label as MMCU's scripts clean it.
+
+    Blanks, ideographic spaces and ASCII commas go, full-width A to D become ASCII. Line ends, order and case stay.
     """
     for text in (" ", "\u3000", ","):
         answer = answer.replace(text, "")

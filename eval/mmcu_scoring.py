@@ -155,9 +155,10 @@ def _strict(prediction: Prediction, key: Key, *, exclude: bool) -> Outcome:
 
 
 def _kinds(key: Key) -> tuple[str, ...]:
-    """Return whether one or several options are right, also where not all of them exist."""
+    """Return whether one or several options are right, also where not all of them exist; overall and by discipline."""
     letters = strict_gold(key.answer, LETTERS).letters
-    return ("multi" if len(letters) > 1 else "single",) if letters else ()
+    kind = "multi" if len(letters) > 1 else "single"
+    return (kind, f"{kind} {key.subject.discipline}") if letters else ()
 
 
 def ranked_letters(letters: Sequence[str]) -> tuple[str, ...]:

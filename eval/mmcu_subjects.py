@@ -1,4 +1,4 @@
-"""The 25 subjects of MMCU and the four disciplines that they belong to, by the names that files, sheets and rows have."""
+"""The 25 subjects of MMCU and their four disciplines, by the names that files, sheets and rows use."""
 
 import re
 import unicodedata
@@ -10,12 +10,12 @@ DISCIPLINES = ("医疗", "法律", "心理", "教育")
 """In the order of the published table."""
 _SUBJECTS = {
     "医疗": (
-        "医学三基 药理学 护理学 病理学 临床医学 传染病学 外科学 解剖学 寄生虫学 免疫学 儿科学 皮肤性病学 组织胚胎学 "
-        "药物分析学 医学影像学"
-    ).split(),
-    "法律": ["法律"],
-    "心理": ["心理"],
-    "教育": [f"教育_{name}" for name in "语文 数学 物理 化学 政治 历史 地理 生物".split()],
+        *("医学三基", "药理学", "护理学", "病理学", "临床医学", "传染病学", "外科学", "解剖学", "寄生虫学", "免疫学"),
+        *("儿科学", "皮肤性病学", "组织胚胎学", "药物分析学", "医学影像学"),
+    ),
+    "法律": ("法律",),
+    "心理": ("心理",),
+    "教育": tuple(f"教育_{name}" for name in ("语文", "数学", "物理", "化学", "政治", "历史", "地理", "生物")),
 }
 SUBJECTS = {subject: discipline for discipline, own in _SUBJECTS.items() for subject in own}
 """Subject to discipline."""

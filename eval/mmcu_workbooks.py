@@ -76,12 +76,11 @@ def _width(place: str, header: _Cells, body: Sequence[_Cells]) -> int:
     """Return the number of columns: those with a name, and one more without where every row has something in it."""
     named = _filled(header)
     widest = max(map(_filled, body), default=0)
-    if widest > named:
-        if widest > named + 1 or any(_filled(cells) < widest for cells in body):
-            raise UserError(
-                f"{place}: the header row names {named} columns, and there are cells up to column {widest}. The answer "
-                "must be in the last column: name that column, or clear the cells beside the table."
-            )
+    if widest > named and (widest > named + 1 or any(_filled(cells) < widest for cells in body)):
+        raise UserError(
+            f"{place}: the header row names {named} columns, and there are cells up to column {widest}. The answer "
+            "must be in the last column: name that column, or clear the cells beside the table."
+        )
     width = max(named, widest)
     if not 4 <= width <= len(LETTERS) + 2:
         raise UserError(
