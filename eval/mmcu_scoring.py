@@ -27,9 +27,14 @@ Judge = Callable[[Prediction, Key], Outcome]
 # Averages ------------------------------------------------------------------------------------------------------------
 
 
+def readme_subject(cell: Cell) -> Decimal:
+    """Return MMCU's score of a subject: three decimals, as its scripts print the float, not half up (423/2000: 0.211)."""
+    return Decimal(f"{cell.total / cell.n:.3f}")
+
+
 def readme_discipline(cells: Sequence[Cell]) -> float:
-    """Return MMCU's score of a discipline: the mean over subjects, both with three decimals, halves up."""
-    return float(half_up(exact_mean(half_up(_share([cell]), 3) for cell in cells), 3))
+    """Return MMCU's score of a discipline: the mean of its subjects' scores with three decimals, halves up."""
+    return float(half_up(exact_mean(map(readme_subject, cells)), 3))
 
 
 def readme_overall(cells: Sequence[Cell]) -> float:
