@@ -32,8 +32,8 @@ def strict_block(question: Question) -> str:
 
 
 def alpaca_cot_instruction(question: Question) -> str:
-    """Return the instruction of Alpaca-CoT's prompt."""
-    return f"{READ_AND_CHOOSE}\n{question.text}\n{question.joined}\n{ANSWER}\n"
+    """Return the instruction of Alpaca-CoT's prompt, up to the blank line that template `alpaca` writes after it."""
+    return f"{READ_AND_CHOOSE}\n{question.text}\n{question.joined}\n{ANSWER}"
 
 
 class Examples:

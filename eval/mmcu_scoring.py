@@ -28,7 +28,10 @@ Judge = Callable[[Prediction, Key], Outcome]
 
 
 def readme_subject(cell: Cell) -> Decimal:
-    """Return MMCU's score of a subject: three decimals, as its scripts print the float, not half up (423/2000: 0.211)."""
+    """Return MMCU's score of a subject: three decimals as its scripts print the float, which is not half up.
+
+    55 of 176 (0.3125) is 0.312 and 423 of 2,000 (0.2115) is 0.211 in the published table.
+    """
     return Decimal(f"{cell.total / cell.n:.3f}")
 
 
