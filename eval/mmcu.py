@@ -5,9 +5,9 @@ Data: MMCU's own folder with `dev` and `test`, or Alpaca-CoT's JSON (`eval/mmcu_
 - `strict`, the default. Options as they are, without the label in front of them. An answer is a set of letters; it is
   right when it is the right set. Labels are normalised, and a question whose answer names an option that is not there
   is excluded, by name. Single- and multi-answer questions are also reported apart (`kinds`). Modes: `generate`
-  (default) reads the letters from the reply; `choice` ranks all sets of letters (15 for four options) by likelihood,
-  for every question, so that nothing tells how many are right. The headline is the mean over disciplines of the mean
-  over subjects.
+  (default) reads the letters from the reply; `choice` ranks all sets of letters (15 for four options), for every
+  question, so that nothing tells how many are right; a set's likelihood is summed over its spellings, each with the
+  line break that ends it. The headline is the mean over disciplines of the mean over subjects.
 - `mmcu_readme`: prompt, option clean-up, reading, comparison and averages as in MMCU's own scripts and table
   (Felixgithub2017/MMCU @ bd5b2a1). Mode `without_letters_only` leaves out 请只给出答案的序号。 as was done for ChatGPT.
 - `alpaca_cot`: the prompt of Alpaca-CoT (PhoebusSi/Alpaca-CoT @ bd46c44) and the averages of its paper (arXiv

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from decimal import Decimal
 from fractions import Fraction
 
+import numpy as np
+
 from eval.aggregation import GROUP_MACRO, GROUP_MICRO, Aggregation, Cell
 from eval.mmcu_questions import Key
 from eval.mmcu_rules import LETTERS, answer_sets, original_answer, strict_answer, strict_gold
@@ -16,7 +18,8 @@ from ift.records import Prediction
 
 # The ranked texts end with a line break, as an answer in a worked example does. Without it `A` could never be less
 # likely than `AB`, of which it is the beginning.
-ANSWER_END = "\n"
+_SPELLINGS = ("{}\n", " {}\n")
+"""With the blank that worked examples have before an answer, and without."""
 _SHOWN_NOTES = 50
 _DISPUTED = {"mmcu-传染病学-0124": "'A' until 2023-05-12, 'B' since"}
 """Questions whose answer changed between published files."""
@@ -175,18 +178,22 @@ def ranked_letters(letters: Sequence[str]) -> tuple[str, ...]:
 
 
 def ranked_answers(letters: Sequence[str]) -> tuple[str, ...]:
-    """Return the texts to rank: every set of letters, so that nothing tells how many are right."""
-    return tuple(answer + ANSWER_END for answer in answer_sets(ranked_letters(letters)))
+    """Return the texts to rank: each spelling of every set of letters, so that nothing tells how many are right."""
+    return tuple(text.format(answer) for answer in answer_sets(ranked_letters(letters)) for text in _SPELLINGS)
 
 
 def _best(prediction: Prediction, key: Key) -> list[str]:
     expected, scores = ranked_answers(key.letters), prediction.option_scores
     if prediction.options != expected or len(scores) != len(expected) or any(map(math.isnan, scores)):
         raise UserError(
-            f"--predictions: '{prediction.id}' needs one score for each of the {len(expected)} answers that `prepare` "
+            f"--predictions: '{prediction.id}' needs one score for each of the {len(expected)} options that `prepare` "
             f"wrote; found {len(scores)} for {list(prediction.options)}."
         )
-    return [answer.strip() for answer, value in zip(expected, scores, strict=True) if value == max(scores)]
+    # The likelihood of an answer is the sum over its spellings.
+    own = np.logaddexp.reduce(np.reshape(scores, (-1, len(_SPELLINGS))), axis=1)
+    return [
+        answer for answer, value in zip(answer_sets(ranked_letters(key.letters)), own, strict=True) if value == max(own)
+    ]
 
 
 # What a reader must know ---------------------------------------------------------------------------------------------

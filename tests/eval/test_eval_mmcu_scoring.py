@@ -1,3 +1,4 @@
+import math
 import random
 from collections.abc import Callable, Mapping
 from fractions import Fraction
@@ -159,7 +160,7 @@ def test_the_order_of_questions_changes_no_score(benchmark: mmcu.Benchmark, tmp_
 
 def ranking(number: int, best: str, *, letters: tuple[str, ...] = FOUR, also: str = "") -> Prediction:
     options = ranked_answers(letters)
-    scores = tuple(-1.0 if option in (f"{best}\n", f"{also}\n") else -2.0 - len(option) for option in options)
+    scores = tuple(-1.0 if option.strip() in (best, also) else -2.0 - len(option) for option in options)
     return Prediction(f"心理-{number}", "", options=options, option_scores=scores)
 
 
@@ -170,6 +171,21 @@ def test_ranked_sets_are_scored_as_sets_and_ties_are_wrong() -> None:
     assert list(right_of(report).values()) == [True, False, False, True]
     assert (report.tied, report.answers, dict(report.unparsed)) == (1, "ranked", {})
     assert [item.answer for item in report.items] == ["AC", "AB", "", "C"]
+
+
+def test_the_spellings_of_an_answer_count_together() -> None:
+    options = ranked_answers(FOUR)
+    likelihoods = {"A\n": 0.3, "B\n": 0.2, " B\n": 0.2, "CD\n": 0.05}
+    scores = tuple(math.log(likelihoods.get(option, 1e-6)) for option in options)
+    report = score_strict([Prediction("心理-0", "", options=options, option_scores=scores)], [key(0, "B")])
+    assert report.items[0].answer == "B"
+
+
+def test_a_likelihood_of_zero_is_no_error() -> None:
+    options = ranked_answers(FOUR)
+    scores = tuple(-1.0 if option == "B\n" else -math.inf for option in options)
+    report = score_strict([Prediction("心理-0", "", options=options, option_scores=scores)], [key(0, "B")])
+    assert report.overall.score == 1
 
 
 def test_a_question_without_options_is_ranked_and_excluded() -> None:
@@ -183,11 +199,11 @@ def test_a_question_without_options_is_ranked_and_excluded() -> None:
     ("score", "prediction", "message"),
     [
         (score_strict, Prediction("心理-0", ""), "neither 'option_scores' nor a 'response'"),
-        (score_strict, Prediction("心理-0", "", options=FOUR, option_scores=(-1.0,) * 4), "each of the 15 answers"),
+        (score_strict, Prediction("心理-0", "", options=FOUR, option_scores=(-1.0,) * 4), "each of the 30 options"),
         (
             score_strict,
-            Prediction("心理-0", "", options=ranked_answers(FOUR), option_scores=(float("nan"),) * 15),
-            "each of the 15 answers",
+            Prediction("心理-0", "", options=ranked_answers(FOUR), option_scores=(float("nan"),) * 30),
+            "each of the 30 options",
         ),
         (score_readme, ranking(0, "A"), "mmcu_readme scores written replies only"),
     ],
