@@ -6,8 +6,8 @@ Data: MMCU's own folder with `dev` and `test`, or Alpaca-CoT's JSON (`eval/mmcu_
   right when it is the right set. Labels are normalised, and a question whose answer names an option that is not there
   is excluded, by name. Single- and multi-answer questions are also reported apart (`kinds`). Modes: `generate`
   (default) reads the letters from the reply; `choice` ranks all sets of letters (15 for four options), for every
-  question, so that nothing tells how many are right; a set's likelihood is summed over its spellings, each with the
-  line break that ends it. The headline is the mean over disciplines of the mean over subjects.
+  question, so that nothing tells how many are right (`eval/answer_sets.py`). The headline is the mean over disciplines
+  of the mean over subjects.
 - `mmcu_readme`: prompt, option clean-up, reading, comparison and averages as in MMCU's own scripts and table
   (Felixgithub2017/MMCU @ bd5b2a1). Mode `without_letters_only` leaves out 请只给出答案的序号。 as was done for ChatGPT.
 - `alpaca_cot`: the prompt of Alpaca-CoT (PhoebusSi/Alpaca-CoT @ bd46c44) and the averages of its paper (arXiv
@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from eval.answer_sets import options_of_sets
 from eval.benchmark import Benchmark
 from eval.mmcu_prompts import (
     LETTERS_ONLY,
@@ -32,7 +33,7 @@ from eval.mmcu_prompts import (
 )
 from eval.mmcu_published import read_published
 from eval.mmcu_questions import Key, Question, read_questions
-from eval.mmcu_scoring import ranked_answers, score_alpaca_cot, score_readme, score_strict
+from eval.mmcu_scoring import ranked_letters, score_alpaca_cot, score_readme, score_strict
 from eval.report import Report
 from ift.records import Prediction, PromptRecord
 
@@ -52,7 +53,7 @@ def prepare_choice(path: Path, *, shots: int = 0) -> Iterator[PromptRecord]:
     examples = Examples(path, shots)
     for question in read_questions(path):
         text = f"{READ_AND_CHOOSE}{LETTERS_ONLY}\n{examples.strict(question)}{strict_block(question)}"
-        yield _prompt(question, text, options=ranked_answers(question.letters))
+        yield _prompt(question, text, options=options_of_sets(ranked_letters(question.letters)))
 
 
 def prepare_original(path: Path, *, shots: int = 0) -> Iterator[PromptRecord]:

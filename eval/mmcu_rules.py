@@ -7,7 +7,6 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
 
 from eval.extraction import extract_letter
 
@@ -131,8 +130,3 @@ def split_options(joined: str) -> tuple[str | None, ...]:
         elif line.strip():
             return ()
     return tuple(text.strip() or None for text in texts) if len(texts) > 1 else ()
-
-
-def answer_sets(letters: Sequence[str]) -> tuple[str, ...]:
-    """Return every answer that there can be, single letters first: `A`, `B`, …, `AB`, …, `ABCD`."""
-    return tuple("".join(own) for size in range(1, len(letters) + 1) for own in combinations(letters, size))

@@ -1,25 +1,19 @@
 """How MMCU's three protocols score predictions, question by question and on average."""
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from decimal import Decimal
 from fractions import Fraction
 
-import numpy as np
-
 from eval.aggregation import GROUP_MACRO, GROUP_MICRO, Aggregation, Cell
+from eval.answer_sets import best_sets
 from eval.mmcu_questions import Key
-from eval.mmcu_rules import LETTERS, answer_sets, original_answer, strict_answer, strict_gold
+from eval.mmcu_rules import LETTERS, original_answer, strict_answer, strict_gold
 from eval.mmcu_subjects import DISCIPLINES
 from eval.report import Outcome, Report, summarize
 from eval.rounding import exact_mean, half_up
 from ift.errors import UserError
 from ift.records import Prediction
 
-# The ranked texts end with a line break, as an answer in a worked example does. Without it `A` could never be less
-# likely than `AB`, of which it is the beginning.
-_SPELLINGS = ("{}\n", " {}\n")
-"""With the blank that worked examples have before an answer, and without."""
 _SHOWN_NOTES = 50
 _DISPUTED = {"mmcu-传染病学-0124": "'A' until 2023-05-12, 'B' since"}
 """Questions whose answer changed between published files."""
@@ -146,7 +140,7 @@ def _strict(prediction: Prediction, key: Key, *, exclude: bool) -> Outcome:
     if exclude and problem:
         return Outcome(prediction.id, place, status="excluded", note=problem, group=discipline)
     if prediction.option_scores:
-        best = _best(prediction, key)
+        best = best_sets(prediction, ranked_letters(key.letters))
         tied, found = len(best) > 1, frozenset(best[0]) if len(best) == 1 else None
     elif prediction.response is None:
         raise UserError(f"--predictions: '{prediction.id}' has neither 'option_scores' nor a 'response'.")
@@ -175,25 +169,6 @@ def _kinds(key: Key) -> tuple[str, ...]:
 def ranked_letters(letters: Sequence[str]) -> tuple[str, ...]:
     """Return the letters that an answer may be made of: A to D where a question has no options that can be told."""
     return tuple(letters) if len(letters) > 1 else tuple(LETTERS[:4])
-
-
-def ranked_answers(letters: Sequence[str]) -> tuple[str, ...]:
-    """Return the texts to rank: each spelling of every set of letters, so that nothing tells how many are right."""
-    return tuple(text.format(answer) for answer in answer_sets(ranked_letters(letters)) for text in _SPELLINGS)
-
-
-def _best(prediction: Prediction, key: Key) -> list[str]:
-    expected, scores = ranked_answers(key.letters), prediction.option_scores
-    if prediction.options != expected or len(scores) != len(expected) or any(map(math.isnan, scores)):
-        raise UserError(
-            f"--predictions: '{prediction.id}' needs one score for each of the {len(expected)} options that `prepare` "
-            f"wrote; found {len(scores)} for {list(prediction.options)}."
-        )
-    # The likelihood of an answer is the sum over its spellings.
-    own = np.logaddexp.reduce(np.reshape(scores, (-1, len(_SPELLINGS))), axis=1)
-    return [
-        answer for answer, value in zip(answer_sets(ranked_letters(key.letters)), own, strict=True) if value == max(own)
-    ]
 
 
 # What a reader must know ---------------------------------------------------------------------------------------------

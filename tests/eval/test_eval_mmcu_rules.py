@@ -3,7 +3,6 @@ import itertools
 import pytest
 
 from eval.mmcu_rules import (
-    answer_sets,
     original_answer,
     original_label,
     original_option,
@@ -162,11 +161,3 @@ def test_options_of_one_string_are_told_apart_or_not_at_all(joined: str, texts: 
 )
 def test_replies_are_read_as_sets(response: str, letters: str | None) -> None:
     assert strict_answer(response, FOUR) == (None if letters is None else frozenset(letters))
-
-
-@pytest.mark.parametrize("count", [2, 3, 4, 5])
-def test_every_set_of_letters_is_an_answer_once(count: int) -> None:
-    answers = answer_sets("ABCDE"[:count])
-    assert len(answers) == len({frozenset(answer) for answer in answers}) == 2**count - 1
-    assert all("".join(sorted(answer)) == answer for answer in answers)
-    assert list(map(len, answers)) == sorted(map(len, answers))
