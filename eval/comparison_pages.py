@@ -44,17 +44,23 @@ class Sample:
     prompt: str
     """Line breaks as such; of a dialogue only its topic, which may be empty."""
     outputs: Mapping[str, str]
-    """By system, where the page or file has them; of a dialogue the transcript, its user's lines behind `> `."""
+    """By system, where the page or file has them; of a dialogue the transcript, its user's lines behind `>`."""
     scores: Mapping[str, float]
     """By system, from 0 to 10."""
 
     @property
     def turns(self) -> tuple[str, ...]:
         """The user's messages: the prompt, or for a dialogue those of the first system's transcript."""
-        first = next(iter(self.outputs.values()), "")
-        if not first.startswith("> "):
+        if self.prompt and self.task != "DIALOGUE":
             return (self.prompt,)
-        return tuple(line[2:].strip() for line in first.split("\n") if line.startswith("> "))
+        lines = next(iter(self.outputs.values()), "").split("\n")
+        turns = tuple(line[1:].strip() for line in lines if line.startswith(">"))
+        if not turns:
+            raise UserError(
+                f"--data: {self.task} {self.index} is a conversation, and its first output holds no line of the user, "
+                "behind '>'. Mend the page or the file."
+            )
+        return turns
 
 
 def read_comparison(path: Path) -> list[Sample]:
@@ -66,7 +72,8 @@ def read_comparison(path: Path) -> list[Sample]:
     if path.is_dir():
         pages = [path / f"{task}.md" for task in TASKS if (path / f"{task}.md").is_file()]
         if not pages:
-            raise UserError(f"--data: {path} holds no page {TASKS[0]}.md … {TASKS[-1]}.md. Give the folder of one comparison.")
+            names = f"{TASKS[0]}.md … {TASKS[-1]}.md"
+            raise UserError(f"--data: {path} holds no page {names}. Give the folder of one comparison.")
         return [sample for page in pages for sample in read_page(page)]
     if path.suffix == ".md":
         return read_page(path)
@@ -83,7 +90,8 @@ def read_page(path: Path) -> list[Sample]:
     found = {index: (prompt, outputs) for index, prompt, outputs in _samples(path, lines, systems)}
     counts = {name: len(row) for name, row in scores.items()}
     if set(counts.values()) != {len(found)} or sorted(found) != list(range(1, len(found) + 1)):
-        raise UserError(f"{path}: {len(found)} samples, numbered {sorted(found)}, but scores for {counts}. Mend the page.")
+        numbers = f"{len(found)} samples, numbered {sorted(found)}"
+        raise UserError(f"{path}: {numbers}, but scores for {counts}. Mend the page.")
     return [
         Sample(path.stem, index, *found[index], {name: row[index - 1] for name, row in scores.items()})
         for index in sorted(found)
@@ -127,7 +135,9 @@ def _scores(path: Path, lines: list[str]) -> dict[str, list[float]]:
     """Return the scores by system, from the first table of the page."""
     table = _table(lines)
     if len(table) < 2 or table[0][2:3] != ["#1"]:
-        raise UserError(f"{path}: no table of scores, whose first row would be '| | total | #1 | #2 | …'. Mend the page.")
+        raise UserError(
+            f"{path}: no table of scores, whose first row would be '| | total | #1 | #2 | …'. Mend the page."
+        )
     try:
         return {row[0].strip("* "): [float(cell) for cell in row[2:]] for row in table[1:]}
     except ValueError as error:

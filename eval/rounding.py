@@ -1,23 +1,34 @@
-"""Rounding as published tables round: half up, on exact decimals."""
+"""Decimal rounding as published tables have it: half up, on exact fractions.
 
-from decimal import ROUND_HALF_UP, Decimal, localcontext
+Python's `round` and `format` round the binary value next to a decimal number, and halves to even: `f"{0.2465:.3f}"` may
+be either neighbour. What comes in here is therefore exact, such as `Fraction(right, asked)`.
+"""
+
+from collections.abc import Iterable
+from decimal import Decimal
 from fractions import Fraction
 
+Exact = Fraction | Decimal | int
 
-def half_up(value: Fraction | Decimal | int, digits: int) -> Decimal:
-    """Return the value rounded to so many digits after the point, a half away from zero.
 
-    Floats are not taken: 0.0585 as a float is a little less than that, and Python's own `round` goes half to even.
+def half_up(value: Exact, digits: int) -> Decimal:
+    """Return the value with that many decimals, halves away from zero.
 
     Args:
-        value: an exact number.
-        digits: after the decimal point, 0 or more.
+        value: an exact number; a float is refused, as it is not the number that it was written as.
+        digits: decimals to keep, 0 or more.
+
+    Raises:
+        TypeError: the value is a float.
     """
-    if isinstance(value, Fraction):
-        # Exact: the numerator is scaled first, so that only whole numbers are divided.
-        scaled = abs(value) * 10**digits
-        whole = (2 * scaled.numerator + scaled.denominator) // (2 * scaled.denominator)
-        return (Decimal(whole) if value >= 0 else -Decimal(whole)).scaleb(-digits)
-    with localcontext() as context:
-        context.prec = 60
-        return Decimal(value).quantize(Decimal(1).scaleb(-digits), rounding=ROUND_HALF_UP)
+    if isinstance(value, float):
+        raise TypeError(f"half_up needs an exact number; found the float {value!r}.")
+    exact = Fraction(value)
+    whole = (abs(exact) * 10**digits * 2 + 1) // 2
+    return Decimal(int(whole) if exact >= 0 else -int(whole)).scaleb(-digits)
+
+
+def exact_mean(values: Iterable[Exact]) -> Fraction:
+    """Return the plain mean, exactly; at least one value is needed."""
+    exact = [Fraction(value) for value in values]
+    return sum(exact, Fraction()) / len(exact)
