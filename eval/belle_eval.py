@@ -1,9 +1,9 @@
 """Belle-Eval: 1,000 Chinese questions of ten classes, each answer scored by a judge from 0 to 1.
 
-Data: BELLE's folder with `eval_set.json` (`question`, `std_answer`, `class`) and `eval_prompt.json` (`class`, `prompt`),
-or the first file with the second beside it; JSON lines as BELLE ships them, or arrays as Alpaca-CoT reads them. Class
-names are compared in NFKC, lower case, with white space collapsed, since 337 of the 1,000 questions do not match the
-other file literally (`open QA`, `closed qa` with a no-break space); a class without a prompt is an error.
+Data: BELLE's folder with `eval_set.json` (`question`, `std_answer`, `class`) and `eval_prompt.json` (`class`,
+`prompt`), or the first file with the second beside it; JSON lines as BELLE ships them, or arrays as Alpaca-CoT reads
+them. Class names are compared in NFKC, lower case, with white space collapsed, since 337 of the 1,000 questions do not
+match the other file literally (`open QA`, `closed qa` with a no-break space); a class without a prompt is an error.
 
 Reported on the scale 0 to 100. `average_10` is Alpaca-CoT's: the plain mean of the classes' means. BELLE's papers merge
 math and code into one class "others": `macro_9` with it, `macro_8` without. `micro` is over questions.
@@ -156,7 +156,7 @@ def _read(path: Path) -> tuple[list[Row], dict[str, str]]:
     instructions = questions.with_name("eval_prompt.json")
     if not instructions.is_file():
         raise UserError(
-            f"--data: no {instructions.name} beside {questions}; the judge needs its instructions. Put BELLE's file there."
+            f"--data: no {instructions.name} beside {questions}; it instructs the judge. Put BELLE's file there."
         )
     prompts: dict[str, str] = {}
     for row in read_rows(instructions):
@@ -171,7 +171,7 @@ def _class(row: Row, prompts: Mapping[str, str]) -> str:
     if name not in prompts:
         known = ", ".join(f"'{one}'" for one in prompts)
         raise UserError(
-            f"{row.place}: the class '{name}' has no prompt in eval_prompt.json, which knows {known}. Add a line for it."
+            f"{row.place}: the class '{name}' has no prompt in eval_prompt.json, which knows {known}. Add one for it."
         )
     return name
 

@@ -1,16 +1,19 @@
 """Chinese-LLaMA-Alpaca's ten tasks: two or more systems' answers to the same prompt, scored by a judge in one message.
 
-Data: a folder of the original example pages, or JSON lines of the same (`comparison_pages.py`); only their prompts are
-asked, the published answers and scores serve for comparison. Conversations (DIALOGUE and a few others) are asked turn by
-turn (`conversations.py`), their first user turn first; one that is not answered to its end is left out, with a count.
-The user's turns are those of the page's first system, since the pages' turns differ between systems here and there.
+Data: a folder of the original example pages, or JSON lines of the same (`comparison_pages.py`). Only their prompts are
+asked; published scores are averaged by `score` without `--data`, with the folder and a system as `--predictions`
+(`q4_7b-13b/13B`). Conversations (DIALOGUE and a few others) are asked turn by turn (`conversations.py`); one that is
+not answered to its end is left out, with a count. The user's turns are those of the page's first system, since they
+differ between the systems of a page here and there.
 
 Reported on the scale 0 to 100: a task's score is the mean of its items times 10. The headline `tasks_rounded` is the
-published one: each task's score is rounded half up to a whole number first, and the plain mean of these is taken. Scores
-are relative to the systems in the same message, so that only systems that were judged together can be compared.
+published one: each task's score is rounded half up to a whole number first, and the plain mean of these is taken.
+Scores are relative to the systems in the same message: only systems that were judged together can be compared.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from decimal import Decimal
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -30,8 +33,9 @@ from eval.judged import (
     share_unread,
     side_by_side,
 )
-from eval.report import Outcome, Report, summarize
+from eval.report import Outcome, Report, samples_of, summarize
 from eval.rounding import half_up
+from ift.errors import UserError
 from ift.records import Prediction, PromptRecord
 
 NAME = "chinese_llama_alpaca"
@@ -54,15 +58,21 @@ FORMAT = (
 _COUNTS = {2: "two", 3: "three", 4: "four", 5: "five"}
 
 
-def tasks_rounded(cells: Sequence[Cell], *, digits: int) -> float:
-    """Return the plain mean of the tasks' scores, each rounded half up first, as the published tables have it."""
-    return float(sum(task_score(cell, digits=digits) for cell in cells) / len(cells))
+@dataclass(frozen=True)
+class Rounded:
+    """The published average: tasks are rounded before their plain mean is taken."""
 
+    digits: int
+    """Decimals of a task's score: 0 in the first three comparisons, 1 in the last."""
 
-def task_score(cell: Cell, *, digits: int) -> Fraction:
-    """Return a task's score as published, from values of 0 to 100 with few decimals."""
-    # The sum is a float next to an exact decimal; a mean that ends in exactly a half must be rounded as that.
-    return Fraction(half_up(Fraction(cell.total).limit_denominator(10_000) / cell.n, digits))
+    def __call__(self, cells: Sequence[Cell]) -> float:
+        """Return the plain mean of the tasks' rounded scores."""
+        return float(sum(self.task(cell) for cell in cells) / len(cells))
+
+    def task(self, cell: Cell) -> Decimal:
+        """Return a task's score as published, from values of 0 to 100 with few decimals."""
+        # The sum is a float beside an exact decimal; a mean that ends in exactly a half must be rounded as that.
+        return half_up(Fraction(cell.total).limit_denominator(10_000) / cell.n, self.digits)
 
 
 def prepare(path: Path) -> Iterator[PromptRecord]:
@@ -85,9 +95,7 @@ def ask(systems: Systems, path: Path, seed: int, *, wording: str) -> Iterator[Pr
         yield judge_prompt(item.id, "\n\n".join(parts), item=item.id, systems=order)
 
 
-def score(
-    replies: Sequence[Prediction], systems: Systems, path: Path, *, headline: Aggregation
-) -> Mapping[str, Report]:
+def score(replies: Sequence[Prediction], systems: Systems, path: Path, *, headline: Rounded) -> Mapping[str, Report]:
     """Read every system's score from every reply."""
     samples = _read(path)
     readings = read_replies(replies, read_system_scores)
@@ -100,8 +108,41 @@ def score(
             else judged_outcome(readings, one.id, name, category=samples[one.id].task, scale=10)
             for one in predictions
         ]
-        reports[name] = summarize(outcomes, predictions, aggregations=(headline, MACRO), notes=share_unread(outcomes))
+        reports[name] = _report(outcomes, predictions, headline)
     return reports
+
+
+def published(path: Path, *, headline: Rounded) -> Report:
+    """Average the scores that a comparison was published with, of one system.
+
+    Args:
+        path: the pages or JSON lines, and below them the name of the system, such as `q4_7b-13b/13B`.
+        headline: how tasks are rounded.
+
+    Raises:
+        UserError: the comparison has no such system.
+    """
+    samples, system = _read(path.parent), path.name
+    missing = [name for name, sample in samples.items() if system not in sample.scores]
+    if missing:
+        known = ", ".join(next(iter(samples.values())).scores)
+        raise UserError(
+            f"--predictions: {missing[0]} has no score of '{system}'; its systems are {known}. Give the comparison "
+            f"and one of them, as in {path.parent}/{known.split(', ')[0]}."
+        )
+    outcomes = [
+        Outcome(name, sample.task, value=sample.scores[system] * 10, answer=f"{sample.scores[system]:g}")
+        for name, sample in samples.items()
+    ]
+    predictions = [Prediction(name, "", sample.outputs.get(system, "")) for name, sample in samples.items()]
+    return _report(outcomes, predictions, headline)
+
+
+def _report(outcomes: Sequence[Outcome], predictions: Sequence[Prediction], headline: Rounded) -> Report:
+    average = Aggregation("tasks_rounded", headline)
+    report = summarize(outcomes, predictions, aggregations=(average, MACRO), notes=share_unread(outcomes))
+    tasks = ", ".join(f"{cell.category} {headline.task(cell)}" for cell in (one.cell for one in samples_of(outcomes)))
+    return replace(report, notes=(f"Tasks as the published tables round them: {tasks}.", *report.notes))
 
 
 def _read(path: Path) -> dict[str, Sample]:
@@ -125,9 +166,18 @@ def _shown(item: Compared, name: str, sample: Sample) -> str:
 def _benchmark(
     protocol: str, description: str, wording: str, digits: int, protocols: Mapping[str, Benchmark] | None = None
 ) -> Benchmark:
-    headline = Aggregation("tasks_rounded", partial(tasks_rounded, digits=digits))
+    headline = Rounded(digits)
     judge = Judge(partial(ask, wording=wording), partial(score, headline=headline), single=False)
-    return Benchmark(NAME, protocol, VERSION, description, prepare, protocols=protocols or {}, judge=judge)
+    return Benchmark(
+        NAME,
+        protocol,
+        VERSION,
+        description,
+        prepare,
+        protocols=protocols or {},
+        judge=judge,
+        published=partial(published, headline=headline),
+    )
 
 
 _FIRST = _benchmark("first_wording", "the same in the words of the first comparison (4-bit 7B and 13B)", FIRST, 0)

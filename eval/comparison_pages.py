@@ -1,9 +1,9 @@
-"""Reads the example pages of Chinese-LLaMA-Alpaca, in which several systems answer the same prompts and are scored.
+r"""Reads the example pages of Chinese-LLaMA-Alpaca, in which several systems answer the same prompts and are scored.
 
 A comparison is a folder of Markdown pages, one per task (`QA.md`, ...), or the same as JSON lines with `task`, `idx`,
 `prompt`, `outputs` and `scores` per sample. A page holds a table of scores (one row per system, columns `#1`, `#2`, ...
 after a total) and then the samples: rows of a table, or, for longer code, a heading `**1、prompt**` followed by
-`system:` and a fenced block for each system. Cells write a line break as `<br/>` and a bar as `\\|`.
+`system:` and a fenced block for each system. Cells write a line break as `<br/>` and a bar as `\|`.
 """
 
 import re

@@ -1,11 +1,11 @@
 """DreamerGPT's tasks: prompts without references, all systems' answers scored by a judge in one message.
 
-Data: a folder of JSON files, each an array of texts, named after its task (`01qa.json`). Eight tasks of ten prompts were
-published. The judge sees a prompt with the answers of all systems as System1, System2, … in an order that the seed
+Data: a folder of JSON files, each an array of texts, named after its task (`01qa.json`). Eight tasks of ten prompts
+were published. The judge sees a prompt with the answers of all systems as System1, System2, … in an order that the seed
 rotates, and gives each a score from 0 to 10.
 
-Reported on the scale 0 to 100: a task's score is the mean of its items times 10, which is the published sum of ten where
-the judge scored all ten. The published tables have no row over tasks; the headline here is the plain mean of the tasks.
+Reported on the scale 0 to 100: a task's score is the mean of its items times 10, which is the published sum of ten
+where the judge scored all ten. The published tables have no row over tasks; the headline here is their plain mean.
 """
 
 import json
@@ -45,7 +45,8 @@ TASKS = {
 
 # The original message is published only in outline (rate all, out of ten, with reasons); these are our words, and the
 # lines at its end are ours, so that the scores can be read.
-MESSAGE = """下面是 {count} 个对话系统对同一个提示的回答。请为每个系统的回答分别打一个总体分数，满分 10 分，最低 0 分，并简要说明理由。
+MESSAGE = """下面是 {count} 个对话系统对同一个提示的回答。
+请为每个系统的回答分别打一个总体分数（满分 10 分，最低 0 分），并简要说明理由。
 
 提示：
 {prompt}
