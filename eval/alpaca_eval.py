@@ -1,8 +1,8 @@
 """AlpacaEval: 805 English instructions, each answer compared by a judge with that of a baseline.
 
-Data: JSON records of `instruction`, `output` (the baseline's) and optional `dataset`, as AlpacaEval's files of reference
-outputs. The judge sees both answers, in an order that the seed decides, and names the better one. Answers that are
-identical are not shown to it: they count as a draw.
+Data: JSON records of `instruction`, `output` (the baseline's) and optional `dataset`, as AlpacaEval's files of
+reference outputs. The judge sees both answers, in an order that the seed decides, and names the better one. Answers
+that are identical are not shown to it: they count as a draw.
 
 Reported in percent: `win_rate` is the mean of the preferences less 1, `discrete_win_rate` the share of wins and half of
 the draws; they are equal for a judge that answers with one word. Preferences that AlpacaEval itself wrote, or that lie

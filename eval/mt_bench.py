@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from string import Formatter
 
 from eval.aggregation import MICRO
 from eval.benchmark import Benchmark, Judge, Systems
@@ -65,8 +66,8 @@ _GENERAL = (
     "well written it is, and whether it does all that was asked. Its length is no merit."
 )
 _CHECKED = (
-    "You are a fair judge of an AI assistant's answer to {what}. A reference answer is given. Compare the two, find the "
-    "mistakes, and judge above all whether the answer is correct, then how helpful it is."
+    "You are a fair judge of an AI assistant's answer to {what}. A reference answer is given. Compare the two, find "
+    "the mistakes, and judge above all whether the answer is correct, then how helpful it is."
 )
 _ONE = "the user's question"
 _SECOND = "the second of a user's two questions; the first is shown as its context"
@@ -167,7 +168,15 @@ def fastchat_templates(path: Path) -> Templates:
     missing = [name for name in OWN if name not in found]
     if missing:
         raise UserError(f"--data: {file} lacks the prompts {', '.join(missing)}. Take FastChat's whole file.")
+    for name, own in OWN.items():
+        unknown = _fields(found[name].text) - _fields(own.text)
+        if unknown:
+            raise UserError(f"--data: {file}: '{name}' has places for {', '.join(sorted(unknown))}, which are unknown.")
     return found
+
+
+def _fields(text: str) -> set[str]:
+    return {field for _, field, _, _ in Formatter().parse(text) if field is not None}
 
 
 def _message(question: Question, answers: Sequence[str], templates: Templates) -> tuple[Template, str]:
