@@ -83,9 +83,7 @@ def test_a_missing_prompt_file_is_named_before_anything_is_answered(folder: Path
 
 
 def test_two_prompts_for_one_class_are_refused(tmp_path: Path) -> None:
-    folder = write(
-        tmp_path / "belle", QUESTIONS, [*PROMPTS, {"class": "open\u00a0qa", "prompt": "另一个"}], lines=True
-    )
+    folder = write(tmp_path / "belle", QUESTIONS, [*PROMPTS, {"class": "open\u00a0qa", "prompt": "另一个"}], lines=True)
     with pytest.raises(UserError, match="'open qa' has another prompt already"):
         list(belle_eval.prepare(folder))
 
@@ -167,9 +165,7 @@ def test_what_cannot_be_read_or_is_out_of_range_is_shown_and_never_a_score(folde
     assert report.categories["math"].n == 1 and report.categories["math"].score == 100
     assert "open qa" not in report.categories
     assert report.overall.n == 4 and report.overall.score == pytest.approx(72.5)
-    assert report.notes == (
-        "2 of 6 items (33.3%) have no usable score of the judge and are left out of every mean.",
-    )
+    assert report.notes == ("2 of 6 items (33.3%) have no usable score of the judge and are left out of every mean.",)
     assert report.items[0].status == "unread" and report.items[0].value is None
 
 
