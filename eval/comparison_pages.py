@@ -77,8 +77,12 @@ def read_comparison(path: Path) -> list[Sample]:
         return [sample for page in pages for sample in read_page(page)]
     if path.suffix == ".md":
         return read_page(path)
-    samples = [_from_row(row) for row in read_rows(path)]
-    return sorted(samples, key=lambda sample: TASKS.index(sample.task))
+    samples: dict[tuple[str, int], Sample] = {}
+    for row in read_rows(path):
+        sample = _from_row(row)
+        if samples.setdefault((sample.task, sample.index), sample) is not sample:
+            raise UserError(f"{row.place}: {sample.task} {sample.index} occurs twice. Number a task's samples from 1.")
+    return sorted(samples.values(), key=lambda sample: TASKS.index(sample.task))
 
 
 def read_page(path: Path) -> list[Sample]:

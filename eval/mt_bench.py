@@ -207,8 +207,12 @@ def _file(path: Path) -> Path:
 
 
 def _read(path: Path) -> dict[str, Question]:
-    questions = [_question(row) for row in read_rows(_file(path))]
-    return {question.id: question for question in questions}
+    questions: dict[str, Question] = {}
+    for row in read_rows(_file(path)):
+        question = _question(row)
+        if questions.setdefault(question.id, question) is not question:
+            raise UserError(f"{row.place}: the question '{question.id}' occurs twice. Give each its own 'question_id'.")
+    return questions
 
 
 def _question(row: Row) -> Question:

@@ -155,6 +155,9 @@ def test_other_files_and_folders_are_refused(tmp_path: Path) -> None:
     (tmp_path / "b.jsonl").write_text('{"task": "DIALOGUE", "idx": 1, "prompt": "x"}\n', encoding="utf-8")
     with pytest.raises(UserError, match="DIALOGUE 1 is a conversation"):
         list(prepare(tmp_path / "b.jsonl"))
+    (tmp_path / "c.jsonl").write_text('{"task": "QA", "idx": 1, "prompt": "x"}\n' * 2, encoding="utf-8")
+    with pytest.raises(UserError, match=r"c\.jsonl line 2: QA 1 occurs twice"):
+        read_comparison(tmp_path / "c.jsonl")
 
 
 def test_conversations_are_asked_turn_by_turn_and_judged_whole(folder: Path) -> None:

@@ -140,6 +140,12 @@ def test_first_turns_alone_can_be_judged_and_the_rest_is_counted(folder: Path) -
     assert report.overall.n == 3 and report.excluded == {"turn 2 is not answered": 3}
 
 
+def test_a_question_that_occurs_twice_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "question.jsonl", [dict(QUESTIONS[0]), dict(QUESTIONS[1]), dict(QUESTIONS[0])])
+    with pytest.raises(UserError, match=r"question\.jsonl line 3: the question 'mt_bench-1' occurs twice"):
+        list(prepare(path))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
