@@ -93,7 +93,8 @@ def score(replies: Sequence[Prediction], systems: Systems, path: Path) -> Mappin
             else:
                 value = readings[one.id, name].value
                 preferences.append(Preference(one.id, _dataset(row), None if value is None else 1 + value, lengths))
-        reports[name] = _report(preferences, predictions)
+        report = _report(preferences, predictions)
+        reports[name] = replace(report, notes=(*report.notes, *_first_places(own)))
     return reports
 
 
@@ -138,6 +139,16 @@ def _both(reply: str) -> list[Reading]:
         return [Reading(None, "the judge named neither answer")] * 2
     first = 0.5 if choice in TIE else float(choice in FIRST)
     return [Reading(first), Reading(1 - first)]
+
+
+def _first_places(replies: Sequence[Prediction]) -> tuple[str, ...]:
+    """Return a note on how often the judge preferred what it read first; 50 % where the place does not matter."""
+    values = [reading.value for reply in replies for reading in _both(response_of(reply))[:1]]
+    read = [value for value in values if value is not None]
+    if not read:
+        return ()
+    share = sum(read) / len(read)
+    return (f"The judge preferred the answer that stood first in {share:.1%} of {len(read)} replies.",)
 
 
 def _identical(prediction: Prediction, row: Row) -> bool:

@@ -151,6 +151,15 @@ def test_replies_in_several_forms_and_none(data: Path) -> None:
         judge.score(replies[:7], systems, data)
 
 
+def test_a_judge_that_always_takes_the_first_shows_in_the_report(data: Path) -> None:
+    judge, systems = BENCHMARK.judge, {"mine": answers(data)}
+    assert judge is not None
+    replies = [Prediction(one.id, "…", "m", meta=one.meta) for one in judge.ask(systems, data, 0)]
+    report = judge.score(replies, systems, data)["mine"]
+    assert report.headline[1].score == 50, "half of the first places are the system's"
+    assert report.notes[-1] == "The judge preferred the answer that stood first in 100.0% of 8 replies."
+
+
 def test_no_system_may_be_called_as_the_baseline_is(data: Path) -> None:
     judge = BENCHMARK.judge
     assert judge is not None
