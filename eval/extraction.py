@@ -93,7 +93,11 @@ def _unparsed(rule: str) -> Extraction:
 
 def _alone(text: str, question: _Question) -> Extraction | None:
     letters = only_letters(text.replace(END, "\n"))
-    return _read(letters, "letters_only") if letters else None
+    if letters:
+        return _read(letters, "letters_only")
+    found = scan_list(text, 0)
+    hedged = found and found.alternatives and not text[found.end :].strip(" .。")
+    return Extraction(None, "alternatives", "contradictory") if hedged else None
 
 
 def _declared(text: str, question: _Question) -> Extraction | None:
@@ -146,7 +150,7 @@ def _leading(text: str, question: _Question) -> Extraction | None:
         chosen = len(labels) == len(lines) and len(set(labels)) == len(labels) < len(question.letters)
         return _read("".join(labels), "option_lines") if chosen and question.kind != "single" else None
     bullet = BULLET.match(text)
-    found = scan_list(text, bullet.end() if bullet else 0)
+    found = None if _INITIALS.match(text) else scan_list(text, bullet.end() if bullet else 0)
     if found is None or found.alternatives or not _LEAD_END.match(text, found.end) or DENIED.match(text, found.end):
         return _label_line(labels, lines)
     rest = text[found.end :]
@@ -199,11 +203,12 @@ def _folded(text: str) -> str:
 _RUN_ON = re.compile(
     r"\n\s*(?:(?:题目|问题|例题|Question|Human|User|用户|Instruction)\s*\d*\s*[:：]|###|以下是|请阅读以下|<\|im_start\|>)", re.IGNORECASE
 )
-_LABEL_LINE = re.compile(r"^[-*•>#\s]*\(?([A-H])\)?[ \t]*[.、:)][ \t]*(?=\S)", re.MULTILINE)
+_LABEL_LINE = re.compile(r"^[-*•>#\s]*\(?([A-H])\)?[ \t]*[.、:)][ \t]*(?=\S)(?!\(?[A-H](?![A-Za-z0-9]))", re.MULTILINE)
 _LEAD_END = re.compile(
     r"[ \t]*(?:\n|[.](?![A-Z]\.)|[。:;)\]<]|、(?![A-H])|[-–—]+[ \t]|\((?!\s*\d+,)"
     r"|,?[ \t]*(?:because|since|as\b|因|由于|理由|原因|这|解析|解释|说明|选项[,。是]))"
 )
+_INITIALS = re.compile(r"[A-Z]\.[A-Z]\.")
 _VERDICT = re.compile(r"[ \t]*[.、:)][ \t]*(?:不?正确|错误|不?对|错|(?:in)?correct|wrong|right|false|true)", re.IGNORECASE)
 _OTHER_LABEL = re.compile(r"(?<![A-Za-z])[A-H](?:[ \t]*[.、:)]|选项|项)")
 _DENIED_OPTION = re.compile(rf"(?<![A-Za-z])[A-H](?:选项|项)?(?:{DENIED.pattern})", re.IGNORECASE)

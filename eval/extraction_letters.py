@@ -10,13 +10,13 @@ _OPENING = r"(?:[(\[{【「『“\"'‘<《]\s*)*"
 _CLOSING = r"(?:\s*[)\]}】」』”\"'’》])*"
 _PREFIX = r"(?:(?:选项|option|choice|letter)\s*[:是为]?\s*)?"
 _SUFFIX = r"(?:[ \t]*(?:选项|项)(?!目))?"
-_GLOSS = r"(?:\s*\([^()\n]{2,60}\)(?=\s*(?:[、,;/&+]|和|与|及|以及|and\b)))?"
+_GLOSS = r"(?:\s*\([^()\n]{1,60}\)(?=\s*(?:[、,;/&+]|和|与|及|以及|and\b)))?"
 _ITEM = re.compile(
     rf"(?P<open>{_OPENING})(?P<prefix>{_PREFIX}){_OPENING}(?P<run>[A-H]{{1,8}}|[a-h]{{1,8}})(?![A-Za-z0-9_])"
     rf"(?P<close>{_CLOSING})(?P<suffix>{_SUFFIX}){_CLOSING}{_GLOSS}",
     re.IGNORECASE,
 )
-_TIGHT = re.compile(r"[ \t]*(?:、|/|&|\+|\||·|和|与|及|以及|跟|还有|,?[ \t]*\band\b|或者?|,?[ \t]*\bor\b)[ \t]*")
+_TIGHT = re.compile(r"[ \t]*(?:、|/|&|\+|\||·|和|与|及|以及|跟|还有|,?[ \t]*\band\b|或者?|,?[ \t]*\bor\b)[ \t]*|[ \t]*(?=[(\[【][ \t]*[A-H][ \t]*[)\]】])")
 _LOOSE = re.compile(r"[ \t]*[,;][ \t]*(?:和|以及|and\b[ \t]*|or\b[ \t]*)?|[ \t]+|\.(?=[A-H](?![A-Za-z0-9]))")
 _ALTERNATIVE = re.compile(r"或|\bor\b")
 
@@ -41,8 +41,9 @@ _GOES_ON = re.compile(
     r"较|比较|合适|无疑|没错|不(?:选|是|能选)"
 )
 _COMPOUND = re.compile(
-    r"语言|股|型|级|类|超|轮|站|片|区|栋|座|组|班|市|地|点|国|公司|盘|树|端|细胞|淋巴|族|线|面|角|边|轴|图|卷|城|队|车|楼|室|"
-    r"物质|元素|粒子|球|物体|同学|先生|女士|君|君子|村|省|县|港|校|厂|等|与|和|到|至|在|到|从|中|上|下|处|两点|三点|维|肝|肽|链|环"
+    r"语言|股|型|超|细胞|淋巴|物质|元素|粒子|同学|先生|女士|公司|君|点|与|和|到|至|在|从|"
+    r"(?:级|类|轮|站|片|区|栋|座|组|班|市|地|国|盘|树|端|族|线|面|角|边|轴|图|卷|城|队|车|楼|室|球|村|省|县|港|校|厂|等|中|上|下|处|肝|肽|链|环)"
+    r"(?![一-龥])|(?:[一-龥](?:的|上|下|中|与|和|到|之))"
 )
 _ENGLISH_GOES_ON = frozenset(
     "because since as for and is are due which that while although though but so therefore hence thus if it the this these "

@@ -42,8 +42,8 @@ HEADS = {
     "therefore_en": r"(?<![A-Za-z])(?i:(?:therefore|thus|so|hence|consequently|in conclusion)[,:]?[ \t]+it(?:'s|[ \t]+is|[ \t]+must be)[ \t]+)",
     "correct_option_en": r"(?<![A-Za-z])(?i:(?:correct|right|best)[ \t]+(?:answer|option|choice|statement)s?[ \t]*[:=][ \t]*)",
 }
-_MARKER = re.compile(r"(?:【[^】\n]{0,4}(?:答案|解答|(?i:answer))[^】\n]{0,3}】|\[[^\]\n]{0,4}答案\]|(?<![一-龥])答案】)\s*[:=]?\s*")
-_MARKED_END = re.compile(r"<eoa>|</?answer|【|\n[ \t]*\n(?!\s*[A-H]\b)")
+MARKER = re.compile(r"(?:【[^】\n]{0,4}(?:答案|解答|(?i:answer))[^】\n]{0,3}】|\[[^\]\n]{0,4}答案\]|(?<![一-龥])答案】)\s*[:=]?\s*")
+MARKED_END = re.compile(r"<eoa>|</?answer|【|\n[ \t]*\n(?!\s*[A-H]\b)")
 _NOTHING = re.compile(r"\s*(?:无|没有|空|(?i:none|n/a|unknown))\s*[。.]?\s*$")
 _BARE_HEADS = {
     "answer_bare": rf"答案{_OF_OPTION}[ \t]*|(?<![A-Za-z])(?i:answer)[ \t]+",
@@ -137,8 +137,8 @@ def is_void(text: str, start: int) -> bool:
 
 def _marked(text: str) -> Iterator[Reading]:
     """Yield the answers in `【答案】…<eoa>` and its like."""
-    for marker in _MARKER.finditer(text):
-        stop = _MARKED_END.search(text, marker.end())
+    for marker in MARKER.finditer(text):
+        stop = MARKED_END.search(text, marker.end())
         content = text[: stop.start() if stop else len(text)]
         start, end = marker.end(), len(content)
         alone = only_letters(content[start:])
@@ -155,11 +155,21 @@ def _marked(text: str) -> Iterator[Reading]:
 def _after_head(text: str, rule: str, head: re.Match[str]) -> Iterator[Reading]:
     if is_void(text, head.start()):
         return
-    found = read_list(text, head.end(), bare=rule in _BARE_HEADS)
+    found = _lines_of_options(text, head) or read_list(text, head.end(), bare=rule in _BARE_HEADS)
     if found:
         yield Reading(rule, head.start(), found.end, found)
     elif rule in ("answer_zh", "answer_colon", "answer_en") and (refusal := _REFUSED_HERE.match(text, head.end())):
         yield Reading(rule, head.start(), refusal.end(), None)
+
+
+def _lines_of_options(text: str, head: re.Match[str]) -> LetterList | None:
+    """Return the letters of several lines `A. text` that follow a head on lines of their own."""
+    block = _OPTION_LINES.match(text, head.end()) if "\n" in head[0] else None
+    lines = list(_OPTION_LINE.finditer(block[0])) if block else []
+    letters = "".join(line["letter"] for line in lines)
+    if not block or len(lines) < 2 or len(set(letters)) < len(letters) or any(_JUDGED.match(line["text"]) for line in lines):
+        return None
+    return LetterList(letters, block.start(), block.end())
 
 
 def _claims(text: str, tail: re.Pattern[str]) -> Iterator[tuple[LetterList, int]]:
@@ -176,6 +186,9 @@ def _claims(text: str, tail: re.Pattern[str]) -> Iterator[tuple[LetterList, int]
                 yield found, claim.end()
 
 
+_OPTION_LINE = re.compile(r"[-*•> \t]*\(?(?P<letter>[A-H])\)?[ \t]*[.、:)](?P<text>[^\n]*)(?:\n|$)")
+_OPTION_LINES = re.compile(rf"(?:{_OPTION_LINE.pattern.replace('?P<letter>', '?:').replace('?P<text>', '?:')})+")
+_JUDGED = re.compile(r"[ \t]*(?:正确|错|不|对|true|false|correct|incorrect|wrong|right|this)", re.IGNORECASE)
 _FIRST_LETTER = re.compile(r"(?<![A-Za-z0-9_])[(\[\"'“]*(?:(?:选项|(?i:options?|choices?|statements?))[ \t]*[(\[\"'“]*)?[A-H](?![a-z0-9_])")
 _COMPILED_HEADS = {rule: re.compile(pattern) for rule, pattern in (HEADS | _BARE_HEADS).items()}
 _COMPILED_ANSWER_CLAIMS = {rule: re.compile(pattern) for rule, pattern in ANSWER_CLAIMS.items()}
