@@ -1,9 +1,10 @@
 """Finds the option letters that a written response gives as its answer; what does not clearly give one is unparsed.
 
-A response is read in the order of `_STEPS`: the letters alone, what it declares (the last declaration wins, so that a
-chain of thought may come first), a letter that leads the response, the one option it calls right, an emphasised letter,
-the text of an option. Negations, questions, suppositions and mere mentions are no answers, and nothing is ever guessed.
-An extractor is part of a benchmark's protocol: a change that can change a reading raises the versions of those that use it.
+A response is read in the order of `_STEPS`: the letters alone, what it declares (the last declaration wins, so
+that a chain of thought may come first), a letter that leads the response, the one option it calls right, the text of an
+option, an emphasised letter. Negations, questions, suppositions and mere mentions are no answers, and nothing is ever
+guessed. An extractor is part of a benchmark's protocol: a change that can change a reading raises the versions of those
+that use it.
 """
 
 import re
@@ -12,8 +13,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from eval.extraction_letters import BULLET, DENIED, LetterList, only_letters, scan_list
-from eval.extraction_phrases import REFUSED, RETRACTED, Reading, declarations, truth_claims
+from eval.extraction_phrases import Reading, declarations, truth_claims
 from eval.extraction_text import END, ascii_forms, without_markup, without_thought
+from eval.extraction_vocabulary import JUDGED, REFUSED, RETRACTED
 
 Status = Literal["read", "unparsed", "refused", "contradictory"]
 Kind = Literal["single", "multi", "unknown"]
@@ -24,7 +26,7 @@ class Extraction:
     """What was read from a response."""
 
     letters: str | None
-    """The option letters, sorted (`AC`), except where a legacy rule keeps the order of the response; `None` unless read."""
+    """The option letters, sorted (`AC`), or in the order of the response by a legacy rule; `None` unless read."""
     rule: str
     """Which rule read them, or why none did."""
     status: Status
@@ -68,9 +70,10 @@ def _extract(response: str, question: _Question) -> Extraction:
         found = step(text, question)
         if found is not None:
             return _checked(found, question)
-    emphasised = {found["letter"] for found in _EMPHASISED.finditer(ascii_text) if not DENIED.match(ascii_text, found.end())}
-    if len(emphasised) == 1:
-        return _checked(_read(emphasised.pop(), "emphasised"), question)
+    emphasised = _EMPHASISED.finditer(ascii_text)
+    stressed = {found["letter"] for found in emphasised if not DENIED.match(ascii_text, found.end())}
+    if len(stressed) == 1:
+        return _checked(_read(stressed.pop(), "emphasised"), question)
     if REFUSED.search(text):
         return Extraction(None, "refusal", "refused")
     return _unparsed("mention_only" if re.search(r"(?<![A-Za-z])[A-H](?![A-Za-z])", text) else "nothing")
@@ -92,7 +95,8 @@ def _unparsed(rule: str) -> Extraction:
 
 
 def _alone(text: str, question: _Question) -> Extraction | None:
-    letters = only_letters(text.replace(END, "\n"))
+    text = _FILLER_AFTER.sub("", _FILLER_BEFORE.sub("", text.replace(END, "\n").strip(), count=1), count=1)
+    letters = only_letters(text)
     if letters:
         return _read(letters, "letters_only")
     found = scan_list(text, 0)
@@ -104,7 +108,9 @@ def _declared(text: str, question: _Question) -> Extraction | None:
     readings = [*declarations(text), *_last_lines(text)]
     if not readings:
         return None
-    last = max(readings, key=lambda reading: (reading.end if reading.found is None else reading.found.end, -reading.start))
+    last = max(
+        readings, key=lambda reading: (reading.end if reading.found is None else reading.found.end, -reading.start)
+    )
     if last.found is None:
         return _option_text(text, question) or Extraction(None, last.rule, "refused")
     if last.found.alternatives:
@@ -116,6 +122,11 @@ def _declared(text: str, question: _Question) -> Extraction | None:
     if _names_other_text(text, last.found, question):
         return Extraction(None, "letter_and_text_differ", "contradictory")
     return _read(last.found.letters, last.rule)
+
+
+def _place(reading: Reading) -> tuple[int, int]:
+    """Return what orders readings: where the letters end; the longer phrase names the rule where several fit."""
+    return reading.found.end if reading.found else reading.end, -reading.start
 
 
 def _last_lines(text: str) -> list[Reading]:
@@ -144,14 +155,15 @@ def _names_other_text(text: str, found: LetterList, question: _Question) -> bool
 
 
 def _leading(text: str, question: _Question) -> Extraction | None:
-    labels = _LABEL_LINE.findall(text)
+    found_lines = list(_LABEL_LINE.finditer(text))
+    labels = "".join(line[1] for line in found_lines)
     lines = [line for line in text.split("\n") if line.strip()]
     if len(labels) > 1:
-        chosen = len(labels) == len(lines) and len(set(labels)) == len(labels) < len(question.letters)
-        return _read("".join(labels), "option_lines") if chosen and question.kind != "single" else None
-    bullet = BULLET.match(text)
-    found = None if _INITIALS.match(text) else scan_list(text, bullet.end() if bullet else 0)
-    if found is None or found.alternatives or not _LEAD_END.match(text, found.end) or DENIED.match(text, found.end):
+        judged = any(JUDGED.match(text, line.end()) for line in found_lines)
+        chosen = len(labels) == len(lines) and len(set(labels)) == len(labels) < len(question.letters) and not judged
+        return _read(labels, "option_lines") if chosen and question.kind != "single" else None
+    found = _lead(text)
+    if found is None:
         return _label_line(labels, lines)
     rest = text[found.end :]
     if _VERDICT.match(rest) and _OTHER_LABEL.search(rest):
@@ -164,10 +176,19 @@ def _leading(text: str, question: _Question) -> Extraction | None:
     return _read(found.letters, "leading_letter")
 
 
-def _label_line(labels: list[str], lines: list[str]) -> Extraction | None:
+def _lead(text: str) -> LetterList | None:
+    """Return the letters that the text begins with, set off from what follows as an answer is."""
+    bullet = BULLET.match(text)
+    found = None if _INITIALS.match(text) else scan_list(text, bullet.end() if bullet else 0)
+    if found is None or found.alternatives or DENIED.match(text, found.end):
+        return None
+    return found if _LEAD_END.match(text, found.end) or text[found.end - 1] in ")]】" else None
+
+
+def _label_line(labels: str, lines: list[str]) -> Extraction | None:
     """Return the letter of the one line that looks like an option, where it is the last line."""
     last = _LABEL_LINE.match(lines[-1]) if lines else None
-    return _read(labels[0], "label_line") if labels and last else None
+    return _read(labels, "label_line") if labels and last else None
 
 
 def _claimed(text: str, question: _Question) -> Extraction | None:
@@ -201,21 +222,34 @@ def _folded(text: str) -> str:
 
 
 _RUN_ON = re.compile(
-    r"\n\s*(?:(?:题目|问题|例题|Question|Human|User|用户|Instruction)\s*\d*\s*[:：]|###|以下是|请阅读以下|<\|im_start\|>)", re.IGNORECASE
+    r"\n\s*(?:(?:题目|问题|例题|Question|Human|User|用户|Instruction)\s*\d*\s*[:：]|###|以下是|请阅读以下|<\|im_start\|>)",
+    re.IGNORECASE,
 )
 _LABEL_LINE = re.compile(r"^[-*•>#\s]*\(?([A-H])\)?[ \t]*[.、:)][ \t]*(?=\S)(?!\(?[A-H](?![A-Za-z0-9]))", re.MULTILINE)
 _LEAD_END = re.compile(
     r"[ \t]*(?:\n|[.](?![A-Z]\.)|[。:;)\]<]|、(?![A-H])|[-–—]+[ \t]|\((?!\s*\d+,)"
     r"|,?[ \t]*(?:because|since|as\b|因|由于|理由|原因|这|解析|解释|说明|选项[,。是]))"
 )
+_FILLER_BEFORE = re.compile(
+    r"(?:only|both|just|probably|maybe|perhaps|likely|definitely|clearly|(?:it|that)(?:'s| is| would be)|i think|应该|可能|大概|我觉得|我认为|只有|就?是)"
+    r"[ \t,]*(?=[(\[\"'“]?[A-H](?![A-Za-z]))",
+    re.IGNORECASE,
+)
+_FILLER_AFTER = re.compile(
+    r"(?<=[A-H])[ \t]*(?:,?[ \t]*(?:only|both|i think|i guess|i believe)|吧|呢|[两二三四]项)?[.。!]?$", re.IGNORECASE
+)
 _INITIALS = re.compile(r"[A-Z]\.[A-Z]\.")
-_VERDICT = re.compile(r"[ \t]*[.、:)][ \t]*(?:不?正确|错误|不?对|错|(?:in)?correct|wrong|right|false|true)", re.IGNORECASE)
+_VERDICT = re.compile(
+    r"[ \t]*[.、:)][ \t]*(?:不?正确|错误|不?对|错|(?:in)?correct|wrong|right|false|true)", re.IGNORECASE
+)
 _OTHER_LABEL = re.compile(r"(?<![A-Za-z])[A-H](?:[ \t]*[.、:)]|选项|项)")
 _DENIED_OPTION = re.compile(rf"(?<![A-Za-z])[A-H](?:选项|项)?(?:{DENIED.pattern})", re.IGNORECASE)
 _DECLARED_TEXT = re.compile(
     r"(?:答案(?:应该|应当|应)?(?:是|为|选)|答案[ \t]*:|】[ \t]*:?|选择?(?:的是)?|(?i:answer)(?:[ \t]+is|[ \t]*:))[ \t]*[\"“'「]?([^\n。.<\"”」]+)"
 )
-_EMPHASISED = re.compile(r"(?:\*\*|__)[ \t]*\(?(?P<letter>[A-H])(?:\)|[ \t]*[.、:)](?!\w*\*\*\w)[^*_\n]{0,120})?[ \t]*[.。]?(?:\*\*|__)(?:选项|项)?")
+_EMPHASISED = re.compile(
+    r"(?:\*\*|__)[ \t]*\(?(?P<letter>[A-H])(?:\)|[ \t]*[.、:)](?!\w*\*\*\w)[^*_\n]{0,120})?[ \t]*[.。]?(?:\*\*|__)(?:选项|项)?"
+)
 _STEPS: tuple[Callable[[str, _Question], Extraction | None], ...] = (
     _alone,
     _declared,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 _OPENING = r"(?:[(\[{【「『“\"'‘<《]\s*)*"
 _CLOSING = r"(?:\s*[)\]}】」』”\"'’》])*"
-_PREFIX = r"(?:(?:选项|option|choice|letter)\s*[:是为]?\s*)?"
+_PREFIX = r"(?:(?:选项|选|options?|choices?|letters?|statements?)[ \t]*[:是为]?[ \t]*)?"
 _SUFFIX = r"(?:[ \t]*(?:选项|项)(?!目))?"
 _GLOSS = r"(?:\s*\([^()\n]{1,60}\)(?=\s*(?:[、,;/&+]|和|与|及|以及|and\b)))?"
 _ITEM = re.compile(
@@ -16,20 +16,22 @@ _ITEM = re.compile(
     rf"(?P<close>{_CLOSING})(?P<suffix>{_SUFFIX}){_CLOSING}{_GLOSS}",
     re.IGNORECASE,
 )
-_TIGHT = re.compile(r"[ \t]*(?:、|/|&|\+|\||·|和|与|及|以及|跟|还有|,?[ \t]*\band\b|或者?|,?[ \t]*\bor\b)[ \t]*|[ \t]*(?=[(\[【][ \t]*[A-H][ \t]*[)\]】])")
+_TIGHT = re.compile(
+    r"[ \t]*(?:、|/|&|\+|\||·|和|与|及|以及|跟|还有|,?[ \t]*\band\b|或者?|,?[ \t]*\bor\b)[ \t]*|[ \t]*(?=[(\[【][ \t]*[A-H][ \t]*[)\]】])"
+)
 _LOOSE = re.compile(r"[ \t]*[,;][ \t]*(?:和|以及|and\b[ \t]*|or\b[ \t]*)?|[ \t]+|\.(?=[A-H](?![A-Za-z0-9]))")
 _ALTERNATIVE = re.compile(r"或|\bor\b")
 
 _NOT_SO = (
     r"(?:(?:并|都|均|也|完全|说法|表述|描述|看来|显然)*\s*(?:是|为)?\s*(?:并|都|均|完全|明显)*\s*"
-    r"(?:不(?!仅|但|过|难|选|是[ \t(]*[A-H]|能选)|错|误|有误|有错|非|排除|没(?!错|问题|有疑))|\s+(?:(?:is|are|was|were|seems?|can|could|would|should|does|do)\b"
+    r"(?:不(?!仅|但|过|难|选|是[ \t(]*[A-H]|能选)|错|误|有误|有错|非|排除|没(?!错|问题|有疑)|[✗✘✖❌])|\s+(?:(?:is|are|was|were|seems?|can|could|would|should|does|do)\b"
     r"\s*(?:both |all |clearly |also |definitely |probably |simply )?(?:not\b|n't|incorrect|wrong|false|never|ruled|too )"
     r"|(?:isn't|aren't|can't|cannot|doesn't|wasn't)\b))"
 )
 DENIED = re.compile(_NOT_SO, re.IGNORECASE)
 _QUESTIONED = re.compile(r"\s*(?:选项|项)?\s*(?:吗|么|还是|\?|是不是|是否|对不对)")
 _SUPPOSED = re.compile(r"\s*(?:选项|项)?\s*(?:的话|的同学|的学生|的人|的考生|的错误|时,|会导致|的是因为没)")
-_STOP = re.compile(r"[ \t]*(?:$|[。.,;:!、…)\]】}>\"”」』<\n—~|《]|\((?!\s*\d+\s*,)|'(?![a-z])|[-–](?![A-Za-z0-9]))")
+_STOP = re.compile(r"[ \t]*(?:$|[。.,;:!、…)\]】}>\"”」』<\n—~|《#$]|\((?!\s*\d+\s*,)|'(?![a-z])|[-–](?![A-Za-z0-9]))")
 _NEXT_NUMBERED = re.compile(r"\s*[(]?\d{1,3}[).、]\s*[(]?[A-H](?![A-Za-z0-9])")
 _NEXT_CLAUSE = re.compile(
     r"[ \t]*(?:选项|项)?[ \t]*(?:是|为|都|均|则|也|的|错|误|不|没|与|说|指|虽|只|仅|属|正确|对|符合|描|表|中的)"
@@ -46,13 +48,102 @@ _COMPOUND = re.compile(
     r"(?![一-龥])|(?:[一-龥](?:的|上|下|中|与|和|到|之))"
 )
 _ENGLISH_GOES_ON = frozenset(
-    "because since as for and is are due which that while although though but so therefore hence thus if it the this these "
-    "from in on by with option choice given rather not my i we you please explanation reason reasoning here to only".split()
+    [
+        "because",
+        "since",
+        "as",
+        "for",
+        "and",
+        "is",
+        "are",
+        "due",
+        "which",
+        "that",
+        "while",
+        "although",
+        "though",
+        "but",
+        "so",
+        "therefore",
+        "hence",
+        "thus",
+        "if",
+        "it",
+        "the",
+        "this",
+        "these",
+        "from",
+        "in",
+        "on",
+        "by",
+        "with",
+        "option",
+        "choice",
+        "given",
+        "rather",
+        "not",
+        "my",
+        "i",
+        "we",
+        "you",
+        "please",
+        "explanation",
+        "reason",
+        "reasoning",
+        "here",
+        "to",
+        "only",
+    ]
 )
 _ENGLISH_COMPOUND = frozenset(
-    "vitamin vitamins major minor sharp flat cell cells lymphocytes language programming battery batteries drive student "
-    "grade grades team section class train plus minus level levels note notes string strings type types group minor's "
-    "movie movies side sides road line point points company stock shares lymphocyte hepatitis".split()
+    [
+        "vitamin",
+        "vitamins",
+        "major",
+        "minor",
+        "sharp",
+        "flat",
+        "cell",
+        "cells",
+        "lymphocytes",
+        "language",
+        "programming",
+        "battery",
+        "batteries",
+        "drive",
+        "student",
+        "grade",
+        "grades",
+        "team",
+        "section",
+        "class",
+        "train",
+        "plus",
+        "minus",
+        "level",
+        "levels",
+        "note",
+        "notes",
+        "string",
+        "strings",
+        "type",
+        "types",
+        "group",
+        "minor's",
+        "movie",
+        "movies",
+        "side",
+        "sides",
+        "road",
+        "line",
+        "point",
+        "points",
+        "company",
+        "stock",
+        "shares",
+        "lymphocyte",
+        "hepatitis",
+    ]
 )
 
 
@@ -134,7 +225,10 @@ def _list(items: list[re.Match[str]], joints: list[str]) -> LetterList | None:
         items[0].start("run"),
         items[-1].end(),
         alternatives=any(_ALTERNATIVE.search(joint) for joint in joints),
-        marked=all(item["prefix"] or item["suffix"] or (item["open"] and item["close"]) for item in items),
+        marked=all(
+            item["prefix"].strip() not in ("", "选") or item["suffix"] or (item["open"] and item["close"])
+            for item in items
+        ),
     )
 
 
@@ -155,6 +249,8 @@ def _ends_well(text: str, found: LetterList, *, bare: bool) -> bool:
     if "\u4e00" <= rest[:1] <= "\u9fff":
         return _goes_on_in_chinese(rest, found, spaced=spaced)
     word = re.match(r"[A-Za-z]+(?:'[a-z]+)?", rest)
+    if not word and found.marked and spaced:
+        return not re.match(r"[=+*/^<>\\×÷-]", rest)
     return bool(spaced and word) and _goes_on_in_english(word[0] if word else "", found)
 
 
@@ -196,4 +292,6 @@ def stands_apart(text: str, found: LetterList) -> bool:
     """Return whether the letters are set off from what follows and not denied, which does after an explicit marker."""
     if any(pattern.match(text, found.end) for pattern in (DENIED, _QUESTIONED, _NEXT_NUMBERED)):
         return False
-    return bool(_STOP.match(text, found.end)) or (text[found.end] in " \t" and not re.match(r"\s+[a-z=+]", text[found.end :]))
+    return bool(_STOP.match(text, found.end)) or (
+        text[found.end] in " \t" and not re.match(r"\s+[a-z=+]", text[found.end :])
+    )

@@ -8,8 +8,8 @@ import re
 from collections.abc import Callable, Sequence
 
 from eval.extraction import Extraction, extract_letters
-from eval.extraction_phrases import MARKER, MARKED_END
 from eval.extraction_text import END, ascii_forms, without_markup, without_thought
+from eval.extraction_vocabulary import MARKED_END, MARKER
 
 Answers = dict[int, str]
 """Letters by number; an empty text where the response gives none."""
@@ -61,7 +61,9 @@ def _marked(text: str, count: int, letters: str) -> list[str] | None:
 def _ranges(text: str, count: int, letters: str) -> list[str] | None:
     """Read an answer key such as `1-5 ABCDA 6-10 BBDCA`."""
     given: list[tuple[int, str]] = []
-    for first, last, run in re.findall(rf"(\d{{1,3}})\s*[-~—–至到]+\s*(\d{{1,3}})\s*[):.、]*\s*((?:[{letters}][ \t,、]*)+)", text):
+    for first, last, run in re.findall(
+        rf"(\d{{1,3}})\s*[-~—–至到]+\s*(\d{{1,3}})\s*[):.、]*\s*((?:[{letters}][ \t,、]*)+)", text
+    ):
         answers = re.findall(f"[{letters}]", run)
         if len(answers) == int(last) - int(first) + 1:
             given.extend(enumerate(answers, int(first)))
@@ -79,11 +81,18 @@ def _numbered(text: str, count: int, letters: str) -> list[str] | None:
 
 def _segments(text: str, count: int, letters: str) -> list[str] | None:
     """Read each numbered part of the response as a response of its own."""
-    heads = list(re.finditer(r"^[ \t#>*-]*[(]?(?:第|问题|题目|Question[ \t]*)?(\d{1,3})[ \t]*(?:题|小题)?[ \t]*[).、:]", text, re.MULTILINE))
-    given = []
-    for head, following in zip(heads, [*heads[1:], None], strict=True):
-        part = text[head.end() : following.start() if following else len(text)]
-        given.append((int(head[1]), extract_letters(part, letters=letters).letters or ""))
+    heads = list(
+        re.finditer(
+            r"^[ \t#>*-]*[(]?(?:第|问题|题目|Question[ \t]*)?(\d{1,3})[ \t]*(?:题|小题)?[ \t]*[).、:]",
+            text,
+            re.MULTILINE,
+        )
+    )
+    ends = [head.start() for head in heads[1:]] + [len(text)]
+    given = [
+        (int(head[1]), extract_letters(text[head.end() : end], letters=letters).letters or "")
+        for head, end in zip(heads, ends[: len(heads)], strict=True)
+    ]
     return _placed(given, count)
 
 
@@ -101,7 +110,8 @@ def _in_order(text: str, count: int, letters: str) -> list[str] | None:
 def _placed(given: Sequence[tuple[int, str]], count: int) -> list[str] | None:
     """Return the answers of `count` consecutive numbers, the last one of each, or `None` where most are missing.
 
-    The numbers begin at 1, or at the smallest one found (`41. B`).
+    The numbers begin at 1, or at the smallest one found (`41. B`). Answers to questions that were not asked do not
+    count, but numbers with gaps between them are no numbers of questions.
     """
     answers: Answers = {}
     for number, letters in given:
@@ -111,8 +121,8 @@ def _placed(given: Sequence[tuple[int, str]], count: int) -> list[str] | None:
         return None
     first = 1 if 1 in answers else min(answers)
     wanted = [answers.get(number, "") for number in range(first, first + count)]
-    within = all(first <= number < first + count for number in answers)
-    return wanted if within and 2 * sum(map(bool, wanted)) > count else None
+    consecutive = max(answers) < first + max(count, len(answers))
+    return wanted if min(answers) == first and consecutive and 2 * sum(map(bool, wanted)) > count else None
 
 
 _RULES: dict[str, Callable[[str, int, str], list[str] | None]] = {

@@ -17,7 +17,7 @@ _IGNORED = tuple(re.compile(pattern) for pattern in (",", r"\$", "(?s).*#### ", 
 
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
 _SIGN = r"(?:(?<![\w)\]])[-−–]|负|(?i:\bminus[ \t]))?"
-_CURRENCY = r"(?:(?:US|HK|A|C)?[$€£¥₹]|USD|RMB|CNY)?"
+_CURRENCY = r"(?:[€£¥₹]|US(?=\d)|USD|RMB|CNY)?"
 _UNIT = r"(?:[ \t]*(?:万亿|亿|万|千(?!克|米|瓦|卡)|million\b|billion\b|thousand\b))?"
 _POWER = r"(?:[ \t]*(?:[×x*]|\\times)[ \t]*10[ \t]*\^[ \t]*\{?(?P<power>[-−]?\d+)\}?|[eE](?P<exponent>[-+]?\d+))?"
 NUMBER = re.compile(
@@ -28,7 +28,7 @@ NUMBER = re.compile(
 )
 _UNITS = {"千": 3, "万": 4, "亿": 8, "万亿": 12, "thousand": 3, "million": 6, "billion": 9}
 _DECLARED = re.compile(
-    r"(?:(?i:\b(?:final[ \t]+)?answer(?:[ \t]+(?:is|would be|should be|=)|[ \t]*:)(?:[ \t]+(?:therefore|thus))?)"
+    r"(?:(?i:\b(?:final[ \t]+)?answer(?:[ \t]+(?:is|would be|should be|=)|[ \t]*:)(?:[ \t]+(?:therefore|thus))?[ \t]*:?)"
     r"|答案(?:应该|应|就)?(?:是|为|等于)?[ \t]*:?|答[ \t]*:)[ \t]*(?:[a-zA-Z]{1,3}[ \t]*=|约|大约|about|approximately)?[ \t]*"
 )
 
@@ -74,7 +74,7 @@ def _stripped(text: str) -> str:
 
 def parse_number(text: str) -> Fraction | None:
     """Return the value of a text that is one number, such as `-1,234.50`, `$5`, `１２％`, `3/4`, `\\frac{1}{2}`, `1.2万`."""
-    found = NUMBER.match(without_markup(ascii_forms(text)).strip())
+    found = NUMBER.match(without_markup(ascii_forms(text)).replace("$", "").strip())
     rest = found and found.string[found.end() :]
     return _value(found) if found and re.fullmatch(r"[ \t]*(?:%|\\%)?[.。]?", rest or "") else None
 
@@ -88,7 +88,7 @@ def extract_number(response: str) -> NumberExtraction:
     said = without_thought(response)
     if said is None:
         return NumberExtraction(None, "unfinished_thought", "unparsed")
-    text = without_markup(ascii_forms(said))
+    text = without_markup(ascii_forms(said)).replace("$", "")
     for rule, pattern in (("strict", _HASHES), ("boxed", _BOX), ("declared", _DECLARED)):
         for head in reversed(list(pattern.finditer(text))):
             if (found := NUMBER.match(text, head.end())) and (value := _value(found)) is not None:

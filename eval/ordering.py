@@ -16,14 +16,12 @@ _ROLE = (
     r"(?:(?:AI[ \t]+)?(?:assistants?|systems?|models?|answers?|responses?|candidates?|chatbots?|bots?)|"
     r"(?:AI|智能)?(?:助手|助理|系统|模型|回答|答案|回复|候选))"
 )
-_ITEM = rf"[\[(\"']*(?:{_ROLE})?[ \t]*[#_]?[ \t]*(?P<%s>\d{{1,2}})(?![\d.]*\d)[\])\"']*"
-_SIGN = r"[ \t]*\n?[ \t]*(?P<%s>&gt;=?|&lt;=?|>{1,3}=?|<{1,3}=?|={1,3}|≥|≤|≫|≪|≈|~)[ \t]*\n?[ \t]*"
-_CHAIN = re.compile(
-    rf"(?<![\w.]){_ITEM.replace('(?P<%s>', '(?:')}(?:{_SIGN.replace('(?P<%s>', '(?:')}{_ITEM.replace('(?P<%s>', '(?:')})+",
-    re.IGNORECASE,
-)
+_SYSTEM = rf"[\[(\"']*(?:{_ROLE})?[ \t]*[#_]?[ \t]*\d{{1,2}}(?![\d.]*\d)[\])\"']*"
+_SIGN = r"&gt;=?|&lt;=?|>{1,3}=?|<{1,3}=?|={1,3}|[≥≤≫≪≈~]"
+_CHAIN = re.compile(rf"(?<![\w.]){_SYSTEM}(?:\s*(?:{_SIGN})\s*{_SYSTEM})+", re.IGNORECASE)
+_NAMED = re.compile(_ROLE, re.IGNORECASE)
 _NUMBER = re.compile(r"\d{1,2}")
-_COMPARISON = re.compile(r"&gt;=?|&lt;=?|>+=?|<+=?|=+|[≥≤≫≪≈~]")
+_COMPARISON = re.compile(_SIGN)
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,8 @@ def extract_ordering(reply: str, count: int) -> Ordering:
     text = without_markup(ascii_forms(reply))
     for chain in reversed(list(_CHAIN.finditer(text))):
         ranks = _ranks(chain[0], count)
-        if ranks is not None:
+        # Bare numbers are arithmetic (`3 > 1`) unless the chain has its line, or the end of one, to itself.
+        if ranks is not None and (_NAMED.search(chain[0]) or _alone(text, chain)):
             return Ordering(ranks, "read")
     return Ordering(None, "unparsed")
 
@@ -72,6 +71,12 @@ def mean_rank(ranks: Sequence[int]) -> Fraction:
 def mean_rank_score(ranks: Sequence[int], *, best: int = 10) -> Fraction:
     """Return the mean of `best` / rank over all questions, LLMZoo's second aggregate."""
     return sum((Fraction(best, rank) for rank in ranks), Fraction(0)) / len(ranks)
+
+
+def _alone(text: str, chain: re.Match[str]) -> bool:
+    before = text[: chain.start()].rpartition("\n")[2].rstrip()
+    after = text[chain.end() :].partition("\n")[0]
+    return (not before or before.endswith(":")) and not after.strip(" .。")
 
 
 def _ranks(chain: str, count: int) -> tuple[int, ...] | None:
