@@ -108,9 +108,7 @@ def _declared(text: str, question: _Question) -> Extraction | None:
     readings = [*declarations(text), *_last_lines(text)]
     if not readings:
         return None
-    last = max(
-        readings, key=lambda reading: (reading.end if reading.found is None else reading.found.end, -reading.start)
-    )
+    last = max(readings, key=_place)
     if last.found is None:
         return _option_text(text, question) or Extraction(None, last.rule, "refused")
     if last.found.alternatives:
@@ -222,7 +220,8 @@ def _folded(text: str) -> str:
 
 
 _RUN_ON = re.compile(
-    r"\n\s*(?:(?:题目|问题|例题|Question|Human|User|用户|Instruction)\s*\d*\s*[:：]|###|以下是|请阅读以下|<\|im_start\|>)",
+    r"\n\s*(?:(?:题目|问题|例题|Question|Human|User|用户|Instruction)\s*\d*\s*[:：]|###|以下是|请阅读以下|"
+    r"<\|im_start\|>)",
     re.IGNORECASE,
 )
 _LABEL_LINE = re.compile(r"^[-*•>#\s]*\(?([A-H])\)?[ \t]*[.、:)][ \t]*(?=\S)(?!\(?[A-H](?![A-Za-z0-9]))", re.MULTILINE)
@@ -231,24 +230,24 @@ _LEAD_END = re.compile(
     r"|,?[ \t]*(?:because|since|as\b|因|由于|理由|原因|这|解析|解释|说明|选项[,。是]))"
 )
 _FILLER_BEFORE = re.compile(
-    r"(?:only|both|just|probably|maybe|perhaps|likely|definitely|clearly|(?:it|that)(?:'s| is| would be)|i think|应该|可能|大概|我觉得|我认为|只有|就?是)"
-    r"[ \t,]*(?=[(\[\"'“]?[A-H](?![A-Za-z]))",
+    r"(?:only|both|just|probably|maybe|perhaps|likely|definitely|clearly|(?:it|that)(?:'s| is| would be)|i think|"
+    r"应该|可能|大概|我觉得|我认为|只有|就?是)[ \t,]*(?=[(\[\"'“]?[A-H](?![A-Za-z]))",
     re.IGNORECASE,
 )
 _FILLER_AFTER = re.compile(
     r"(?<=[A-H])[ \t]*(?:,?[ \t]*(?:only|both|i think|i guess|i believe)|吧|呢|[两二三四]项)?[.。!]?$", re.IGNORECASE
 )
 _INITIALS = re.compile(r"[A-Z]\.[A-Z]\.")
-_VERDICT = re.compile(
-    r"[ \t]*[.、:)][ \t]*(?:不?正确|错误|不?对|错|(?:in)?correct|wrong|right|false|true)", re.IGNORECASE
-)
+_VERDICT = re.compile(rf"[ \t]*[.、:)]{JUDGED.pattern}", re.IGNORECASE)
 _OTHER_LABEL = re.compile(r"(?<![A-Za-z])[A-H](?:[ \t]*[.、:)]|选项|项)")
 _DENIED_OPTION = re.compile(rf"(?<![A-Za-z])[A-H](?:选项|项)?(?:{DENIED.pattern})", re.IGNORECASE)
 _DECLARED_TEXT = re.compile(
-    r"(?:答案(?:应该|应当|应)?(?:是|为|选)|答案[ \t]*:|】[ \t]*:?|选择?(?:的是)?|(?i:answer)(?:[ \t]+is|[ \t]*:))[ \t]*[\"“'「]?([^\n。.<\"”」]+)"
+    r"(?:答案(?:应该|应当|应)?(?:是|为|选)|答案[ \t]*:|】[ \t]*:?|选择?(?:的是)?|(?i:answer)(?:[ \t]+is|[ \t]*:))"
+    r"[ \t]*[\"“'「]?([^\n。.<\"”」]+)"
 )
 _EMPHASISED = re.compile(
-    r"(?:\*\*|__)[ \t]*\(?(?P<letter>[A-H])(?:\)|[ \t]*[.、:)](?!\w*\*\*\w)[^*_\n]{0,120})?[ \t]*[.。]?(?:\*\*|__)(?:选项|项)?"
+    r"(?:\*\*|__)[ \t]*\(?(?P<letter>[A-H])(?:\)|[ \t]*[.、:)](?!\w*\*\*\w)[^*_\n]{0,120})?[ \t]*[.。]?(?:\*\*|__)"
+    r"(?:选项|项)?"
 )
 _STEPS: tuple[Callable[[str, _Question], Extraction | None], ...] = (
     _alone,

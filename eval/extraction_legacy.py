@@ -9,7 +9,7 @@ from eval.extraction import Extraction
 
 
 def mmcu_first_match(response: str) -> Extraction:
-    """Read as MMCU's own script does: delete `、 . , ; ，`, find runs of 1 to 4 of A-D, take the first without a repeat.
+    """Read as MMCU's own script does: the first run of 1 to 4 of A-D without a repeat, after `、 . , ; ，` are deleted.
 
     The letters keep the order of the response, because that script compares them as text.
     """
@@ -17,18 +17,15 @@ def mmcu_first_match(response: str) -> Extraction:
     return _extraction(next((run for run in runs if len(set(run)) == len(run)), ""), "mmcu_first_match")
 
 
-def gaokao_single(response: str) -> Extraction:
-    """Read as GAOKAO-Bench does for single choice: the last A-D of the response."""
-    return _extraction("".join(re.findall("[A-D]", response)[-1:]), "gaokao_single")
-
-
-last_letter = gaokao_single
+def last_letter(response: str) -> Extraction:
+    """Read as GAOKAO-Bench does for one answer: the last A-D of the response."""
+    return _extraction("".join(re.findall("[A-D]", response)[-1:]), "last_letter")
 
 
 def gaokao_multi(response: str) -> Extraction:
-    """Read as GAOKAO-Bench does for multiple choice: every A-D after the first `【答案】`, else of the last 10 characters.
+    """Read as GAOKAO-Bench does for several answers: every A-D after the first `【答案】`.
 
-    White space does not count. A response that begins with `【答案】` counts as one without it, as in the original. The
+    Without it, every A-D of the last 10 characters. White space does not count. A response that begins with `【答案】` counts as one without it, as in the original. The
     letters keep their order and repeats.
     """
     content = re.sub(r"\s+", "", response)

@@ -17,18 +17,22 @@ _ITEM = re.compile(
     re.IGNORECASE,
 )
 _TIGHT = re.compile(
-    r"[ \t]*(?:、|/|&|\+|\||·|和|与|及|以及|跟|还有|,?[ \t]*\band\b|或者?|,?[ \t]*\bor\b)[ \t]*|[ \t]*(?=[(\[【][ \t]*[A-H][ \t]*[)\]】])"
+    r"[ \t]*(?:、|/|&|\+|\||·|和|与|及|以及|跟|还有|,?[ \t]*\band\b|或者?|,?[ \t]*\bor\b)[ \t]*"
+    r"|[ \t]*(?=[(\[【][ \t]*[A-H][ \t]*[)\]】])"
 )
 _LOOSE = re.compile(r"[ \t]*[,;][ \t]*(?:和|以及|and\b[ \t]*|or\b[ \t]*)?|[ \t]+|\.(?=[A-H](?![A-Za-z0-9]))")
 _ALTERNATIVE = re.compile(r"或|\bor\b")
 
-_NOT_SO = (
-    r"(?:(?:并|都|均|也|完全|说法|表述|描述|看来|显然)*\s*(?:是|为)?\s*(?:并|都|均|完全|明显)*\s*"
-    r"(?:不(?!仅|但|过|难|选|是[ \t(]*[A-H]|能选)|错|误|有误|有错|非|排除|没(?!错|问题|有疑)|[✗✘✖❌])|\s+(?:(?:is|are|was|were|seems?|can|could|would|should|does|do)\b"
-    r"\s*(?:both |all |clearly |also |definitely |probably |simply )?(?:not\b|n't|incorrect|wrong|false|never|ruled|too )"
-    r"|(?:isn't|aren't|can't|cannot|doesn't|wasn't)\b))"
+_NOT_SO_ZH = (
+    r"(?:并|都|均|也|完全|说法|表述|描述|看来|显然)*\s*(?:是|为)?\s*(?:并|都|均|完全|明显)*\s*"
+    r"(?:不(?!仅|但|过|难|选|是[ \t(]*[A-H]|能选)|错|误|有误|有错|非|排除|没(?!错|问题|有疑)|[✗✘✖❌])"
 )
-DENIED = re.compile(_NOT_SO, re.IGNORECASE)
+_NOT_SO_EN = (
+    r"\s+(?:(?:is|are|was|were|seems?|can|could|would|should|does|do)\b\s*"
+    r"(?:both |all |clearly |also |definitely |probably |simply )?(?:not\b|n't|incorrect|wrong|false|never|ruled|too )"
+    r"|(?:isn't|aren't|can't|cannot|doesn't|wasn't)\b)"
+)
+DENIED = re.compile(rf"(?:{_NOT_SO_ZH}|{_NOT_SO_EN})", re.IGNORECASE)
 _QUESTIONED = re.compile(r"\s*(?:选项|项)?\s*(?:吗|么|还是|\?|是不是|是否|对不对)")
 _SUPPOSED = re.compile(r"\s*(?:选项|项)?\s*(?:的话|的同学|的学生|的人|的考生|的错误|时,|会导致|的是因为没)")
 _STOP = re.compile(r"[ \t]*(?:$|[。.,;:!、…)\]】}>\"”」』<\n—~|《#$]|\((?!\s*\d+\s*,)|'(?![a-z])|[-–](?![A-Za-z0-9]))")
@@ -47,104 +51,22 @@ _COMPOUND = re.compile(
     r"(?:级|类|轮|站|片|区|栋|座|组|班|市|地|国|盘|树|端|族|线|面|角|边|轴|图|卷|城|队|车|楼|室|球|村|省|县|港|校|厂|等|中|上|下|处|肝|肽|链|环)"
     r"(?![一-龥])|(?:[一-龥](?:的|上|下|中|与|和|到|之))"
 )
-_ENGLISH_GOES_ON = frozenset(
-    [
-        "because",
-        "since",
-        "as",
-        "for",
-        "and",
-        "is",
-        "are",
-        "due",
-        "which",
-        "that",
-        "while",
-        "although",
-        "though",
-        "but",
-        "so",
-        "therefore",
-        "hence",
-        "thus",
-        "if",
-        "it",
-        "the",
-        "this",
-        "these",
-        "from",
-        "in",
-        "on",
-        "by",
-        "with",
-        "option",
-        "choice",
-        "given",
-        "rather",
-        "not",
-        "my",
-        "i",
-        "we",
-        "you",
-        "please",
-        "explanation",
-        "reason",
-        "reasoning",
-        "here",
-        "to",
-        "only",
-    ]
+_ENGLISH_GOES_ON = re.compile(
+    r"(?:because|since|as|for|and|is|are|due|which|that|while|although|though|but|so|therefore|hence|thus|if|it|the|this|"
+    r"these|from|in|on|by|with|option|choice|given|rather|not|my|i|we|you|please|explanation|reason|reasoning|here|to|only)",
+    re.IGNORECASE,
 )
-_ENGLISH_COMPOUND = frozenset(
-    [
-        "vitamin",
-        "vitamins",
-        "major",
-        "minor",
-        "sharp",
-        "flat",
-        "cell",
-        "cells",
-        "lymphocytes",
-        "language",
-        "programming",
-        "battery",
-        "batteries",
-        "drive",
-        "student",
-        "grade",
-        "grades",
-        "team",
-        "section",
-        "class",
-        "train",
-        "plus",
-        "minus",
-        "level",
-        "levels",
-        "note",
-        "notes",
-        "string",
-        "strings",
-        "type",
-        "types",
-        "group",
-        "minor's",
-        "movie",
-        "movies",
-        "side",
-        "sides",
-        "road",
-        "line",
-        "point",
-        "points",
-        "company",
-        "stock",
-        "shares",
-        "lymphocyte",
-        "hepatitis",
-    ]
+_ENGLISH_COMPOUND = re.compile(
+    r"(?:vitamins?|major|minor|sharp|flat|cells?|lymphocytes?|language|programming|battery|batteries|drive|students?|"
+    r"grades?|teams?|sections?|class|train|plus|minus|levels?|notes?|strings?|types?|groups?|movies?|sides?|road|line|"
+    r"points?|company|stocks?|shares|hepatitis)",
+    re.IGNORECASE,
 )
+
+
+BULLET = re.compile(r"[-*•>#\s]*")
+_FULL_STOP_LIST = re.compile(r"(?<=[A-Ha-h])\.[ \t]*(?=[A-Ha-h](?![A-Za-z]))")
+_LINE_END = re.compile(r"[\s.。,、;:!?…)\]】]*")
 
 
 @dataclass(frozen=True)
@@ -232,6 +154,10 @@ def _list(items: list[re.Match[str]], joints: list[str]) -> LetterList | None:
     )
 
 
+def _is_marked(item: re.Match[str]) -> bool:
+    return item["prefix"].strip() not in ("", "选") or bool(item["suffix"] or (item["open"] and item["close"]))
+
+
 def _ends_well(text: str, found: LetterList, *, bare: bool) -> bool:
     """Return whether the text after the letters lets them be the answer: not denied, asked, supposed or a compound."""
     end = found.end
@@ -261,17 +187,10 @@ def _goes_on_in_chinese(rest: str, found: LetterList, *, spaced: bool) -> bool:
 
 
 def _goes_on_in_english(word: str, found: LetterList) -> bool:
-    if word.lower() in _ENGLISH_GOES_ON:
-        return True
-    if found.marked:
+    if found.marked or _ENGLISH_GOES_ON.fullmatch(word):
         return True
     # `A` before a noun is an article, and a lower-case letter before a word may be one too.
-    return found.letters in tuple("BCDEFGH") and word.lower() not in _ENGLISH_COMPOUND
-
-
-BULLET = re.compile(r"[-*•>#\s]*")
-_FULL_STOP_LIST = re.compile(r"(?<=[A-Ha-h])\.[ \t]*(?=[A-Ha-h](?![A-Za-z]))")
-_LINE_END = re.compile(r"[\s.。,、;:!?…)\]】]*")
+    return found.letters in tuple("BCDEFGH") and not _ENGLISH_COMPOUND.fullmatch(word)
 
 
 def only_letters(text: str) -> str | None:

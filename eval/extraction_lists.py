@@ -15,6 +15,11 @@ Answers = dict[int, str]
 """Letters by number; an empty text where the response gives none."""
 
 
+_PART = re.compile(
+    r"^[ \t#>*-]*[(]?(?:第|问题|题目|Question[ \t]*)?(\d{1,3})[ \t]*(?:题|小题)?[ \t]*[).、:]", re.MULTILINE
+)
+
+
 def extract_answers(response: str, count: int, *, letters: Sequence[str] = "ABCD") -> tuple[Extraction, ...]:
     """Return what the response answers to each of its questions.
 
@@ -61,9 +66,8 @@ def _marked(text: str, count: int, letters: str) -> list[str] | None:
 def _ranges(text: str, count: int, letters: str) -> list[str] | None:
     """Read an answer key such as `1-5 ABCDA 6-10 BBDCA`."""
     given: list[tuple[int, str]] = []
-    for first, last, run in re.findall(
-        rf"(\d{{1,3}})\s*[-~—–至到]+\s*(\d{{1,3}})\s*[):.、]*\s*((?:[{letters}][ \t,、]*)+)", text
-    ):
+    key = rf"(\d{{1,3}})\s*[-~—–至到]+\s*(\d{{1,3}})\s*[):.、]*\s*((?:[{letters}][ \t,、]*)+)"
+    for first, last, run in re.findall(key, text):
         answers = re.findall(f"[{letters}]", run)
         if len(answers) == int(last) - int(first) + 1:
             given.extend(enumerate(answers, int(first)))
@@ -73,21 +77,16 @@ def _ranges(text: str, count: int, letters: str) -> list[str] | None:
 def _numbered(text: str, count: int, letters: str) -> list[str] | None:
     """Read a letter after each number: `41. B`, `(2) C`, `第3题:D`, `4. 答案是A`."""
     pattern = (
-        rf"(?<![\w.])第?(\d{{1,3}})[ \t]*(?:题|小题|空)?[ \t]*[)）.、:-]*[ \t]*(?:(?:正确)?答案|选|(?i:answer))?[ \t]*"
-        rf"(?:是|为|选|应选|(?i:is))?[ \t]*[:=]?[ \t]*[(\[]?([{letters}])[)\]]?(?![A-Za-z0-9_])(?!(?:选项|项)?[ \t]*(?:不|错|是错))"
+        r"(?<![\w.])第?(\d{1,3})[ \t]*(?:题|小题|空)?[ \t]*[)）.、:-]*[ \t]*(?:(?:正确)?答案|选|(?i:answer))?[ \t]*"
+        rf"(?:是|为|选|应选|(?i:is))?[ \t]*[:=]?[ \t]*[(\[]?([{letters}])[)\]]?(?![A-Za-z0-9_])"
+        r"(?!(?:选项|项)?[ \t]*(?:不|错|是错))"
     )
     return _placed([(int(number), letter) for number, letter in re.findall(pattern, text)], count)
 
 
 def _segments(text: str, count: int, letters: str) -> list[str] | None:
     """Read each numbered part of the response as a response of its own."""
-    heads = list(
-        re.finditer(
-            r"^[ \t#>*-]*[(]?(?:第|问题|题目|Question[ \t]*)?(\d{1,3})[ \t]*(?:题|小题)?[ \t]*[).、:]",
-            text,
-            re.MULTILINE,
-        )
-    )
+    heads = list(_PART.finditer(text))
     ends = [head.start() for head in heads[1:]] + [len(text)]
     given = [
         (int(head[1]), extract_letters(text[head.end() : end], letters=letters).letters or "")

@@ -1,7 +1,8 @@
 """Reads the number that a response gives as its answer, and compares numbers exactly.
 
-`strict_match` and `flexible_extract` are lm-evaluation-harness's filters of these names for GSM8K (version 3 of the task),
-with `same_as_reference` for its comparison of texts. `extract_number` is our own: it knows how people write numbers.
+`strict_match` and `flexible_extract` are lm-evaluation-harness's filters of these names for GSM8K (version 3 of the
+task), with `same_as_reference` for its comparison of texts. `extract_number` is our own and knows how people write
+numbers.
 """
 
 import re
@@ -28,8 +29,10 @@ NUMBER = re.compile(
 )
 _UNITS = {"千": 3, "万": 4, "亿": 8, "万亿": 12, "thousand": 3, "million": 6, "billion": 9}
 _DECLARED = re.compile(
-    r"(?:(?i:\b(?:final[ \t]+)?answer(?:[ \t]+(?:is|would be|should be|=)|[ \t]*:)(?:[ \t]+(?:therefore|thus))?[ \t]*:?)"
-    r"|答案(?:应该|应|就)?(?:是|为|等于)?[ \t]*:?|答[ \t]*:)[ \t]*(?:[a-zA-Z]{1,3}[ \t]*=|约|大约|about|approximately)?[ \t]*"
+    r"(?:(?i:\b(?:final[ \t]+)?answer(?:[ \t]+(?:is|would be|should be|=)|[ \t]*:)"
+    r"(?:[ \t]+(?:therefore|thus))?[ \t]*:?)"
+    r"|答案(?:应该|应|就)?(?:是|为|等于)?[ \t]*:?|答[ \t]*:)"
+    r"[ \t]*(?:[a-zA-Z]{1,3}[ \t]*=|约|大约|about|approximately)?[ \t]*"
 )
 
 
@@ -73,7 +76,7 @@ def _stripped(text: str) -> str:
 
 
 def parse_number(text: str) -> Fraction | None:
-    """Return the value of a text that is one number, such as `-1,234.50`, `$5`, `１２％`, `3/4`, `\\frac{1}{2}`, `1.2万`."""
+    r"""Return the value of a text that is one number: `-1,234.50`, `$5`, `１２％`, `3/4`, `\frac{1}{2}`, `1.2万`."""
     found = NUMBER.match(without_markup(ascii_forms(text)).replace("$", "").strip())
     rest = found and found.string[found.end() :]
     return _value(found) if found and re.fullmatch(r"[ \t]*(?:%|\\%)?[.。]?", rest or "") else None
@@ -101,19 +104,20 @@ def extract_number(response: str) -> NumberExtraction:
 
 def _value(found: re.Match[str]) -> Fraction | None:
     """Return the value of a match of `NUMBER`; `None` for a fraction over zero."""
+    value: Fraction
     below = found["bottom"] or found["below"] or found["under"]
     if below and int(below) == 0:
         return None
     if found["top"]:
         value = Fraction(int(found["top"].replace("−", "-")), int(below))
     elif found["whole"]:
-        value = int(found["whole"]) + Fraction(int(found["above"]), int(below))
+        value = Fraction(int(found["whole"])) + Fraction(int(found["above"]), int(below))
     elif found["over"]:
         value = Fraction(found["over"].replace(",", "")) / int(below)
     else:
         power = int((found["power"] or found["exponent"] or "0").replace("−", "-"))
         value = Fraction(found["plain"].replace(",", "")) * Fraction(10) ** max(-100, min(power, 100))
-    value *= 10 ** _UNITS.get(found["unit"].strip().lower(), 0)
+    value *= Fraction(10) ** _UNITS.get(found["unit"].strip().lower(), 0)
     return -value if bool(found["sign"].strip()) != bool(found["inner"]) else value
 
 

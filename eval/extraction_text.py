@@ -1,7 +1,7 @@
-"""Puts a response into plain form before an answer is looked for: widths, Markdown, HTML, LaTeX and thoughts.
+r"""Puts a response into plain form before an answer is looked for: widths, Markdown, HTML, LaTeX and thoughts.
 
-Full-width forms become ASCII, but other compatibility characters stay (NFKC would turn `℃` into a letter C). What encloses
-an answer (`\\boxed{…}`, `<answer>…</answer>`) becomes the one marker `【答案】…<eoa>`.
+Full-width forms become ASCII, but other compatibility characters stay (NFKC would turn `℃` into a letter C). What
+encloses an answer (`\boxed{…}`, `<answer>…</answer>`) becomes the one marker `【答案】…<eoa>`.
 """
 
 import re

@@ -1,7 +1,7 @@
 """The patterns of words that declare an answer, in Chinese and English, and of those that deny, suppose or refuse one.
 
-Patterns match plain text (`eval/extraction_text.py`). A head is followed by the letters (`答案是B`); a claim follows them
-(`B是正确答案`). Their names are the rules that an `Extraction` shows.
+Patterns match plain text (`eval/extraction_text.py`). A head is followed by the letters (`答案是B`); a claim follows
+them (`B是正确答案`). Their names are the rules that an `Extraction` shows.
 """
 
 import re
@@ -14,7 +14,24 @@ def _any(*phrases: str) -> str:
 
 
 _SURELY = _any(
-    *("应该", "应当", "应", "就", "也", "只能", "只", "显然", "当然", "很可能", "可能", "大概", "最终", "必然", "一定", "必"),
+    *(
+        "应该",
+        "应当",
+        "应",
+        "就",
+        "也",
+        "只能",
+        "只",
+        "显然",
+        "当然",
+        "很可能",
+        "可能",
+        "大概",
+        "最终",
+        "必然",
+        "一定",
+        "必",
+    ),
     *("确实", "便", "则", "仍然", "仍", "还", "无疑", "我认为", "选择", "选"),
 )
 _IS_ZH = _any("是", "为", "选择", "选", "填", "即")
@@ -27,7 +44,9 @@ _BEST_ZH = _any(
 _SO_ZH = _any("因此", "所以", "故", "综上所述", "综上", "因而", "于是", "可知", "可见", "由此可得")
 
 _WORD_START = r"(?<![A-Za-z])"
-_BEST_EN = r"(?:(?:most|best|only|more|single|final|right|correct|likely|appropriate|suitable|accurate|probable)[ \t]+)*"
+_BEST_EN = (
+    r"(?:(?:most|best|only|more|single|final|right|correct|likely|appropriate|suitable|accurate|probable)[ \t]+)*"
+)
 _BE = _any(
     *("is", "are", "was", "would be", "should be", "must be", "will be", "has to be", "have to be", "seems to be"),
     *("appears to be", "could be", "might be", "may be"),
@@ -53,7 +72,8 @@ HEADS = {
     "choose_zh": rf"选(?:择|定|取)?(?:的?(?:应该|应当|应)?(?:是|为)|了)?{_SPACE}:?{_SPACE}(?:答案|的是)?{_SPACE}",
     "correct_option_zh": rf"{_BEST_ZH}的?{_SPACE}(?:(?:一|那|这|几|两|三)?(?:项|个)|选项|答案|选择|说法|表述)*"
     rf"{_SPACE}{_SURELY}*(?:是|为|有|包括|:)+{_TO}",
-    "therefore_zh": rf"{_SO_ZH}[,、]?{_SPACE}(?:本题|此题|该题|我)?的?(?:认为|觉得)?{_SPACE}{_SURELY}*(?:是|为|选){_TO}",
+    "therefore_zh": rf"{_SO_ZH}[,、]?{_SPACE}(?:本题|此题|该题|我)?的?(?:认为|觉得)?{_SPACE}{_SURELY}*"
+    rf"(?:是|为|选){_TO}",
     "should_be_zh": rf"(?:应该|应当|应)(?:是|为){_SPACE}:?{_SPACE}",
     "that_is_zh": r"(?:选项|答案|选)[^。\n]{0,30}?(?<=[,、(个项])"
     rf"{_SPACE}(?:也就是|即|对应的?(?:是|为)?)(?:选项)?{_SPACE}:?{_SPACE}",
@@ -70,13 +90,14 @@ HEADS = {
 }
 BARE_HEADS = {
     "answer_bare": rf"{_ANSWER_ZH}{_SPACE}|{_WORD_START}(?i:answer)[ \t]+",
-    "therefore_bare": rf"(?:因此|所以|故|综上所述|综上)[,、]?{_SPACE}|{_WORD_START}(?i:(?:therefore|thus|so|hence)[,:]?[ \t]+)",
+    "therefore_bare": rf"(?:因此|所以|故|综上所述|综上)[,、]?{_SPACE}|"
+    rf"{_WORD_START}(?i:(?:therefore|thus|so|hence)[,:]?[ \t]+)",
 }
 """Heads after which nothing but the end of the sentence tells that the letters are the answer."""
 
 MARKER = re.compile(
-    r"(?:【[^】\n]{0,4}(?:答案|解答|(?i:answer))[^】\n]{0,3}】|\[[^\]\n]{0,4}答案\]|\([^)\n]{0,4}答案\)|(?<![一-龥])答案】"
-    r"|\[(?i:final |correct )?(?i:answer)\])\s*[:=]?\s*"
+    r"(?:【[^】\n]{0,4}(?:答案|解答|(?i:answer))[^】\n]{0,3}】|\[[^\]\n]{0,4}答案\]|\([^)\n]{0,4}答案\)"
+    r"|(?<![一-龥])答案】|\[(?i:final |correct )?(?i:answer)\])\s*[:=]?\s*"
 )
 MARKED_END = re.compile(r"<eoa>|</?answer|【|\n[ \t]*\n(?!\s*[A-H]\b)")
 
@@ -84,10 +105,11 @@ _GLOSS = r"(?:\([^()\n]{1,80}\)|[\"“][^\"”\n]{1,80}[\"”])?"
 _IS_EN = r"(?:is|are|seems|must be|would be|should be|seems to be)[ \t]+"
 _ADVERB_EN = r"(?:therefore |thus |clearly |definitely |indeed |likely |probably |also |both |all )*"
 ANSWER_CLAIMS = {
-    "is_answer_zh": rf"{_SPACE}(?:都|均|才|就|显然|也|便)*(?:应该|应当|应)?(?:是|为)?(?:唯一|本题|该题|此题|最终|最后)?的?"
-    r"(?:(?:正确|最佳|最优|最合适|最恰当|标准|合适|对)的?(?:答案|选项|选择)|(?<=[是为题])的?答案)",
+    "is_answer_zh": rf"{_SPACE}(?:都|均|才|就|显然|也|便)*(?:应该|应当|应)?(?:是|为)?"
+    r"(?:唯一|本题|该题|此题|最终|最后)?的?(?:(?:正确|最佳|最优|最合适|最恰当|标准|合适|对)的?(?:答案|选项|选择)|(?<=[是为题])的?答案)",
     "is_answer_en": rf"{_SPACE}{_GLOSS}{_SPACE},?[ \t]+{_IS_EN}{_ADVERB_EN}(?:the |our |my )(?:only |single |most )?"
-    rf"(?:correct|right|final|best|appropriate|accurate|suitable|likely)?{_SPACE}(?:answer|option|choice)s?(?![ \t]+for\b)",
+    rf"(?:correct|right|final|best|appropriate|accurate|suitable|likely)?{_SPACE}(?:answer|option|choice)s?"
+    r"(?![ \t]+for\b)",
 }
 TRUTH_CLAIMS = {
     "is_right_zh": rf"{_SPACE}(?:都|均|才|就|显然|也|完全|更|最|说法|表述|描述|内容|的)*(?:是|为|更|最)*"
@@ -133,8 +155,8 @@ _REFUSAL = _any(
     r"(?:以上|上述|所有|四个|全部)[^。\n]{0,6}(?:都|均|全)?(?:不对|不正确|不是|不符|错|错误)",
     r"题目?[^。\n]{0,6}(?:有误|错误|不完整|不全)|信息不足|条件不足|抱歉|对不起",
     r"作为(?:一个|一名)?(?:人工智能|AI|语言模型)",
-    r"(?i:\b(?:can(?:not|'t| not)|could not|couldn't|unable to|not able to|impossible to|won't|refuse to|not possible to)\b"
-    r"[^.\n]{0,20}(?:answer|determine|decide|choose|tell|select|provide|help|assist|say|know|pick))",
+    r"(?i:\b(?:can(?:not|'t| not)|could not|couldn't|unable to|not able to|impossible to|won't|refuse to|"
+    r"not possible to)\b[^.\n]{0,20}(?:answer|determine|decide|choose|tell|select|provide|help|assist|say|know|pick))",
     r"(?i:\b(?:(?:don't|do not) know|not (?:sure|certain|enough information)|none of (?:the|these|them)|no correct)\b)",
     r"(?i:\b(?:as an ai|insufficient (?:information|data)|I'm sorry|sorry, (?:but )?I|no idea|none is correct)\b)",
     r"(?i:\b(?:undetermined|not among the (?:options|choices))\b)",
@@ -144,6 +166,7 @@ REFUSED = re.compile(_REFUSAL)
 REFUSED_HERE = re.compile(rf"[^。.\n,;]{{0,16}}?{_REFUSAL}|{_NONE}[ \t]*(?=$|[。.,\n<])")
 MARKED_NONE = re.compile(rf"\s*{_NONE}\s*[。.]?\s*$")
 RETRACTED = re.compile(
-    r"(?:^|[。.!,;\n][ \t]*)(?:等等|等一下|不对(?=[,。.!])|不,|不是,|更正|纠正|抱歉,我|我(?:说|算|弄)?错了|说错了|重新|让我再"
+    r"(?:^|[。.!,;\n][ \t]*)(?:等等|等一下|不对(?=[,。.!])|不,|不是,|更正|纠正|抱歉,我|我(?:说|算|弄)?错了|说错了|"
+    r"重新|让我再"
     r"|(?i:wait\b|no,|actually,|correction\b|I made an?\b|my mistake|let me (?:re|correct)|on second thought))"
 )
