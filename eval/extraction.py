@@ -55,6 +55,7 @@ def extract_letters(
     text = without_thought(response)
     if text is None:
         return _unparsed("unfinished_thought")
+    text = ascii_forms(text)
     run_on = _RUN_ON.search(text)
     if run_on and text[: run_on.start()].strip():
         before = _extract(text[: run_on.start()], question)
@@ -63,8 +64,7 @@ def extract_letters(
     return _extract(text, question)
 
 
-def _extract(response: str, question: _Question) -> Extraction:
-    ascii_text = ascii_forms(response)
+def _extract(ascii_text: str, question: _Question) -> Extraction:
     text = without_markup(ascii_text).strip()
     for step in _STEPS:
         found = step(text, question)

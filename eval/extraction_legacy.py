@@ -25,8 +25,8 @@ def last_letter(response: str) -> Extraction:
 def gaokao_multi(response: str) -> Extraction:
     """Read as GAOKAO-Bench does for several answers: every A-D after the first `【答案】`.
 
-    Without it, every A-D of the last 10 characters. White space does not count. A response that begins with `【答案】` counts as one without it, as in the original. The
-    letters keep their order and repeats.
+    Without it, every A-D of the last 10 characters. White space does not count. A response that begins with `【答案】`
+    counts as one without it, as in the original. The letters keep their order and repeats.
     """
     content = re.sub(r"\s+", "", response)
     place = content.find("【答案】")

@@ -6,8 +6,8 @@
 import re
 from dataclasses import dataclass
 
-_OPENING = r"(?:[(\[{【「『“\"'‘<《]\s*)*"
-_CLOSING = r"(?:\s*[)\]}】」』”\"'’》])*"
+_OPENING = r"(?:[(\[{【「『“\"'‘<《]\s*){0,4}"
+_CLOSING = r"(?:\s*[)\]}】」』”\"'’》]){0,4}"
 _PREFIX = r"(?:(?:选项|选|options?|choices?|letters?|statements?)[ \t]*[:是为]?[ \t]*)?"
 _SUFFIX = r"(?:[ \t]*(?:选项|项)(?!目))?"
 _GLOSS = r"(?:\s*\([^()\n]{1,60}\)(?=\s*(?:[、,;/&+]|和|与|及|以及|and\b)))?"
@@ -69,6 +69,10 @@ _FULL_STOP_LIST = re.compile(r"(?<=[A-Ha-h])\.[ \t]*(?=[A-Ha-h](?![A-Za-z]))")
 _LINE_END = re.compile(r"[\s.。,、;:!?…)\]】]*")
 
 
+_MOST = 8
+"""Letters of a list; more are no options."""
+
+
 @dataclass(frozen=True)
 class LetterList:
     """Option letters that stand together."""
@@ -116,7 +120,7 @@ def _scan(text: str, position: int) -> tuple[list[re.Match[str]], list[str]]:
     if first is None:
         return [], []
     items, joints = [first], []
-    while len(items[-1]["run"]) == 1:
+    while len(items[-1]["run"]) == 1 and len(items) <= _MOST:
         joint = _TIGHT.match(text, items[-1].end()) or _LOOSE.match(text, items[-1].end())
         following = joint and _item(text, joint.end())
         if not joint or not following or len(following["run"]) > 1:
@@ -140,7 +144,7 @@ def _item(text: str, position: int) -> re.Match[str] | None:
 
 def _list(items: list[re.Match[str]], joints: list[str]) -> LetterList | None:
     letters = "".join(item["run"] for item in items).upper()
-    if not letters or len(set(letters)) != len(letters):
+    if not letters or len(letters) > _MOST or len(set(letters)) != len(letters):
         return None
     return LetterList(
         letters,
@@ -203,8 +207,10 @@ def only_letters(text: str) -> str | None:
         found = scan_list(line, 0)
         if found is None or found.alternatives or not _LINE_END.fullmatch(line, found.end):
             return None
+        if set(found.letters) & set(letters):
+            return None
         letters += found.letters
-    return letters if letters and len(set(letters)) == len(letters) else None
+    return letters or None
 
 
 def stands_apart(text: str, found: LetterList) -> bool:
