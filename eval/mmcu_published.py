@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
+from eval.extraction_legacy import mmcu_first_match
 from eval.mmcu_questions import Key, question_id
-from eval.mmcu_rules import original_answer
 from eval.mmcu_subjects import Subject, get_subject
 from ift.errors import UserError
 from ift.records import Prediction
@@ -79,7 +79,9 @@ def _keys(result: _Result) -> Iterator[Key]:
 
 def _notes(result: _Result) -> Iterator[str]:
     """Yield where flags or the accuracy do not follow from predictions and labels."""
-    right = [original_answer(text) == label for text, label in zip(result.predictions, result.labels, strict=True)]
+    right = [
+        mmcu_first_match(text).letters == label for text, label in zip(result.predictions, result.labels, strict=True)
+    ]
     changed = sum(one != other for one, other in zip(right, result.correct, strict=True))
     if changed:
         yield f"{result.place}: {changed} of {len(right)} questions are marked otherwise than their labels say."

@@ -31,6 +31,8 @@ class Key:
     """What `mmcu_readme` compares with."""
     letters: tuple[str, ...]
     """Of the options that have a text."""
+    texts: tuple[str, ...] = ()
+    """Of these options, in the same order; empty where they are not known."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,16 @@ class Question:
     @property
     def key(self) -> Key:
         """What scoring needs to know."""
-        return Key(self.id, self.subject, self.answer, original_label(self.answer), self.letters)
+        return Key(self.id, self.subject, self.answer, original_label(self.answer), self.letters, self._texts)
 
     @property
     def letters(self) -> tuple[str, ...]:
         """The letters of the options that have a text."""
         return tuple(letter for letter, _ in self.filled_options)
+
+    @property
+    def _texts(self) -> tuple[str, ...]:
+        return tuple(text for _, text in self.filled_options)
 
     @property
     def filled_options(self) -> tuple[tuple[str, str], ...]:

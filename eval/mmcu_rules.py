@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from eval.extraction import extract_letter
+from eval.extraction import extract_letters
 
 LETTERS = "ABCDEFGH"
 """Option letters by column."""
@@ -44,16 +44,6 @@ def original_option(option: str | None) -> str:
     for letter in "ＡＢＣＤ":
         option = option.replace(letter + "、", "")
     return option.strip()
-
-
-def original_answer(response: str) -> str | None:
-    """Return the letters that MMCU's scripts read from a reply, in the order of the reply, or `None`.
-
-    `、`, `.`, `,`, `;` and `，` are deleted; of all runs of one to four letters A–D the first without a repeated letter
-    counts. So `A、C` is `AC`, `A和C` is `A`, and `A.CPU` is `AC`.
-    """
-    text = re.sub("[、.,;，]", "", response)
-    return next((run for run in re.findall("[ABCD]{1,4}", text) if len(set(run)) == len(run)), None)
 
 
 # As the strict protocol has it ---------------------------------------------------------------------------------------
@@ -103,13 +93,16 @@ def strict_option(option: str, letter: str) -> str:
     return option.strip()
 
 
-def strict_answer(response: str, letters: Sequence[str]) -> frozenset[str] | None:
-    """Return the options that a reply names, or `None` where it names none clearly."""
-    text = _SEPARATORS.sub("", unicodedata.normalize("NFKC", response))
-    if text and len(set(text)) == len(text) and set(text) <= set(letters):
-        return frozenset(text)
-    letter = extract_letter(response, letters)
-    return None if letter is None else frozenset(letter)
+def strict_answer(response: str, letters: Sequence[str], texts: Sequence[str] = ()) -> frozenset[str] | None:
+    """Return the options that a reply names, or `None` where it names none clearly.
+
+    Args:
+        response: the reply.
+        letters: of the question's options.
+        texts: of the options, in the order of `letters`, which the reply may give instead; empty where unknown.
+    """
+    found = extract_letters(response, letters=letters, options=texts).letters
+    return None if found is None else frozenset(found)
 
 
 def split_options(joined: str) -> tuple[str | None, ...]:

@@ -6,8 +6,9 @@ from fractions import Fraction
 
 from eval.aggregation import GROUP_MACRO, GROUP_MICRO, Aggregation, Cell
 from eval.answer_sets import best_sets
+from eval.extraction_legacy import mmcu_first_match
 from eval.mmcu_questions import Key
-from eval.mmcu_rules import LETTERS, original_answer, strict_answer, strict_gold
+from eval.mmcu_rules import LETTERS, strict_answer, strict_gold
 from eval.mmcu_subjects import DISCIPLINES
 from eval.report import Outcome, Report, summarize
 from eval.rounding import exact_mean, half_up
@@ -120,7 +121,7 @@ def _original(prediction: Prediction, key: Key) -> Outcome:
             f"--predictions: '{prediction.id}' has no 'response'; mmcu_readme scores written replies only. "
             "Rank options under the strict protocol."
         )
-    found = original_answer(prediction.response)
+    found = mmcu_first_match(prediction.response).letters
     return Outcome(
         prediction.id,
         key.subject.name,
@@ -134,7 +135,7 @@ def _original(prediction: Prediction, key: Key) -> Outcome:
 
 
 def _strict(prediction: Prediction, key: Key, *, exclude: bool) -> Outcome:
-    gold = strict_gold(key.answer, key.letters)
+    gold = strict_gold(key.answer, ranked_letters(key.letters))
     problem = gold.problem if len(key.letters) > 1 else "fewer than two options"
     place, discipline = key.subject.name, key.subject.discipline
     if exclude and problem:
@@ -145,18 +146,23 @@ def _strict(prediction: Prediction, key: Key, *, exclude: bool) -> Outcome:
     elif prediction.response is None:
         raise UserError(f"--predictions: '{prediction.id}' has neither 'option_scores' nor a 'response'.")
     else:
-        tied, found = False, strict_answer(prediction.response, ranked_letters(key.letters))
+        tied, found = False, _read(prediction.response, key)
     unparsed = found is None and not tied
     return Outcome(
         prediction.id,
         place,
-        found is not None and not problem and found == gold.letters,
+        found == gold.letters,
         status="tied" if tied else "unparsed" if unparsed else "read",
         note=prediction.response or "" if unparsed else "",
         group=discipline,
         answer="".join(sorted(found or ())),
         kinds=_kinds(key),
     )
+
+
+def _read(response: str, key: Key) -> frozenset[str] | None:
+    letters = ranked_letters(key.letters)
+    return strict_answer(response, letters, key.texts if len(key.texts) == len(letters) else ())
 
 
 def _kinds(key: Key) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 import math
 import random
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -61,6 +62,22 @@ def test_the_same_replies_under_each_protocol() -> None:
         "single 心理": 3,
     }
     assert strict.kinds["multi"].score == 1
+
+
+def test_a_reply_may_give_the_text_of_an_option(tmp_path: Path) -> None:
+    write_workbook(tmp_path / "test" / "心理.xlsx", {"x": rows_of("x", ["B", "B"])})
+    replies = [Prediction("mmcu-心理-0000", "", response="乙"), Prediction("mmcu-心理-0001", "", response="甲")]
+    assert mmcu.BENCHMARK.score is not None
+    assert list(right_of(mmcu.BENCHMARK.score(replies, tmp_path)).values()) == [True, False]
+
+
+def test_a_question_whose_options_are_unknown_counts_under_alpaca_cot() -> None:
+    keys = [replace(key(0, "A", letters=()), texts=()), replace(key(1, "A", letters=("A",)), texts=("甲",))]
+    report = score_alpaca_cot([reply(0, "A"), reply(1, "A")], keys)
+    assert report.overall.n == 2
+    assert list(right_of(report).values()) == [True, True]
+    with pytest.raises(UserError, match="fewer than two options \\(2\\)"):
+        score_strict([reply(0, "A"), reply(1, "A")], keys)
 
 
 def test_odd_answers_are_named_and_ordinary_ones_are_not() -> None:
