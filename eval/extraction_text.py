@@ -56,7 +56,7 @@ def without_markup(text: str) -> str:
 
     Mathematics stays between `$`, except option letters, which stand free then.
     """
-    text = _STRUCK.sub("", text)
+    text = _STRUCK.sub("", text).replace("{,}", ",")
     for _ in range(2):  # \mathbf{\text{A}}
         text = _WRAPPED.sub(r"\1", text)
     text = _BOXED.sub(lambda found: f" {MARKER}{found[1]}{END} ", text)

@@ -120,7 +120,8 @@ TRUTH_CLAIMS = {
 RESTATED = re.compile(r"(?:的(?:一项|选项|一组|说法)?|(?:一项|选项|组))[ \t]*(?:应该|应|就)?(?:是|为)[ \t]*:?[ \t]*")
 """The end of a question said again: `不符合原文意思的一项是`."""
 FIRST_LETTER = re.compile(
-    r"(?<![A-Za-z0-9_])[(\[\"'“]{0,3}(?:(?:选项|(?i:options?|choices?|statements?))[ \t]*[(\[\"'“]{0,3})?[A-H](?![a-z0-9_])"
+    r"(?<![A-Za-z0-9_])[(\[\"'“]{0,3}(?:(?:选项|(?i:options?|choices?|statements?))[ \t]*[(\[\"'“]{0,3})?"
+    r"[A-H](?![a-z0-9_])"
 )
 CONCLUDING = re.compile(
     r"(?:综上所述|综上|总之|总的来说|综合来看|综合以上|(?i:in conclusion|overall|in summary|to sum up))[^。.\n]{0,12}$"
