@@ -1,0 +1,157 @@
+"""The score of an exam: which letter was answered, and the averages over subjects."""
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from eval.aggregation import MACRO, MICRO, Aggregation, Cell, macro
+from eval.choice_exam import LETTERS, Exam, Paper, Question, read_paper
+from eval.choice_prompts import spelled
+from eval.extraction import extract_letter
+from eval.report import Outcome, Report, summarize
+from ift.errors import UserError
+from ift.records import Prediction
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """How the likelihoods of a letter's spellings become the letter's score."""
+
+    spellings: tuple[str, ...]
+    """With `{}` for the letter."""
+    combine: Callable[[Sequence[float]], float]
+    """From the spellings' summed log-likelihoods to the letter's score."""
+    first_of_ties: bool = False
+    """Whether letters of equal score are decided for the first, as `argmax` does, rather than reported as tied."""
+
+    def best(self, prediction: Prediction) -> list[str]:
+        """Return the letters of the highest score: one, or several that are tied."""
+        options, scores = spelled(self.spellings), prediction.option_scores
+        if prediction.options != options or len(scores) != len(options) or any(map(math.isnan, scores)):
+            raise UserError(
+                f"--predictions: '{prediction.id}' needs one score for each of the options {list(options)}; "
+                f"found options {list(prediction.options)} with scores {list(scores)}."
+            )
+        per_letter = len(self.spellings)
+        letters = {
+            letter: self.combine(scores[i * per_letter : (i + 1) * per_letter]) for i, letter in enumerate(LETTERS)
+        }
+        return [letter for letter, value in letters.items() if value == max(letters.values())]
+
+
+def log_sum_exp(values: Sequence[float]) -> float:
+    """Return the logarithm of the summed likelihoods of some log-likelihoods."""
+    highest = max(values)
+    if highest == -math.inf:
+        return highest
+    return highest + math.log(math.fsum(math.exp(value - highest) for value in values))
+
+
+@dataclass(frozen=True)
+class Marking:
+    """How a protocol turns answers into a report."""
+
+    ranking: Ranking
+    aggregations: tuple[Aggregation, ...]
+    """The headline first."""
+    group_score: Aggregation
+    """How a group's score is made of its subjects."""
+    part: str = ""
+    """Name of a set of subjects across the groups that is reported apart; empty where there is none."""
+    part_subjects: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
+    """Sentences that stand in every report of this protocol."""
+
+
+def scoring(exam: Exam, marking: Marking) -> Callable[[Sequence[Prediction], Path], Report]:
+    """Return the function that scores predictions of an exam."""
+
+    def score(predictions: Sequence[Prediction], path: Path) -> Report:
+        paper = read_paper(exam, path, shots=0)
+        questions = {question.id: question for question in paper.questions}
+        outcomes = [_outcome(prediction, questions[prediction.id], paper, marking) for prediction in predictions]
+        present = {outcome.category for outcome in outcomes if outcome.counts}
+        return summarize(
+            outcomes,
+            predictions,
+            aggregations=_aggregations(marking, present),
+            clustered=True,
+            group_score=marking.group_score,
+            notes=[*_completeness(paper), *marking.notes, *_tie_notes(marking, predictions)],
+        )
+
+    return score
+
+
+def read_letter(response: str, reading: str) -> str | None:
+    """Return the letter that a response names, or `None`; nothing is guessed.
+
+    Args:
+        response: the generated text.
+        reading: `letter`: the letter stands alone before the first blank line (what follows explains it, or is the next
+            question that a model invents after worked examples), or is declared anywhere; `cot`: the last 所以答案是X。 or
+            答案是X。, else as `letter`.
+    """
+    if reading == "cot":
+        named = re.findall(r"答案[是为]\s*[:：]?\s*([ABCD])(?![A-Za-z])", response)
+        if named:
+            return str(named[-1])
+    return extract_letter(response.strip().split("\n\n")[0], LETTERS) or extract_letter(response, LETTERS)
+
+
+def _outcome(prediction: Prediction, question: Question, paper: Paper, marking: Marking) -> Outcome:
+    category, group = question.subject, paper.exam.subjects[question.subject].group
+    kinds = (marking.part,) if question.subject in marking.part_subjects else ()
+    if question.answer not in LETTERS:
+        reason = f"answer is none of A to D: '{question.answer}'" if question.answer else "no answer in the data"
+        return Outcome(prediction.id, category, status="excluded", note=reason, group=group, kinds=kinds)
+    if prediction.options:
+        best = marking.ranking.best(prediction)
+        if len(best) > 1 and not marking.ranking.first_of_ties:
+            return Outcome(prediction.id, category, status="tied", group=group, kinds=kinds, answer="/".join(best))
+        letter: str | None = best[0]
+    elif prediction.response is None:
+        raise UserError(f"--predictions: '{prediction.id}' has neither 'option_scores' nor a 'response'.")
+    else:
+        letter = read_letter(prediction.response, str(prediction.meta.get("reading", "letter")))
+    if letter is None:
+        note = prediction.response or ""
+        return Outcome(prediction.id, category, status="unparsed", note=note, group=group, kinds=kinds)
+    return Outcome(prediction.id, category, letter == question.answer, group=group, kinds=kinds, answer=letter)
+
+
+def _aggregations(marking: Marking, present: set[str]) -> list[Aggregation]:
+    """Return the protocol's averages, both of the literature, and the macro average of the part apart."""
+    averages = {one.name: one for one in (*marking.aggregations, MACRO, MICRO)}
+    if marking.part_subjects & present:
+
+        def part_macro(cells: Sequence[Cell]) -> float:
+            own = [cell for cell in cells if cell.category in marking.part_subjects]
+            return macro(own) if own else math.nan
+
+        name = f"{marking.part}_macro"
+        averages[name] = Aggregation(name, part_macro)
+    return list(averages.values())
+
+
+def _completeness(paper: Paper) -> list[str]:
+    """Return which part of the benchmark was there."""
+    exam, missing = paper.exam, paper.missing
+    total = exam.splits[paper.split]
+    found = f"{len(paper.questions)} questions" + (f" of {total}" if total else "")
+    notes = [f"Split '{paper.split}': {len(exam.subjects) - len(missing)} of {len(exam.subjects)} subjects, {found}."]
+    if missing:
+        notes.append(
+            f"A part of {exam.title}, not the benchmark: {len(missing)} subjects are not in the data: "
+            f"{', '.join(missing)}."
+        )
+    return notes
+
+
+def _tie_notes(marking: Marking, predictions: Sequence[Prediction]) -> list[str]:
+    if not marking.ranking.first_of_ties:
+        return []
+    tied = sum(len(marking.ranking.best(one)) > 1 for one in predictions if one.options)
+    return [f"{tied} questions have several best options; the first counts, as argmax takes it."] if tied else []
