@@ -3,9 +3,9 @@
 Y. Huang et al., "C-Eval: A Multi-Level Multi-Discipline Chinese Evaluation Suite for Foundation Models" (2023). The
 validation split (1,346 questions) is scored unless the path names another. Three protocols:
 
-- `official`: the benchmark's prompt, 0 to 5 worked examples, mean over subjects. `--mode choice` adds the likelihoods of
-  both spellings of a letter (`A` and ` A`, whichever the tokenizer knows after `答案：`); `generate` reads the letter from a
-  response, `cot` after reasoning that 让我们一步一步思考 begins.
+- `official`: the benchmark's prompt, 0 to 5 worked examples, mean over subjects. `--mode choice` adds the likelihoods
+  of both spellings of a letter (`A` and ` A`, whichever the tokenizer knows there); `generate` reads the letter from
+  a response, `cot` after reasoning that 让我们一步一步思考 begins.
 - `lm_eval`: prompt and score of lm-evaluation-harness 0.4.13 (`ceval-valid`): likelihood of ` A` to ` D`, mean over
   questions. Its header lacks 考试. Predict with a template that adds nothing around the text.
 - `chinese_llama_alpaca`: the runner of Chinese-LLaMA-Alpaca with its instruction template: the question ends with
@@ -19,7 +19,6 @@ from eval.benchmark import Benchmark
 from eval.choice_exam import Exam, Subject
 from eval.choice_prompts import OPTIONS, Wording, asking
 from eval.choice_scores import Marking, Ranking, log_sum_exp, scoring
-
 
 _GROUPS = {
     "STEM": {
@@ -99,7 +98,6 @@ _HARD = frozenset(
 )
 
 EXAM = Exam(
-    name="ceval",
     title="C-Eval",
     subjects={
         name: Subject(chinese, group) for group, subjects in _GROUPS.items() for name, chinese in subjects.items()
@@ -110,7 +108,7 @@ EXAM = Exam(
     question="question",
     answer="answer",
     explanation="explanation",
-    pointer="C-Eval withheld the answers of its test split until 2025-07-27: score 'val', or get the release that has them.",
+    pointer="C-Eval withheld those of its test split until 2025-07-27: score 'val', or get the release that has them.",
 )
 
 _HEADER = "以下是中国关于{subject}考试的单项选择题，请选出其中的正确答案。\n\n"

@@ -45,9 +45,8 @@ class Question:
 class Exam:
     """Where a benchmark keeps its questions, and which there are."""
 
-    name: str
     title: str
-    """The benchmark's name as it is written."""
+    """The benchmark's name."""
     subjects: Mapping[str, Subject]
     split: str
     """The split that is scored unless the path names another."""
@@ -190,9 +189,7 @@ def _rows(path: Path) -> Iterable[tuple[str, dict[str, object]]]:
         raise UserError(f"{path}: not a csv file ({error}).") from error
 
 
-def _questions(
-    exam: Exam, split: str, subject: str, rows: Iterable[tuple[str, dict[str, object]]]
-) -> list[Question]:
+def _questions(exam: Exam, split: str, subject: str, rows: Iterable[tuple[str, dict[str, object]]]) -> list[Question]:
     return [_question(exam, f"{split}-{subject}-{i:04d}", subject, place, row) for i, (place, row) in enumerate(rows)]
 
 
@@ -202,6 +199,8 @@ def _question(exam: Exam, name: str, subject: str, place: str, row: Mapping[str,
         if row.get(column) is None:
             found = ", ".join(f"'{key}'" for key, value in row.items() if value is not None)
             raise UserError(f"{place}: a question of {exam.title} needs '{column}'; found {found or 'nothing'}.")
+    if None in row:  # where csv puts the cells beyond the header's
+        raise UserError(f"{place}: more cells than the header has. Put cells with commas or line breaks into quotes.")
     explanation = row.get(exam.explanation) if exam.explanation else ""
     return Question(
         id=name,

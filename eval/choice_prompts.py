@@ -14,7 +14,7 @@ OPTIONS = "\nA. {A}\nB. {B}\nC. {C}\nD. {D}"
 
 @dataclass(frozen=True)
 class Wording:
-    """The texts of a protocol, each with fields in braces: `subject`; `question`, `A` to `D`, `answer`, `explanation`."""
+    """The texts of a protocol, with fields in braces: `subject`; `question`, `A` to `D`, `answer`, `explanation`."""
 
     header: str
     """Stands before everything; `subject` is the Chinese name."""
@@ -48,8 +48,8 @@ def asking(exam: Exam, wording: Wording, *, spellings: Sequence[str] = (), readi
     Args:
         exam: what is asked.
         wording: how.
-        spellings: how a letter is written in the options to be ranked, with `{}` for the letter; empty to have the model
-            write.
+        spellings: how a letter is written in the options to be ranked, with `{}` for the letter; empty to have the
+            model write.
         reading: how the letter is to be found in what it writes; goes into `meta`.
     """
     options = spelled(spellings)

@@ -90,9 +90,9 @@ def read_letter(response: str, reading: str) -> str | None:
 
     Args:
         response: the generated text.
-        reading: `letter`: the letter stands alone before the first blank line (what follows explains it, or is the next
-            question that a model invents after worked examples), or is declared anywhere; `cot`: the last 所以答案是X。 or
-            答案是X。, else as `letter`.
+        reading: `letter`: the letter stands alone before the first blank line (what follows explains it, or is the
+            next question that a model invents after worked examples), or is declared anywhere; `cot`: the last
+            所以答案是X。 or 答案是X。, else as `letter`.
     """
     if reading == "cot":
         named = re.findall(r"答案[是为]\s*[:：]?\s*([ABCD])(?![A-Za-z])", response)

@@ -2,15 +2,15 @@
 
 H. Li et al., "CMMLU: Measuring massive multitask language understanding in Chinese" (2023). Two protocols:
 
-- `official`: the benchmark's prompt, 0 to 5 worked examples, mean over subjects. `--mode choice` adds the likelihoods of
-  both spellings of a letter (`A` and ` A`); `generate` reads the letter from a response, `cot` after reasoning that
-  逐步分析并给出答案选项 asks for.
+- `official`: the benchmark's prompt, 0 to 5 worked examples, mean over subjects. `--mode choice` adds the likelihoods
+  of both spellings of a letter (`A` and ` A`); `generate` reads the letter from a response, `cot` after reasoning
+  that 逐步分析并给出答案选项 asks for.
 - `lm_eval`: prompt and score of lm-evaluation-harness 0.4.13 (`cmmlu`): likelihood of ` A` to ` D`, mean over
   questions. Predict with a template that adds nothing around the text.
 
-Two things of the original are left out on purpose. It takes a random letter where it finds none: here such a response is
-`unparsed`. And it drops the longest worked examples where a prompt is over 2,048 tokens: that needs the tokenizer, which
-only `ift predict` has, so that all stay, and `ift predict` refuses what is longer than it may be.
+Two things of the original are left out on purpose. It takes a random letter where it finds none: here such a response
+is `unparsed`. And it drops the longest worked examples where a prompt is over 2,048 tokens: that needs the tokenizer,
+which only `ift predict` has, so that all stay, and `ift predict` refuses what is longer than it may be.
 """
 
 from eval.aggregation import MACRO, MICRO, Aggregation, micro
@@ -18,7 +18,6 @@ from eval.benchmark import Benchmark
 from eval.choice_exam import Exam, Subject
 from eval.choice_prompts import OPTIONS, Wording, asking
 from eval.choice_scores import Marking, Ranking, log_sum_exp, scoring
-
 
 _GROUPS = {
     "STEM": {
@@ -118,7 +117,6 @@ _CHINA_SPECIFIC = frozenset(
 )
 
 EXAM = Exam(
-    name="cmmlu",
     title="CMMLU",
     subjects={
         name: Subject(chinese, group) for group, subjects in _GROUPS.items() for name, chinese in subjects.items()
