@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from eval.aggregation import MACRO, MICRO, Aggregation, Cell, macro
@@ -102,24 +102,23 @@ def read_letter(response: str, reading: str) -> str | None:
 
 
 def _outcome(prediction: Prediction, question: Question, paper: Paper, marking: Marking) -> Outcome:
-    category, group = question.subject, paper.exam.subjects[question.subject].group
+    group = paper.exam.subjects[question.subject].group
     kinds = (marking.part,) if question.subject in marking.part_subjects else ()
+    found = Outcome(prediction.id, question.subject, group=group, kinds=kinds)
     if question.answer not in LETTERS:
         reason = f"answer is none of A to D: '{question.answer}'" if question.answer else "no answer in the data"
-        return Outcome(prediction.id, category, status="excluded", note=reason, group=group, kinds=kinds)
+        return replace(found, status="excluded", note=reason)
     if prediction.options:
         best = marking.ranking.best(prediction)
         if len(best) > 1 and not marking.ranking.first_of_ties:
-            return Outcome(prediction.id, category, status="tied", group=group, kinds=kinds, answer="/".join(best))
-        letter: str | None = best[0]
-    elif prediction.response is None:
+            return replace(found, status="tied", answer="/".join(best))
+        return replace(found, correct=best[0] == question.answer, answer=best[0])
+    if prediction.response is None:
         raise UserError(f"--predictions: '{prediction.id}' has neither 'option_scores' nor a 'response'.")
-    else:
-        letter = read_letter(prediction.response, str(prediction.meta.get("reading", "letter")))
+    letter = read_letter(prediction.response, str(prediction.meta.get("reading", "letter")))
     if letter is None:
-        note = prediction.response or ""
-        return Outcome(prediction.id, category, status="unparsed", note=note, group=group, kinds=kinds)
-    return Outcome(prediction.id, category, letter == question.answer, group=group, kinds=kinds, answer=letter)
+        return replace(found, status="unparsed", note=prediction.response)
+    return replace(found, correct=letter == question.answer, answer=letter)
 
 
 def _aggregations(marking: Marking, present: set[str]) -> list[Aggregation]:
@@ -139,9 +138,12 @@ def _aggregations(marking: Marking, present: set[str]) -> list[Aggregation]:
 def _completeness(paper: Paper) -> list[str]:
     """Return which part of the benchmark was there."""
     exam, missing = paper.exam, paper.missing
-    total = exam.splits[paper.split]
-    found = f"{len(paper.questions)} questions" + (f" of {total}" if total else "")
-    notes = [f"Split '{paper.split}': {len(exam.subjects) - len(missing)} of {len(exam.subjects)} subjects, {found}."]
+    there, known = len(exam.subjects) - len(missing), exam.splits[paper.split]
+    of_known = f" of {known}" if known else ""
+    notes = [
+        f"Split '{paper.split}' of the data: {there} of {len(exam.subjects)} subjects, "
+        f"{len(paper.questions)}{of_known} questions."
+    ]
     if missing:
         notes.append(
             f"A part of {exam.title}, not the benchmark: {len(missing)} subjects are not in the data: "

@@ -67,7 +67,7 @@ def test_groups_are_means_over_subjects_officially_and_over_questions_elsewhere(
 
 def test_a_part_of_the_exam_is_never_called_the_exam(tmp_path: Path) -> None:
     report = score(get_benchmark("ceval"), write_ceval(tmp_path, SUBJECTS), ANSWERS)
-    assert report.notes[0] == "Split 'val': 3 of 52 subjects, 12 questions of 1346."
+    assert report.notes[0] == "Split 'val' of the data: 3 of 52 subjects, 12 of 1346 questions."
     assert "A part of C-Eval, not the benchmark: 49 subjects are not in the data: computer_network, " in report.notes[1]
     assert "law," not in report.notes[1] and "hard_macro" in report.aggregates
     without = score(get_benchmark("ceval"), write_ceval(tmp_path / "law", {"law": "A"}), "A")
