@@ -15,12 +15,18 @@ from eval.distributions import t_quantile, t_two_sided
 class SeedScore:
     """The scores of several seeds in one number."""
 
-    num_seeds: int
+    scores: tuple[float, ...]
+    """One per seed."""
     mean: float
     deviation: float
     """Standard deviation between seeds (divisor n - 1); NaN for one seed."""
     interval: tuple[float, float]
     """95 % interval of the mean by Student's t; NaN for one seed."""
+
+    @property
+    def num_seeds(self) -> int:
+        """Number of scores."""
+        return len(self.scores)
 
 
 @dataclass(frozen=True)
@@ -38,10 +44,10 @@ def over_seeds(scores: Sequence[float]) -> SeedScore:
     """Return mean, deviation and interval of at least one score per configuration."""
     center, n = mean(scores), len(scores)
     if n == 1:
-        return SeedScore(1, center, math.nan, (math.nan, math.nan))
+        return SeedScore(tuple(scores), center, math.nan, (math.nan, math.nan))
     deviation = math.sqrt(variance(scores))
     half = t_quantile(0.975, n - 1) * deviation / math.sqrt(n)
-    return SeedScore(n, center, deviation, (center - half, center + half))
+    return SeedScore(tuple(scores), center, deviation, (center - half, center + half))
 
 
 def compare_seeds(first: Sequence[float], second: Sequence[float]) -> SeedDifference:

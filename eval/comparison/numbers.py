@@ -1,0 +1,188 @@
+"""Computes the comparison: every part's score, difference to the baseline, test and verdict."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from statistics import mean
+
+from eval.aggregation import MICRO
+from eval.bootstrap import bootstrap_intervals
+from eval.comparison.averages import samples_of
+from eval.comparison.parts import Part, PartKind, parts_of
+from eval.comparison.reports import Reported, RunReport
+from eval.comparison.systems import Contest
+from eval.paired import Difference, compare_right_or_wrong, compare_scores, with_holm
+from eval.paired_resampling import PairedSample
+from eval.seed_statistics import SeedDifference, SeedScore, compare_seeds, over_seeds
+from eval.statistics import wilson_interval
+
+LOWER_IS_BETTER = ("perplexity", "bits_per_", "nats_per_", "loss")
+"""How the names of averages begin that are better when lower."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One system on one part."""
+
+    system: str
+    score: float
+    interval: tuple[float, float]
+    """95 %: over items for one run; over seeds for several."""
+    seeds: SeedScore
+    difference: Difference | None = None
+    """Against the baseline, on the items' means over seeds; `None` for the baseline itself, and where the average
+    cannot be computed again."""
+    seed_difference: SeedDifference | None = None
+    """Against the baseline, where both have several seeds."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One part of a benchmark, for all systems."""
+
+    kind: PartKind
+    name: str
+    """Of the part; of the average for the whole."""
+    n: int
+    entries: tuple[Entry, ...]
+    """In the order of the systems."""
+
+
+@dataclass(frozen=True)
+class BenchmarkTable:
+    """The comparison on one benchmark."""
+
+    label: str
+    identity: Mapping[str, str]
+    percent: bool
+    """Whether the values are shares, which people read as percentages."""
+    lower_is_better: bool
+    rows: tuple[Row, ...]
+    """The whole first."""
+    left_out: int
+    """Items that count for some run only."""
+    notes: tuple[str, ...]
+
+
+def compare(contest: Contest, baseline: str, *, overall_only: bool = False) -> BenchmarkTable:
+    """Compare all systems with the baseline on one benchmark; p values are not adjusted yet.
+
+    Args:
+        contest: the benchmark and its reports.
+        baseline: the system that the others are held against.
+        overall_only: whether the parts are left out.
+    """
+    headline = contest.first.headline
+    lower = headline.startswith(LOWER_IS_BETTER)
+    values = {name: [run.counted for run in runs] for name, runs in contest.reports.items()}
+    shares = all(0 <= run[item.id] <= 1 for own in values.values() for run in own for item in contest.items)
+    parts = list(islice(parts_of(contest), 1 if overall_only else None))
+    return BenchmarkTable(
+        label=contest.label,
+        identity=contest.first.identity,
+        percent=shares and not lower,
+        lower_is_better=lower,
+        rows=tuple(_row(part, contest, values, baseline) for part in parts),
+        left_out=contest.left_out,
+        notes=(*contest.notes, *_notes(parts, headline)),
+    )
+
+
+def with_adjusted(tables: Sequence[BenchmarkTable]) -> list[BenchmarkTable]:
+    """Return the tables with p values after Holm's correction.
+
+    The overall scores of all systems and benchmarks are one family, all their parts another: looking into parts does
+    not make the finding on the whole weaker.
+    """
+    entries = [(row.kind == "overall", entry) for table in tables for row in table.rows for entry in row.entries]
+    adjusted = {
+        overall: iter(with_holm([one.difference for family, one in entries if one.difference and family is overall]))
+        for overall in (True, False)
+    }
+
+    def own(row: Row, entry: Entry) -> Entry:
+        return replace(entry, difference=next(adjusted[row.kind == "overall"])) if entry.difference else entry
+
+    return [
+        replace(
+            table,
+            rows=tuple(replace(row, entries=tuple(own(row, entry) for entry in row.entries)) for row in table.rows),
+        )
+        for table in tables
+    ]
+
+
+def _notes(parts: Sequence[Part], headline: str) -> list[str]:
+    notes = []
+    overall = parts[0].average
+    if overall is None:
+        notes.append(f"'{headline}' cannot be computed from the items, so that its differences are not tested.")
+    elif not overall.exact:
+        notes.append(f"'{headline}' rounds on the way; difference, interval and p are those of '{overall.name}'.")
+    names = {part.average.name for part in parts if part.kind == "group" and part.average and not part.average.exact}
+    if names:
+        notes.append(f"The groups' scores round on the way; their tests are those of '{', '.join(sorted(names))}'.")
+    return notes
+
+
+def _row(part: Part, contest: Contest, values: Mapping[str, Sequence[Mapping[str, float]]], baseline: str) -> Row:
+    entries = {
+        name: _entry(name, part, runs, values[name], restricted=contest.left_out > 0)
+        for name, runs in contest.reports.items()
+    }
+    against = entries[baseline].seeds
+    means = {name: [mean(run[item.id] for run in own) for item in part.items] for name, own in values.items()}
+    for name, entry in entries.items():
+        if name == baseline:
+            continue
+        several = min(entry.seeds.num_seeds, against.num_seeds) > 1
+        entries[name] = replace(
+            entry,
+            difference=_difference(part, means[name], means[baseline]),
+            seed_difference=compare_seeds(entry.seeds.scores, against.scores) if several else None,
+        )
+    label = contest.first.headline if part.kind == "overall" else part.name
+    return Row(part.kind, label, len(part.items), tuple(entries.values()))
+
+
+def _entry(
+    name: str, part: Part, runs: Sequence[RunReport], values: Sequence[Mapping[str, float]], *, restricted: bool
+) -> Entry:
+    scores = [
+        _computed(part, [own[item.id] for item in part.items])
+        if restricted or part.key not in run.parts
+        else run.parts[part.key]
+        for run, own in zip(runs, values, strict=True)
+    ]
+    seeds = over_seeds([one.score for one in scores])
+    return Entry(name, seeds.mean, scores[0].interval if len(scores) == 1 else seeds.interval, seeds)
+
+
+def _computed(part: Part, values: Sequence[float]) -> Reported:
+    """Compute a score and its interval as a report of these items would have them."""
+    assert part.average is not None
+    samples = samples_of(part.items, values)
+    score = part.average.function([sample.cell for sample in samples])
+    if _plain(part) and _right_or_wrong(values):
+        return Reported(score, wilson_interval(round(sum(values)), len(values)))
+    intervals = bootstrap_intervals(samples, {"score": part.average.function}, clustered=part.clustered)
+    return Reported(score, intervals["score"])
+
+
+def _difference(part: Part, first: Sequence[float], second: Sequence[float]) -> Difference | None:
+    if part.average is None:
+        return None
+    if _plain(part) and _right_or_wrong([*first, *second]):
+        return compare_right_or_wrong([value == 1 for value in first], [value == 1 for value in second])
+    pairs = zip(samples_of(part.items, first), samples_of(part.items, second), strict=True)
+    samples = [PairedSample(one.category, one.group, one.values, other.values) for one, other in pairs]
+    return compare_scores(samples, part.average.function, clustered=part.clustered)
+
+
+def _plain(part: Part) -> bool:
+    """Return whether the part's number is the mean over its items, each by itself."""
+    return part.average is not None and part.average.function is MICRO.function and not part.clustered
+
+
+def _right_or_wrong(values: Sequence[float]) -> bool:
+    return all(value in (0, 1) for value in values)
