@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from eval.comparison.damage import changes, read_bases
+from eval.comparison.damage import Change, changes, read_bases
 from eval.comparison.files import as_text, write_files
 from eval.comparison.numbers import compare, with_adjusted
 from eval.comparison.systems import contests, read_systems
@@ -64,7 +64,7 @@ def _comparison(options: argparse.Namespace) -> Comparison:
     baseline = names[0] if options.baseline is None else options.baseline
     if baseline not in names:
         raise unknown_name("--baseline", baseline, names)
-    found = ()
+    found: tuple[Change, ...] = ()
     if options.base:
         bases = read_bases(options.base, systems)
         found = tuple(changes(systems, bases, options.skills, common=options.common))

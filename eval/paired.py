@@ -31,7 +31,7 @@ class Difference:
     p_value: float
     """Two-sided, against no difference."""
     wins: int
-    """Items on which the first system has the higher value."""
+    """Items on which the first system is better: has the higher value, unless lower ones are better."""
     ties: int
     losses: int
     test: str

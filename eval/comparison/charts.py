@@ -126,7 +126,8 @@ def _radar(table: BenchmarkTable, rows: Sequence[Row]) -> str:
         parts.append(f'<line class="grid" x1="{center[0]:.1f}" y1="{center[1]:.1f}" x2="{x:.1f}" y2="{y:.1f}"/>')
         x, y = _corner(1.06, place, len(rows), center)
         anchor = "middle" if abs(x - center[0]) < 12 else "start" if x > center[0] else "end"
-        parts.append(_text(x, y + 4, row.name, anchor=anchor))
+        # The topmost name leaves room for the last tick.
+        parts.append(_text(x, y + (4 if place else -2), row.name, anchor=anchor))
     for place in range(len(names)):
         points = _points([row.entries[place].score for row in rows], ticks, center)
         parts.append(f'<polygon class="line{place % len(_LIGHT)}" points="{points}" {_dash(place)}/>')
@@ -183,9 +184,16 @@ def _style() -> str:
         ".grid{stroke-width:1}.error{stroke-width:1.4}.rim{stroke-width:3.4;stroke-opacity:.75}"
         ".rimmed{paint-order:stroke;stroke-width:3}"
     )
-    light = ".page{fill:#fff}.text{fill:#222}.muted{fill:#666}.grid{stroke:#ddd}.error{stroke:#222}.rim,.rimmed{stroke:#fff}"
-    dark = ".page{fill:#16181d}.text{fill:#e6e6e6}.muted{fill:#a5a5a5}.grid{stroke:#3a3d44}.error{stroke:#f2f2f2}.rim,.rimmed{stroke:#16181d}"
+    light = _theme(page="#fff", text="#222", muted="#666", grid="#ddd", error="#222")
+    dark = _theme(page="#16181d", text="#e6e6e6", muted="#a5a5a5", grid="#3a3d44", error="#f2f2f2")
     return f"{plain}{light}{colours(_LIGHT)}@media (prefers-color-scheme:dark){{{dark}{colours(_DARK)}}}"
+
+
+def _theme(*, page: str, text: str, muted: str, grid: str, error: str) -> str:
+    return (
+        f".page{{fill:{page}}}.text{{fill:{text}}}.muted{{fill:{muted}}}.grid{{stroke:{grid}}}"
+        f".error{{stroke:{error}}}.rim,.rimmed{{stroke:{page}}}"
+    )
 
 
 def _svg(parts: Sequence[str], table: BenchmarkTable, size: tuple[float, float]) -> str:
@@ -193,7 +201,7 @@ def _svg(parts: Sequence[str], table: BenchmarkTable, size: tuple[float, float])
     wide, high = max(size[0], 28 + 8.4 * width(title)), size[1]
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{wide:.0f}" height="{high:.0f}" '
-        f'viewBox="0 0 {wide:.0f} {high:.0f}" font-family="{_FONT}" role="img" aria-label="{escape(title, {chr(34): "&quot;"})}">',
+        f'viewBox="0 0 {wide:.0f} {high:.0f}" font-family="{_FONT}" role="img">',
         f"<title>{escape(title)}</title>",
         f"<style>{_style()}</style>",
         f'<rect class="page" width="{wide:.0f}" height="{high:.0f}"/>',

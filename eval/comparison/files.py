@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import fill
 from typing import Any, Literal
 
 from eval.comparison.charts import chart
@@ -32,7 +33,7 @@ Kind = Literal["radar", "bar"]
 
 def as_text(comparison: Comparison) -> str:
     """Return all tables for a terminal."""
-    return "\n\n".join([*(terminal(grid) for grid in grids(comparison)), READING])
+    return "\n\n".join([*(terminal(grid) for grid in grids(comparison)), fill(READING, 110)])
 
 
 def write_files(folder: Path, comparison: Comparison, kind: Kind | None) -> list[Path]:

@@ -3,7 +3,10 @@
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from textwrap import wrap
 
+_COLUMNS = 110
+"""Letters in a line of notes."""
 _LONG = 45
 """Rows beyond which a LaTeX table breaks over pages."""
 _LATEX = {

@@ -1,6 +1,6 @@
 """Computes the comparison: every part's score, difference to the baseline, test and verdict."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from statistics import mean
@@ -91,25 +91,28 @@ def compare(contest: Contest, baseline: str, *, overall_only: bool = False) -> B
 def with_adjusted(tables: Sequence[BenchmarkTable]) -> list[BenchmarkTable]:
     """Return the tables with p values after Holm's correction.
 
-    The overall scores of all systems and benchmarks are one family, all their parts another: looking into parts does
-    not make the finding on the whole weaker.
+    The overall scores of all systems and benchmarks are one family, the parts of each benchmark another: looking into
+    parts does not make the finding on the whole weaker.
     """
-    entries = [(row.kind == "overall", entry) for table in tables for row in table.rows for entry in row.entries]
-    adjusted = {
-        overall: iter(with_holm([one.difference for family, one in entries if one.difference and family is overall]))
-        for overall in (True, False)
-    }
+    families: dict[str, list[Difference]] = {}
+    for table in tables:
+        for row in table.rows:
+            own = families.setdefault(_family(table, row), [])
+            own += [entry.difference for entry in row.entries if entry.difference is not None]
+    adjusted = {family: iter(with_holm(own)) for family, own in families.items()}
 
-    def own(row: Row, entry: Entry) -> Entry:
-        return replace(entry, difference=next(adjusted[row.kind == "overall"])) if entry.difference else entry
+    def changed(row: Row, differences: Iterator[Difference]) -> Row:
+        entries = (replace(one, difference=next(differences)) if one.difference else one for one in row.entries)
+        return replace(row, entries=tuple(entries))
 
     return [
-        replace(
-            table,
-            rows=tuple(replace(row, entries=tuple(own(row, entry) for entry in row.entries)) for row in table.rows),
-        )
+        replace(table, rows=tuple(changed(row, adjusted[_family(table, row)]) for row in table.rows))
         for table in tables
     ]
+
+
+def _family(table: BenchmarkTable, row: Row) -> str:
+    return "" if row.kind == "overall" else table.label
 
 
 def _notes(parts: Sequence[Part], headline: str) -> list[str]:
@@ -136,9 +139,12 @@ def _row(part: Part, contest: Contest, values: Mapping[str, Sequence[Mapping[str
         if name == baseline:
             continue
         several = min(entry.seeds.num_seeds, against.num_seeds) > 1
+        difference = _difference(part, means[name], means[baseline])
+        if difference is not None and contest.first.headline.startswith(LOWER_IS_BETTER):
+            difference = replace(difference, wins=difference.losses, losses=difference.wins)
         entries[name] = replace(
             entry,
-            difference=_difference(part, means[name], means[baseline]),
+            difference=difference,
             seed_difference=compare_seeds(entry.seeds.scores, against.scores) if several else None,
         )
     label = contest.first.headline if part.kind == "overall" else part.name

@@ -11,6 +11,8 @@ from eval.comparison.systems import Contest
 
 PartKind = Literal["overall", "group", "kind", "category"]
 _MEAN = Average(MICRO.name, MICRO.function, exact=True)
+_CLUSTERS = 6
+"""Categories from which they are taken as a sample: with fewer, no way to swap them reaches p < 0.05."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Part:
     average: Average | None
     """`None` where no function at hand gives the reported numbers."""
     clustered: bool
-    """Whether its categories are a sample too, several of them in a group."""
+    """Whether its categories are taken as a sample too."""
 
     @property
     def key(self) -> tuple[str, str]:
@@ -43,13 +45,17 @@ def parts_of(contest: Contest) -> Iterator[Part]:
         yield Part("group", group, own, average, _several(own, clustered=first.clustered))
     for kind in dict.fromkeys(kind for item in items for kind in item.kinds):
         yield Part("kind", kind, tuple(item for item in items if kind in item.kinds), _MEAN, False)
-    for category in dict.fromkeys(item.category for item in items):
-        yield Part("category", category, tuple(item for item in items if item.category == category), _MEAN, False)
+    places = {(item.group, item.category) for item in items}
+    for group, category in dict.fromkeys((item.group, item.category) for item in items):
+        # What is a whole group, or everything, stands there already.
+        if len(places) > 1 and (not group or sum(own == group for own, _ in places) > 1):
+            own = tuple(item for item in items if (item.group, item.category) == (group, category))
+            yield Part("category", category, own, _MEAN, False)
 
 
 def _several(items: Sequence[Item], *, clustered: bool) -> bool:
-    categories = {(item.group, item.category) for item in items}
-    return clustered and len(categories) > len({group for group, _ in categories})
+    groups = [group for group, _ in {(item.group, item.category) for item in items}]
+    return clustered and sum(groups.count(group) > 1 for group in groups) >= _CLUSTERS
 
 
 def _average(contest: Contest, name: str, key: tuple[str, str], belongs: Callable[[Item], bool]) -> Average | None:

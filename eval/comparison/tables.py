@@ -8,9 +8,10 @@ from eval.comparison.grids import Grid
 from eval.comparison.numbers import BenchmarkTable, Entry, Row
 from eval.comparison.wording import MISSING, interval, number, p_value, verdict
 
-SCORE = "score [95 %]"
+_DIFFERENCES = 5
+"""Columns up to which a wide table has room for differences."""
 READING = (
-    "p values are Holm-adjusted: overall scores over systems and benchmarks, parts over parts, systems and benchmarks. "
+    "p values are Holm-adjusted: overall scores over systems and benchmarks, parts over parts and systems. "
     "Distinguishable: adjusted p < 0.05. Intervals are 95 % each, not adjusted. Intervals of scores are over items, or "
     "over seeds (Student's t) where a system has several."
 )
@@ -48,10 +49,10 @@ def overview(comparison: Comparison) -> Grid:
 
 
 def wide_tables(comparison: Comparison, most: int) -> Iterator[Grid]:
-    """Yield systems by parts for every benchmark, as papers print them, where the parts are at most so many."""
+    """Yield systems by parts for every benchmark, as papers print them, where the parts are 2 to so many."""
     for table in comparison.tables:
         parts = shown_parts(table)
-        if len(parts) <= most:
+        if 2 <= len(parts) <= most:
             rows = [*((row.name, table, row) for row in parts), (f"{table.rows[0].name}", table, table.rows[0])]
             yield _wide(f"{table.label}: systems by parts", comparison, rows)
 
@@ -63,23 +64,26 @@ def shown_parts(table: BenchmarkTable) -> list[Row]:
 
 
 def _wide(title: str, comparison: Comparison, columns: Sequence[tuple[str, BenchmarkTable, Row]]) -> Grid:
+    bare = len(columns) > _DIFFERENCES
     rows = [
-        (name, *(_short(row.entries[place], table) for _, table, row in columns))
+        (name, *(_short(row.entries[place], table, bare=bare) for _, table, row in columns))
         for place, name in enumerate(comparison.systems)
     ]
     bold = {(_best(row, table), column) for column, (_, table, row) in enumerate(columns, 1)}
     percent = " Shares in percent." if any(table.percent for _, table, _ in columns) else ""
-    note = f"In brackets the difference to {comparison.baseline}; *: distinguishable from it (Holm-adjusted p < 0.05)."
+    brackets = "" if bare else f"In brackets: the difference to {comparison.baseline}. "
+    note = f"{brackets}*: distinguishable from {comparison.baseline} (Holm-adjusted p < 0.05)."
     names = (f"{name} ↓" if table.lower_is_better else name for name, table, _ in columns)
     return Grid(title, ("system", *names), tuple(rows), bold=frozenset(bold), notes=(note + percent,))
 
 
-def _short(entry: Entry, table: BenchmarkTable) -> str:
+def _short(entry: Entry, table: BenchmarkTable, *, bare: bool) -> str:
     score = number(entry.score, percent=table.percent)
     if entry.difference is None:
         return score
     star = "*" if entry.difference.verdict == "distinguishable" else ""
-    return f"{score} ({number(entry.difference.estimate, percent=table.percent, sign=True)}{star})"
+    estimate = number(entry.difference.estimate, percent=table.percent, sign=True)
+    return f"{score}{star}" if bare else f"{score} ({estimate}{star})"
 
 
 def _best(row: Row, table: BenchmarkTable) -> int:
@@ -101,7 +105,7 @@ def title_of(table: BenchmarkTable) -> str:
 
 def _detail(table: BenchmarkTable, baseline: str) -> Grid:
     rows = [_line(row, entry, place, table) for row in table.rows for place, entry in enumerate(row.entries)]
-    header = ("part", "n", "system", SCORE, f"less {baseline} [95 %]", "p", "won/tied/lost", "verdict")
+    header = ("part", "n", "system", "score [95 %]", f"less {baseline} [95 %]", "p", "won/tied/lost", "verdict")
     left_out = f"{table.left_out} items that do not count for every system are left out." if table.left_out else ""
     tests = dict.fromkeys(
         f"{entry.difference.test}; interval: {entry.difference.method}"
