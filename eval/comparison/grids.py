@@ -59,9 +59,8 @@ def terminal(grid: Grid) -> str:
     widths = [max(width(line[column]) for line in lines) for column in range(len(grid.header))]
     written = [_aligned(line, widths, grid.left) for line in lines]
     rule = "  ".join("─" * one for one in widths)
-    return (
-        "\n".join([grid.title, "", written[0], rule, *written[1:], *(("", *grid.notes) if grid.notes else ())]) + "\n"
-    )
+    notes = ["", *(line for note in grid.notes for line in wrap(note, _COLUMNS))] if grid.notes else []
+    return "\n".join([grid.title, "", written[0], rule, *written[1:], *notes]) + "\n"
 
 
 def _aligned(line: Sequence[str], widths: Sequence[int], left: frozenset[int]) -> str:
