@@ -72,7 +72,7 @@ def _bar(
     entry: Entry, place: int, table: BenchmarkTable, *, ticks: Sequence[float], left: float, y: float
 ) -> list[str]:
     zero, end = sorted((_place(0.0, ticks, left), _place(entry.score, ticks, left)))
-    told = f"{number(entry.score, percent=table.percent)} {interval(entry.interval, percent=table.percent)}"
+    told = f"{number(entry.score, table.scale)} {interval(entry.interval, table.scale)}"
     lines = [
         f'<rect class="fill{place % len(_LIGHT)}" x="{zero:.1f}" y="{y + 1:.1f}" width="{end - zero:.1f}" '
         f'height="{_BAR - 2}"><title>{escape(f"{entry.system}: {told}")}</title></rect>'
@@ -106,7 +106,7 @@ def _ticks(values: Sequence[float]) -> list[float]:
 
 
 def _tick(value: float, table: BenchmarkTable) -> str:
-    return f"{100 * value:.6g} %" if table.percent else f"{value:.6g}"
+    return f"{100 * value:.6g} %" if table.scale.percent else f"{value:.6g}"
 
 
 # Radar ---------------------------------------------------------------------------------------------------------------

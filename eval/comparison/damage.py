@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from eval.comparison.numbers import BenchmarkTable, Entry, compare
 from eval.comparison.systems import System, contests, read_systems
+from eval.comparison.wording import Scale
 from eval.paired import Difference, with_holm
 from ift.errors import UserError, unknown_name
 
@@ -19,7 +20,7 @@ class Change:
     """The benchmark."""
     is_skill: bool
     """Whether it is a held-out skill, where a loss is damage."""
-    percent: bool
+    scale: Scale
     lower_is_better: bool
     before: Entry
     after: Entry
@@ -93,7 +94,7 @@ def _change(table: BenchmarkTable, *, is_skill: bool) -> Change:
         base=before.system,
         label=table.label,
         is_skill=is_skill,
-        percent=table.percent,
+        scale=table.scale,
         lower_is_better=table.lower_is_better,
         before=before,
         after=after,

@@ -11,6 +11,7 @@ from eval.comparison.averages import samples_of
 from eval.comparison.parts import Part, PartKind, parts_of
 from eval.comparison.reports import Reported, RunReport
 from eval.comparison.systems import Contest
+from eval.comparison.wording import Scale
 from eval.paired import Difference, compare_right_or_wrong, compare_scores, with_holm
 from eval.paired_resampling import PairedSample
 from eval.seed_statistics import SeedDifference, SeedScore, compare_seeds, over_seeds
@@ -54,8 +55,7 @@ class BenchmarkTable:
 
     label: str
     identity: Mapping[str, str]
-    percent: bool
-    """Whether the values are shares, which people read as percentages."""
+    scale: Scale
     lower_is_better: bool
     rows: tuple[Row, ...]
     """The whole first."""
@@ -77,12 +77,13 @@ def compare(contest: Contest, baseline: str, *, overall_only: bool = False) -> B
     values = {name: [run.counted for run in runs] for name, runs in contest.reports.items()}
     shares = all(0 <= run[item.id] <= 1 for own in values.values() for run in own for item in contest.items)
     parts = list(islice(parts_of(contest), 1 if overall_only else None))
+    rows = tuple(_row(part, contest, values, baseline) for part in parts)
     return BenchmarkTable(
         label=contest.label,
         identity=contest.first.identity,
-        percent=shares and not lower,
+        scale=Scale.of((entry.score for row in rows for entry in row.entries), percent=shares and not lower),
         lower_is_better=lower,
-        rows=tuple(_row(part, contest, values, baseline) for part in parts),
+        rows=rows,
         left_out=contest.left_out,
         notes=(*contest.notes, *_notes(parts, headline)),
     )

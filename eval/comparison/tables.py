@@ -70,7 +70,7 @@ def _wide(title: str, comparison: Comparison, columns: Sequence[tuple[str, Bench
         for place, name in enumerate(comparison.systems)
     ]
     bold = {(_best(row, table), column) for column, (_, table, row) in enumerate(columns, 1)}
-    percent = " Shares in percent." if any(table.percent for _, table, _ in columns) else ""
+    percent = " Shares in percent." if any(table.scale.percent for _, table, _ in columns) else ""
     brackets = "" if bare else f"In brackets: the difference to {comparison.baseline}. "
     note = f"{brackets}*: distinguishable from {comparison.baseline} (Holm-adjusted p < 0.05)."
     names = (f"{name} ↓" if table.lower_is_better else name for name, table, _ in columns)
@@ -78,11 +78,11 @@ def _wide(title: str, comparison: Comparison, columns: Sequence[tuple[str, Bench
 
 
 def _short(entry: Entry, table: BenchmarkTable, *, bare: bool) -> str:
-    score = number(entry.score, percent=table.percent)
+    score = number(entry.score, table.scale)
     if entry.difference is None:
         return score
     star = "*" if entry.difference.verdict == "distinguishable" else ""
-    estimate = number(entry.difference.estimate, percent=table.percent, sign=True)
+    estimate = number(entry.difference.estimate, table.scale, sign=True)
     return f"{score}{star}" if bare else f"{score} ({estimate}{star})"
 
 
@@ -98,7 +98,7 @@ def title_of(table: BenchmarkTable) -> str:
     parts += [f"mode {facts['mode']}"] if facts["mode"] != "none" else []
     parts += [f"{facts['shots']} shots"] if facts["shots"] != "none" else []
     parts += [f"judge {facts['judge']}"] if facts["judge"] != "none" else []
-    parts += ["in %"] if table.percent else []
+    parts += ["in %"] if table.scale.percent else []
     parts += ["lower is better"] if table.lower_is_better else []
     return f"{table.label}: {', '.join(parts)}"
 
@@ -120,7 +120,7 @@ def _detail(table: BenchmarkTable, baseline: str) -> Grid:
 def _line(row: Row, entry: Entry, place: int, table: BenchmarkTable) -> tuple[str, ...]:
     label = {"overall": f"overall: {row.name}", "group": f"group {row.name}", "kind": f"kind {row.name}"}
     named = (label.get(row.kind, row.name), str(row.n)) if place == 0 else ("", "")
-    score = f"{number(entry.score, percent=table.percent)} {interval(entry.interval, percent=table.percent)}"
+    score = f"{number(entry.score, table.scale)} {interval(entry.interval, table.scale)}"
     if place == 0 and entry.difference is None:
         return (*named, entry.system, score, "", "", "", "")
     return (*named, entry.system, score, *_tested(entry, table))
@@ -131,8 +131,8 @@ def _tested(entry: Entry, table: BenchmarkTable) -> tuple[str, str, str, str]:
     if difference is None:
         return ("", "", "", "")
     adjusted = difference.p_value if difference.adjusted is None else difference.adjusted
-    estimate = number(difference.estimate, percent=table.percent, sign=True)
-    bounds = interval(difference.interval, percent=table.percent, sign=True)
+    estimate = number(difference.estimate, table.scale, sign=True)
+    bounds = interval(difference.interval, table.scale, sign=True)
     counts = f"{difference.wins}/{difference.ties}/{difference.losses}"
     return (
         f"{estimate} {bounds}",
@@ -150,13 +150,13 @@ def _seeds(comparison: Comparison) -> Grid:
             shown = ("", "", "")
             if against is not None:
                 shown = (
-                    number(against.estimate, percent=table.percent, sign=True),
-                    interval(against.interval, percent=table.percent, sign=True),
+                    number(against.estimate, table.scale, sign=True),
+                    interval(against.interval, table.scale, sign=True),
                     p_value(against.p_value),
                 )
-            mean = number(seeds.mean, percent=table.percent)
-            spread = number(seeds.deviation, percent=table.percent)
-            bounds = interval(seeds.interval, percent=table.percent)
+            mean = number(seeds.mean, table.scale)
+            spread = number(seeds.deviation, table.scale)
+            bounds = interval(seeds.interval, table.scale)
             rows.append((table.label, entry.system, str(seeds.num_seeds), mean, spread, bounds, *shown))
     header = (
         "benchmark",
@@ -195,9 +195,9 @@ def _changes(changes: Sequence[Change]) -> Grid:
 
 
 def _change(one: Change) -> tuple[str, str, str, str, str, str]:
-    before, after = (number(own.score, percent=one.percent) for own in (one.before, one.after))
+    before, after = (number(own.score, one.scale) for own in (one.before, one.after))
     ratio = f"{one.after.score / one.before.score:.3f}" if one.before.score else MISSING
-    gain = number(one.gain, percent=one.percent, sign=True)
+    gain = number(one.gain, one.scale, sign=True)
     if one.difference is None:
         return before, after, gain, ratio, MISSING, "not tested"
     low, high = one.difference.interval
@@ -206,7 +206,7 @@ def _change(one: Change) -> tuple[str, str, str, str, str, str]:
     return (
         before,
         after,
-        f"{gain} {interval(bounds, percent=one.percent, sign=True)}",
+        f"{gain} {interval(bounds, one.scale, sign=True)}",
         ratio,
         p_value(adjusted),
         _told(one),

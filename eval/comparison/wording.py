@@ -1,29 +1,45 @@
 """How numbers of a comparison are written for people."""
 
 import math
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 from eval.paired import Difference
 
 MISSING = "–"
 
 
-def number(value: float, *, percent: bool, sign: bool = False) -> str:
-    """Return a score: a share as a percentage with two decimals, anything else with four digits or so."""
+@dataclass(frozen=True)
+class Scale:
+    """How a benchmark's scores are shown."""
+
+    percent: bool
+    """Whether they are shares, which people read as percentages."""
+    digits: int = 2
+    """After the point."""
+
+    @classmethod
+    def of(cls, scores: Iterable[float], *, percent: bool) -> "Scale":
+        """Return the scale on which the largest score has about four digits."""
+        most = max((abs(score) for score in scores), default=0.0)
+        return cls(percent, 2 if percent or most >= 10 else 3 if most >= 1 else 4)
+
+
+def number(value: float, scale: Scale, *, sign: bool = False) -> str:
+    """Return a score."""
     if math.isnan(value):
         return MISSING
-    shown = value * 100 if percent else value
-    digits = 2 if percent or abs(shown) >= 10 else 3 if abs(shown) >= 1 else 4
-    text = f"{shown:.{digits}f}"
+    text = f"{100 * value if scale.percent else value:.{scale.digits}f}"
     if float(text) == 0:
         return text.lstrip("-")
-    return text.replace("-", "−") if shown < 0 else f"+{text}" if sign else text
+    return text.replace("-", "−") if value < 0 else f"+{text}" if sign else text
 
 
-def interval(bounds: tuple[float, float], *, percent: bool, sign: bool = False) -> str:
+def interval(bounds: tuple[float, float], scale: Scale, *, sign: bool = False) -> str:
     """Return an interval in brackets."""
     if any(math.isnan(bound) for bound in bounds):
         return MISSING
-    low, high = (number(bound, percent=percent, sign=sign) for bound in bounds)
+    low, high = (number(bound, scale, sign=sign) for bound in bounds)
     return f"[{low}, {high}]"
 
 
