@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from eval.comparison.damage import Change, changes, read_bases
+from eval.comparison.damage import measure_damage, read_bases
 from eval.comparison.files import as_text, write_files
 from eval.comparison.numbers import compare, with_adjusted
 from eval.comparison.systems import contests, read_systems
@@ -64,12 +64,11 @@ def _comparison(options: argparse.Namespace) -> Comparison:
     baseline = names[0] if options.baseline is None else options.baseline
     if baseline not in names:
         raise unknown_name("--baseline", baseline, names)
-    found: tuple[Change, ...] = ()
+    damage = None
     if options.base:
-        bases = read_bases(options.base, systems)
-        found = tuple(changes(systems, bases, options.skills, common=options.common))
+        damage = measure_damage(systems, read_bases(options.base, systems), options.skills, common=options.common)
     tables = with_adjusted([compare(contest, baseline) for contest in contests(systems, common=options.common)])
-    return Comparison(tuple(names), baseline, tuple(tables), found)
+    return Comparison(tuple(names), baseline, tuple(tables), damage)
 
 
 def _names(text: str) -> tuple[str, ...]:

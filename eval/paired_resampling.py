@@ -42,11 +42,13 @@ class PairedSample:
     group: str
     first: tuple[float, ...]
     second: tuple[float, ...]
+    weights: tuple[int, ...] = ()
+    """Number of units that each value is the mean of, where the average is over units; empty: one each."""
 
     @property
-    def n(self) -> int:
-        """Number of items."""
-        return len(self.first)
+    def units(self) -> list[int]:
+        """The weights, said for every item."""
+        return list(self.weights or (1,) * len(self.first))
 
 
 def bootstrap_difference(
@@ -68,16 +70,15 @@ def bootstrap_difference(
     """
     generator = np.random.default_rng(seed)
     whole = _drawn_whole(samples, clustered=clustered)
-    counts = np.array([sample.n for sample in samples])
     totals = _totals(samples)
-    estimate = _difference(samples, counts, totals, function)
+    estimate = _difference(samples, totals, function)
     chosen = _choose(samples, whole, resamples, generator)
     drawn = np.broadcast_to(totals, (resamples, *totals.shape)).copy()
     for place, sample in enumerate(samples):
         if not whole[place]:
             drawn[:, place] = _draw_items(sample, resamples, generator)
     rows = np.arange(resamples)[:, None]
-    differences = _differences(samples, chosen, counts, drawn[rows, chosen], function)
+    differences = _differences(samples, chosen, drawn[rows, chosen], function)
     return estimate, _interval(differences, _level(samples, whole))
 
 
@@ -99,16 +100,16 @@ def permutation_p_value(
         seed: the same seed gives the same value.
     """
     whole = _drawn_whole(samples, clustered=clustered)
-    units = [_swapped(sample, whole=one) for sample, one in zip(samples, whole, strict=True)]
-    exact = sum(len(own) for own in units) <= _EXACT
-    swapped = _all_swaps(units) if exact else _random_swaps(units, permutations, np.random.default_rng(seed))
-    counts, totals = np.array([sample.n for sample in samples]), _totals(samples)
-    observed = abs(_difference(samples, counts, totals, function))
+    signed = [_swapped(sample, whole=one) for sample, one in zip(samples, whole, strict=True)]
+    exact = sum(len(own) for own in signed) <= _EXACT
+    swapped = _all_swaps(signed) if exact else _random_swaps(signed, permutations, np.random.default_rng(seed))
+    totals = _totals(samples)
+    observed = abs(_difference(samples, totals, function))
     # A swap keeps the sum of both systems' totals, so that their difference says all.
-    both = totals.sum(axis=1)
-    drawn = np.stack([(both + swapped) / 2, (both - swapped) / 2], axis=2)
+    units, both = totals[:, 0], totals[:, 1:].sum(axis=1)
+    drawn = np.stack([np.broadcast_to(units, swapped.shape), (both + swapped) / 2, (both - swapped) / 2], axis=2)
     chosen = np.broadcast_to(np.arange(len(samples)), swapped.shape)
-    found = np.abs(_differences(samples, chosen, counts, drawn, function))
+    found = np.abs(_differences(samples, chosen, drawn, function))
     # Equal but for rounding counts as equal.
     reached = int(np.sum(found >= observed * (1 - 1e-9) - 1e-12))
     return (reached / len(found), True) if exact else ((reached + 1) / (len(found) + 1), False)
@@ -120,7 +121,14 @@ def _drawn_whole(samples: Sequence[PairedSample], *, clustered: bool) -> list[bo
 
 
 def _totals(samples: Sequence[PairedSample]) -> Array:
-    return np.array([[math.fsum(sample.first), math.fsum(sample.second)] for sample in samples])
+    """Return the units and both systems' sums over them, `(categories, 3)`."""
+    return np.array([[math.fsum(column) for column in _table(sample).T] for sample in samples])
+
+
+def _table(sample: PairedSample) -> Array:
+    """Return the units of every item and both systems' sums over them, `(items, 3)`."""
+    units = np.array(sample.units, dtype=np.float64)
+    return np.stack([units, units * sample.first, units * sample.second], axis=1)
 
 
 def _choose(
@@ -135,11 +143,11 @@ def _choose(
 
 
 def _draw_items(sample: PairedSample, resamples: int, generator: np.random.Generator) -> Array:
-    """Return both systems' totals over as many items drawn with replacement, `(resamples, 2)`."""
-    pairs, counts = np.unique(np.array([sample.first, sample.second]).T, axis=0, return_counts=True)
-    step = max(1, _DRAWS // len(pairs))
+    """Return units and totals over as many items drawn with replacement, `(resamples, 3)`."""
+    rows, counts = np.unique(_table(sample), axis=0, return_counts=True)
+    n, step = len(sample.first), max(1, _DRAWS // len(rows))
     parts = [
-        generator.multinomial(sample.n, counts / sample.n, size=min(step, resamples - start)) @ pairs
+        generator.multinomial(n, counts / n, size=min(step, resamples - start)) @ rows
         for start in range(0, resamples, step)
     ]
     return np.concatenate(parts)
@@ -147,7 +155,9 @@ def _draw_items(sample: PairedSample, resamples: int, generator: np.random.Gener
 
 def _swapped(sample: PairedSample, *, whole: bool) -> list[float]:
     """Return the differences whose signs the swaps change: of the category, or of its items where they differ."""
-    differences = [one - other for one, other in zip(sample.first, sample.second, strict=True)]
+    differences = [
+        unit * (one - other) for unit, one, other in zip(sample.units, sample.first, sample.second, strict=True)
+    ]
     return [one for one in ([math.fsum(differences)] if whole else differences) if one != 0]
 
 
@@ -172,59 +182,44 @@ def _random_swaps(units: Sequence[Sequence[float]], permutations: int, generator
     return np.stack(columns, axis=1)
 
 
-def _difference(samples: Sequence[PairedSample], counts: NDArray[np.int64], totals: Array, function: Function) -> float:
-    first, second = (
-        function(
-            [
-                Cell(one.category, one.group, int(n), float(total))
-                for one, n, total in zip(samples, counts, own, strict=True)
-            ]
-        )
-        for own in totals.T
+def _difference(samples: Sequence[PairedSample], totals: Array, function: Function) -> float:
+    return _average(samples, totals[:, 0], totals[:, 1], function) - _average(
+        samples, totals[:, 0], totals[:, 2], function
     )
-    return first - second
+
+
+def _average(samples: Sequence[PairedSample], units: Array, totals: Array, function: Function) -> float:
+    cells = zip(samples, units.tolist(), totals.tolist(), strict=True)
+    return function([Cell(one.category, one.group, round(n), total) for one, n, total in cells])
 
 
 def _differences(
-    samples: Sequence[PairedSample],
-    chosen: NDArray[np.int64],
-    counts: NDArray[np.int64],
-    totals: Array,
-    function: Function,
+    samples: Sequence[PairedSample], chosen: NDArray[np.int64], totals: Array, function: Function
 ) -> Array:
-    """Return the difference of the averages for every row of chosen categories and their totals."""
-    weights = _weights(samples, counts, totals[0], function)
-    if weights is not None and bool((chosen == np.arange(len(samples))).all()):
-        result: Array = (totals[:, :, 0] - totals[:, :, 1]) @ weights
+    """Return the difference of the averages for every row of chosen categories, their units and totals."""
+    fixed = bool((chosen == np.arange(len(samples))).all() and (totals[:, :, 0] == totals[0, :, 0]).all())
+    weights = _weights(samples, totals[0], function) if fixed else None
+    if weights is not None:
+        result: Array = (totals[:, :, 1] - totals[:, :, 2]) @ weights
         return result
     return np.array(
-        [
-            _difference([samples[place] for place in row], counts[row], own, function)
-            for row, own in zip(chosen, totals, strict=True)
-        ]
+        [_difference([samples[place] for place in row], own, function) for row, own in zip(chosen, totals, strict=True)]
     )
 
 
-def _weights(
-    samples: Sequence[PairedSample], counts: NDArray[np.int64], totals: Array, function: Function
-) -> Array | None:
+def _weights(samples: Sequence[PairedSample], totals: Array, function: Function) -> Array | None:
     """Return what one more in each category's total adds to an average, `None` where this is not so simple.
 
     Averages over fixed cells are weighted sums of the totals; those that round on the way are not.
     """
-
-    def at(values: Array) -> float:
-        return function(
-            [
-                Cell(one.category, one.group, int(n), float(total))
-                for one, n, total in zip(samples, counts, values, strict=True)
-            ]
-        )
-
-    origin = at(np.zeros(len(samples)))
-    weights = np.array([at(row) - origin for row in np.eye(len(samples))])
-    linear = all(math.isclose(at(own), origin + float(own @ weights), rel_tol=1e-9, abs_tol=1e-12) for own in totals.T)
-    return weights if linear else None
+    units = totals[:, 0]
+    origin = _average(samples, units, np.zeros(len(samples)), function)
+    weights = np.array([_average(samples, units, row, function) - origin for row in np.eye(len(samples))])
+    for own in totals[:, 1:].T:
+        expected = origin + float(own @ weights)
+        if not math.isclose(_average(samples, units, own, function), expected, rel_tol=1e-9, abs_tol=1e-12):
+            return None
+    return weights
 
 
 def _level(samples: Sequence[PairedSample], whole: Sequence[bool]) -> float | None:
@@ -237,7 +232,7 @@ def _level(samples: Sequence[PairedSample], whole: Sequence[bool]) -> float | No
         groups = {sample.group for sample, one in zip(samples, whole, strict=True) if one}
         n, means = sum(whole), len(groups)
     else:
-        n, means = sum(sample.n for sample in samples), len(samples)
+        n, means = sum(len(sample.first) for sample in samples), len(samples)
     if n == means:
         return None
     return normal_tail(math.sqrt(n / (n - means)) * t_quantile(0.975, n - means))

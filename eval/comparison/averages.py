@@ -8,11 +8,12 @@ import math
 import pkgutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import mul
 
 import eval as benchmarks_folder
 from eval.aggregation import GROUP_MACRO, GROUP_MICRO, MACRO, MICRO, Aggregation, Cell
-from eval.bootstrap import Sample
 from eval.comparison.reports import Item
+from eval.paired_resampling import PairedSample
 
 _PLAIN = (MICRO, MACRO, GROUP_MACRO, GROUP_MICRO)
 _NEAR = 0.01
@@ -29,17 +30,30 @@ class Average:
     """Whether it gives the reported numbers; otherwise it is the nearest that does not round on the way."""
 
 
-def samples_of(items: Iterable[Item], values: Sequence[float]) -> list[Sample]:
-    """Return the values by category.
+def paired_samples(items: Iterable[Item], first: Sequence[float], second: Sequence[float]) -> list[PairedSample]:
+    """Return two systems' values by category.
 
     Args:
         items: those that count.
-        values: one per item.
+        first: one value per item.
+        second: the same of the other system.
     """
-    parts: dict[tuple[str, str], list[float]] = {}
-    for item, value in zip(items, values, strict=True):
-        parts.setdefault((item.group, item.category), []).append(value)
-    return [Sample(category, group, tuple(own)) for (group, category), own in parts.items()]
+    parts: dict[tuple[str, str], list[tuple[float, float, int]]] = {}
+    for item, one, other in zip(items, first, second, strict=True):
+        parts.setdefault((item.group, item.category), []).append((one, other, item.weight))
+    samples = []
+    for (group, category), own in parts.items():
+        values, others, weights = zip(*own, strict=True)
+        samples.append(PairedSample(category, group, values, others, weights))
+    return samples
+
+
+def cells_of(items: Iterable[Item], values: Sequence[float]) -> list[Cell]:
+    """Return the sums of one system's values by category; the number of units stands for that of the items."""
+    return [
+        Cell(one.category, one.group, sum(one.units), math.fsum(map(mul, one.units, one.first)))
+        for one in paired_samples(items, values, values)
+    ]
 
 
 def find_average(name: str, reported: Sequence[tuple[Sequence[Cell], float]]) -> Average | None:

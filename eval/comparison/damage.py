@@ -1,13 +1,18 @@
 """What tuning gave and what it took: every system against its untuned base, on benchmarks and on held-out skills."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import mean
 
-from eval.comparison.numbers import BenchmarkTable, Entry, compare
-from eval.comparison.systems import System, contests, read_systems
+from eval.comparison.numbers import Entry, compare
+from eval.comparison.systems import Contest, System, contests, read_systems
 from eval.comparison.wording import Scale
 from eval.paired import Difference, with_holm
 from ift.errors import UserError, unknown_name
+
+_PERPLEXITY = "token_perplexity"
+"""Name of the average."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,14 @@ class Change:
     after: Entry
     difference: Difference | None
     """After less before; `None` where the average cannot be computed from the items."""
+    perplexities: tuple[float, float] | None = None
+    """Per token, before and after, where these were measured."""
+
+    @property
+    def ratio(self) -> float:
+        """Tuned by base: of the perplexities per token where there are any, else of the scores."""
+        before, after = self.perplexities or (self.before.score, self.after.score)
+        return after / before if before else math.nan
 
     @property
     def gain(self) -> float:
@@ -60,38 +73,65 @@ def read_bases(texts: Sequence[str], systems: Sequence[System]) -> dict[str, Sys
     return {name: own.get(name, shared) for name in names}  # type: ignore[misc]
 
 
-def changes(
+@dataclass(frozen=True)
+class Damage:
+    """All systems against their bases."""
+
+    changes: tuple[Change, ...]
+    notes: tuple[str, ...] = ()
+
+
+def measure_damage(
     systems: Sequence[System], bases: Mapping[str, System], skills: Sequence[str], *, common: bool
-) -> list[Change]:
+) -> Damage:
     """Compare every system with its base; p values are adjusted among gains and among damages.
 
     Args:
         systems: those compared.
         bases: by the name of the system.
-        skills: the benchmarks that are held-out skills; the others show gains.
-        common: whether benchmarks and items that one of the two lacks are left out; refused otherwise.
+        skills: the benchmarks that are held-out skills, which the bases must have too; the others show gains.
+        common: whether items that one of the two lacks are left out; refused otherwise.
 
     Raises:
-        UserError: a skill that no system was measured on, or reports that cannot be compared.
+        UserError: a skill that was not measured, or reports that cannot be compared.
     """
-    known = {label for system in systems for label in system.runs[0]}
-    for skill in skills:
-        if skill not in known:
-            raise unknown_name("--skills", skill, known)
     found: list[Change] = []
+    notes: list[str] = []
     for system in systems:
         base = bases[system.name]
-        for contest in contests([base, system], common=common):
-            table = compare(contest, base.name, overall_only=True)
-            found.append(_change(table, is_skill=table.label in skills))
-    return _adjusted(found)
+        labels = [label for label in system.runs[0] if label in base.runs[0]]
+        for skill in skills:
+            if skill not in labels:
+                known = ", ".join(labels) or "nothing"
+                raise UserError(
+                    f"--skills: '{skill}' was not measured for both '{system.name}' and its base '{base.name}'; both "
+                    f"have {known}."
+                )
+        lacking = ", ".join(label for label in system.runs[0] if label not in labels)
+        if not labels:
+            raise UserError(f"--base: '{base.name}' was measured on nothing that '{system.name}' was: {lacking}.")
+        if lacking:
+            notes.append(f"{base.name}, base of {system.name}, was not measured on {lacking}.")
+        for contest in contests([_only(base, labels), _only(system, labels)], common=common):
+            found.append(_change(contest, base, system, is_skill=contest.label in skills))
+    return Damage(tuple(_adjusted(found)), tuple(notes))
 
 
-def _change(table: BenchmarkTable, *, is_skill: bool) -> Change:
+def _only(system: System, labels: Sequence[str]) -> System:
+    return System(system.name, tuple({label: run[label] for label in labels} for run in system.runs))
+
+
+def _change(contest: Contest, base: System, system: System, *, is_skill: bool) -> Change:
+    table = compare(contest, base.name, overall_only=True)
     before, after = table.rows[0].entries
+    perplexities = [
+        [run.aggregates[_PERPLEXITY] for run in contest.reports[one.name] if _PERPLEXITY in run.aggregates]
+        for one in (base, system)
+    ]
+    whole = all(perplexities) and not contest.left_out
     return Change(
-        system=after.system,
-        base=before.system,
+        system=system.name,
+        base=base.name,
         label=table.label,
         is_skill=is_skill,
         scale=table.scale,
@@ -99,6 +139,7 @@ def _change(table: BenchmarkTable, *, is_skill: bool) -> Change:
         before=before,
         after=after,
         difference=after.difference,
+        perplexities=(mean(perplexities[0]), mean(perplexities[1])) if whole else None,
     )
 
 

@@ -53,7 +53,7 @@ def write_files(folder: Path, comparison: Comparison, kind: Kind | None) -> list
         "compare.csv": as_csv(comparison),
         "compare.json": json.dumps(as_json(comparison), ensure_ascii=False, indent=2) + "\n",
     }
-    if comparison.changes:
+    if comparison.damage:
         texts["damage.csv"] = changes_csv(comparison)
     for table in comparison.tables:
         texts[f"{_file_name(table.label)}.svg"] = chart(table, kind)
@@ -143,7 +143,7 @@ def _facts(entry: Entry) -> dict[str, Any]:
 
 
 def _changes(comparison: Comparison) -> Iterator[dict[str, Any]]:
-    for one in comparison.changes:
+    for one in comparison.damage.changes if comparison.damage else ():
         facts = _facts(one.after)
         facts |= {"p_value_holm": one.difference.adjusted, "verdict": one.difference.verdict} if one.difference else {}
         yield {
@@ -153,6 +153,7 @@ def _changes(comparison: Comparison) -> Iterator[dict[str, Any]]:
             "kind": "damage" if one.is_skill else "gain",
             "lower_is_better": one.lower_is_better,
             "gain": one.gain,
+            "ratio": _known(one.ratio),
             "base_score": one.before.score,
             **facts,
         }

@@ -6,19 +6,17 @@ from itertools import islice
 from statistics import mean
 
 from eval.aggregation import MICRO
-from eval.bootstrap import bootstrap_intervals
-from eval.comparison.averages import samples_of
+from eval.comparison.averages import cells_of, paired_samples
 from eval.comparison.parts import Part, PartKind, parts_of
 from eval.comparison.reports import Reported, RunReport
 from eval.comparison.systems import Contest
 from eval.comparison.wording import Scale
 from eval.paired import Difference, compare_right_or_wrong, compare_scores, with_holm
-from eval.paired_resampling import PairedSample
+from eval.paired_resampling import bootstrap_difference
 from eval.seed_statistics import SeedDifference, SeedScore, compare_seeds, over_seeds
 from eval.statistics import wilson_interval
 
-LOWER_IS_BETTER = ("perplexity", "bits_per_", "nats_per_", "loss")
-"""How the names of averages begin that are better when lower."""
+_ROUNDED = "rounds on the way, or differs by less than 1 % for another reason"
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,7 @@ def compare(contest: Contest, baseline: str, *, overall_only: bool = False) -> B
         overall_only: whether the parts are left out.
     """
     headline = contest.first.headline
-    lower = headline.startswith(LOWER_IS_BETTER)
+    lower = lower_is_better(headline)
     values = {name: [run.counted for run in runs] for name, runs in contest.reports.items()}
     shares = all(0 <= run[item.id] <= 1 for own in values.values() for run in own for item in contest.items)
     parts = list(islice(parts_of(contest), 1 if overall_only else None))
@@ -87,6 +85,11 @@ def compare(contest: Contest, baseline: str, *, overall_only: bool = False) -> B
         left_out=contest.left_out,
         notes=(*contest.notes, *_notes(parts, headline)),
     )
+
+
+def lower_is_better(average: str) -> bool:
+    """Return whether an average of that name is better when lower."""
+    return average.startswith(("bits_per_", "nats_per_")) or average.endswith(("perplexity", "loss"))
 
 
 def with_adjusted(tables: Sequence[BenchmarkTable]) -> list[BenchmarkTable]:
@@ -122,10 +125,10 @@ def _notes(parts: Sequence[Part], headline: str) -> list[str]:
     if overall is None:
         notes.append(f"'{headline}' cannot be computed from the items, so that its differences are not tested.")
     elif not overall.exact:
-        notes.append(f"'{headline}' rounds on the way; difference, interval and p are those of '{overall.name}'.")
+        notes.append(f"'{headline}' {_ROUNDED}; difference, interval and p are those of '{overall.name}'.")
     names = {part.average.name for part in parts if part.kind == "group" and part.average and not part.average.exact}
     if names:
-        notes.append(f"The groups' scores round on the way; their tests are those of '{', '.join(sorted(names))}'.")
+        notes.append(f"The groups' scores: {_ROUNDED}; their tests are those of '{', '.join(sorted(names))}'.")
     return notes
 
 
@@ -141,7 +144,7 @@ def _row(part: Part, contest: Contest, values: Mapping[str, Sequence[Mapping[str
             continue
         several = min(entry.seeds.num_seeds, against.num_seeds) > 1
         difference = _difference(part, means[name], means[baseline])
-        if difference is not None and contest.first.headline.startswith(LOWER_IS_BETTER):
+        if difference is not None and lower_is_better(contest.first.headline):
             difference = replace(difference, wins=difference.losses, losses=difference.wins)
         entries[name] = replace(
             entry,
@@ -168,12 +171,12 @@ def _entry(
 def _computed(part: Part, values: Sequence[float]) -> Reported:
     """Compute a score and its interval as a report of these items would have them."""
     assert part.average is not None
-    samples = samples_of(part.items, values)
-    score = part.average.function([sample.cell for sample in samples])
+    score = part.average.function(cells_of(part.items, values))
     if _plain(part) and _right_or_wrong(values):
         return Reported(score, wilson_interval(round(sum(values)), len(values)))
-    intervals = bootstrap_intervals(samples, {"score": part.average.function}, clustered=part.clustered)
-    return Reported(score, intervals["score"])
+    # Against a system that has nothing, the difference is the score.
+    samples = paired_samples(part.items, values, [0.0] * len(values))
+    return Reported(score, bootstrap_difference(samples, part.average.function, clustered=part.clustered)[1])
 
 
 def _difference(part: Part, first: Sequence[float], second: Sequence[float]) -> Difference | None:
@@ -181,14 +184,14 @@ def _difference(part: Part, first: Sequence[float], second: Sequence[float]) -> 
         return None
     if _plain(part) and _right_or_wrong([*first, *second]):
         return compare_right_or_wrong([value == 1 for value in first], [value == 1 for value in second])
-    pairs = zip(samples_of(part.items, first), samples_of(part.items, second), strict=True)
-    samples = [PairedSample(one.category, one.group, one.values, other.values) for one, other in pairs]
+    samples = paired_samples(part.items, first, second)
     return compare_scores(samples, part.average.function, clustered=part.clustered)
 
 
 def _plain(part: Part) -> bool:
-    """Return whether the part's number is the mean over its items, each by itself."""
-    return part.average is not None and part.average.function is MICRO.function and not part.clustered
+    """Return whether the part's number is the mean over its items, each by itself and as much as another."""
+    mean_of_items = part.average is not None and part.average.function is MICRO.function
+    return mean_of_items and not part.clustered and all(item.weight == 1 for item in part.items)
 
 
 def _right_or_wrong(values: Sequence[float]) -> bool:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from eval.aggregation import MICRO, Cell
-from eval.comparison.averages import Average, find_average, samples_of
+from eval.comparison.averages import Average, cells_of, find_average
 from eval.comparison.reports import Item, RunReport
 from eval.comparison.systems import Contest
 
@@ -68,4 +68,4 @@ def _average(contest: Contest, name: str, key: tuple[str, str], belongs: Callabl
 
 def _cells(run: RunReport, belongs: Callable[[Item], bool]) -> list[Cell]:
     items = [item for item in run.items.values() if item.value is not None and belongs(item)]
-    return [sample.cell for sample in samples_of(items, [item.value for item in items if item.value is not None])]
+    return cells_of(items, [item.value for item in items if item.value is not None])

@@ -22,6 +22,8 @@ class Item:
     kinds: tuple[str, ...]
     value: float | None
     """`None` where it counts nowhere: excluded, or without a usable score of the judge."""
+    weight: int = 1
+    """Number of units, such as characters, that the value is the mean of."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class RunReport:
     """Name of the average that stands for the whole."""
     clustered: bool
     """Whether the categories are a sample too, so that intervals are drawn over them."""
+    aggregates: Mapping[str, float]
+    """Every average that it names."""
     parts: Mapping[tuple[str, str], Reported]
     """By kind of part (`overall`, `group`, `kind`, `category`) and name; `overall` has an empty name."""
     items: Mapping[str, Item]
@@ -109,6 +113,7 @@ def read_report(folder: Path) -> RunReport:
         identity=_identity(facts, judgements),
         headline=facts["headline"]["name"],
         clustered=any("categories" in one.get("method", "") for one in facts["aggregates"].values()),
+        aggregates={name: float(one["score"]) for name, one in facts["aggregates"].items()},
         parts=dict(_parts(facts)),
         items={item.id: item for item in _items(folder / "items.jsonl")},
         judgements=judgements.get("path"),
@@ -176,6 +181,7 @@ def _item(place: str, line: str) -> Item:
             group=value.get("group", ""),
             kinds=tuple(value.get("kinds", ())),
             value=None if score is None else float(score),
+            weight=int(value.get("weight", 1)),
         )
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{place}: not an item of a report ({error}). Score the predictions again.") from error

@@ -9,7 +9,7 @@ from eval.comparison.reports import Item, RunReport, find_reports
 from ift.errors import UserError
 
 _SHOWN = 3
-_PLAIN = ("eval", "report", "reports")
+_PLAIN = ("eval", "report", "reports", "tuned")
 """Names of folders that say nothing about the system; the folder above does."""
 
 
@@ -135,7 +135,9 @@ def _check_equal(label: str, reports: Mapping[str, tuple[RunReport, ...]]) -> No
         found = {name: run.identity[key] for name, own in reports.items() for run in own}
         if len({run.identity[key] for own in reports.values() for run in own}) > 1:
             told = ", ".join(f"'{name}' {value}" for name, value in found.items())
-            raise UserError(f"{label}: the {key} differs: {told}. Compare reports that were made in the same way.")
+            raise UserError(
+                f"{label}: the reports were not made in one way; {key}: {told}. Compare reports for which this is equal."
+            )
     paths = {run.judgements for own in reports.values() for run in own}
     if len(paths) > 1 and _judged_together(next(iter(reports.values()))[0]):
         raise UserError(

@@ -1,9 +1,10 @@
 """Arranges a comparison as tables: an overview, one per benchmark, seeds, and gains beside damage."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from eval.comparison.damage import Change
+from eval.comparison.damage import Change, Damage
 from eval.comparison.grids import Grid
 from eval.comparison.numbers import BenchmarkTable, Entry, Row
 from eval.comparison.wording import MISSING, interval, number, p_value, verdict
@@ -25,7 +26,7 @@ class Comparison:
     baseline: str
     tables: tuple[BenchmarkTable, ...]
     """One per benchmark."""
-    changes: tuple[Change, ...] = ()
+    damage: Damage | None = None
     """Against untuned bases, where these were given."""
 
 
@@ -37,8 +38,8 @@ def grids(comparison: Comparison) -> list[Grid]:
     found += [_detail(table, comparison.baseline) for table in comparison.tables]
     if any(entry.seeds.num_seeds > 1 for table in comparison.tables for entry in table.rows[0].entries):
         found.append(_seeds(comparison))
-    if comparison.changes:
-        found.append(_changes(comparison.changes))
+    if comparison.damage:
+        found += [_side_by_side(comparison), _damage(comparison.damage)]
     return found
 
 
@@ -176,7 +177,28 @@ def _seeds(comparison: Comparison) -> Grid:
     return Grid("Seeds", header, tuple(rows), left=frozenset((0, 1)), notes=notes)
 
 
-def _changes(changes: Sequence[Change]) -> Grid:
+def _side_by_side(comparison: Comparison) -> Grid:
+    """Return systems by benchmarks: what was gained and, on held-out skills, what was lost."""
+    changes = comparison.damage.changes if comparison.damage else ()
+    by_place = {(one.system, one.label): one for one in changes}
+    columns = dict.fromkeys((one.is_skill, one.label) for one in sorted(changes, key=lambda one: one.is_skill))
+    rows = [(name, *(_forgotten(by_place.get((name, label))) for _, label in columns)) for name in comparison.systems]
+    header = ("system", *(f"{'damage' if is_skill else 'gain'}: {label}" for is_skill, label in columns))
+    notes = (
+        "Against the untuned base of each system. Gain: tuned less base; damage: base less tuned, on held-out skills; "
+        "both turned where lower is better. *: distinguishable from none (Holm-adjusted p < 0.05).",
+    )
+    return Grid("Gains beside damage", header, tuple(rows), notes=notes)
+
+
+def _forgotten(one: Change | None) -> str:
+    if one is None:
+        return MISSING
+    star = "*" if one.difference is not None and one.difference.verdict == "distinguishable" else ""
+    return number(-one.gain if one.is_skill else one.gain, one.scale, sign=True) + star
+
+
+def _damage(damage: Damage) -> Grid:
     rows = [
         (
             one.system,
@@ -184,19 +206,22 @@ def _changes(changes: Sequence[Change]) -> Grid:
             "damage" if one.is_skill else "gain",
             *_change(one),
         )
-        for one in sorted(changes, key=lambda one: one.is_skill)
+        for one in sorted(damage.changes, key=lambda one: one.is_skill)
     ]
-    header = ("system", "benchmark", "kind", "base", "tuned", "change for the better [95 %]", "ratio", "p", "verdict")
+    header = ("system", "benchmark", "kind", "base", "tuned", "gain [95 %]", "ratio", "p", "verdict")
     notes = (
-        "Every system less its untuned base on the same items; below 0 is a loss, on a held-out skill the damage that "
-        "tuning did. ↓: lower is better, and the sign is turned. p is Holm-adjusted among gains and among damages.",
+        "Gain: how much better a system is than its untuned base on the same items; below 0 it is a loss, which on a "
+        "held-out skill is damage. ↓: lower is better, and the sign is turned.",
+        "Ratio: tuned by base, of perplexities per token where these were measured. p is Holm-adjusted among gains and "
+        "among damages.",
+        *damage.notes,
     )
-    return Grid("Gains and damage", header, tuple(rows), left=frozenset((0, 1, 2, 8)), notes=notes)
+    return Grid("Gains and damage in full", header, tuple(rows), left=frozenset((0, 1, 2, 8)), notes=notes)
 
 
 def _change(one: Change) -> tuple[str, str, str, str, str, str]:
     before, after = (number(own.score, one.scale) for own in (one.before, one.after))
-    ratio = f"{one.after.score / one.before.score:.3f}" if one.before.score else MISSING
+    ratio = MISSING if math.isnan(one.ratio) else f"{one.ratio:.3f}"
     gain = number(one.gain, one.scale, sign=True)
     if one.difference is None:
         return before, after, gain, ratio, MISSING, "not tested"

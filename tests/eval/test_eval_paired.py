@@ -108,7 +108,7 @@ def test_whole_categories_are_swapped_where_they_are_a_sample() -> None:
     p_value, exact = permutation_p_value(samples, macro, clustered=True)
     assert exact and p_value == 2 / 2**8
     alone = permutation_p_value([*samples, sample([1, 0], [0, 1], "own", "other")], macro, clustered=True)
-    # The two items of the category that is alone count one by one: of their four swaps, three leave as much as there is.
+    # The two items of the category that is alone count one by one: three of their four swaps leave as much as before.
     assert alone == (2 * 3 / 2**10, True)
 
 
