@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from statistics import mean
+
+import numpy as np
 
 from eval.aggregation import MICRO
 from eval.comparison.averages import cells_of, paired_samples
@@ -138,7 +139,7 @@ def _row(part: Part, contest: Contest, values: Mapping[str, Sequence[Mapping[str
         for name, runs in contest.reports.items()
     }
     against = entries[baseline].seeds
-    means = {name: [mean(run[item.id] for run in own) for item in part.items] for name, own in values.items()}
+    means = {name: _means(part, own) for name, own in values.items()}
     for name, entry in entries.items():
         if name == baseline:
             continue
@@ -166,6 +167,12 @@ def _entry(
     ]
     seeds = over_seeds([one.score for one in scores])
     return Entry(name, seeds.mean, scores[0].interval if len(scores) == 1 else seeds.interval, seeds)
+
+
+def _means(part: Part, runs: Sequence[Mapping[str, float]]) -> list[float]:
+    """Return the items' means over seeds."""
+    means: list[float] = np.mean([[run[item.id] for item in part.items] for run in runs], axis=0).tolist()
+    return means
 
 
 def _computed(part: Part, values: Sequence[float]) -> Reported:

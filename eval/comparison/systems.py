@@ -136,7 +136,7 @@ def _check_equal(label: str, reports: Mapping[str, tuple[RunReport, ...]]) -> No
         if len({run.identity[key] for own in reports.values() for run in own}) > 1:
             told = ", ".join(f"'{name}' {value}" for name, value in found.items())
             raise UserError(
-                f"{label}: the reports were not made in one way; {key}: {told}. Compare reports for which this is equal."
+                f"{label}: the reports were not made in one way; {key}: {told}. Compare equally made reports."
             )
     paths = {run.judgements for own in reports.values() for run in own}
     if len(paths) > 1 and _judged_together(next(iter(reports.values()))[0]):
