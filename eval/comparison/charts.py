@@ -26,6 +26,8 @@ _LETTER = 6.6
 _PLOT, _BAR, _GAP, _RIGHT = 560, 13, 12, 40
 """Pixels: width of the plot, height of a bar, between two parts, right of the plot."""
 _RADIUS = 190
+_FILLED = 3
+"""Systems up to which the areas of a radar chart are tinted; more would cover one another."""
 
 
 def chart(table: BenchmarkTable, kind: Literal["radar", "bar"] | None) -> str:
@@ -128,9 +130,10 @@ def _radar(table: BenchmarkTable, rows: Sequence[Row]) -> str:
         anchor = "middle" if abs(x - center[0]) < 12 else "start" if x > center[0] else "end"
         # The topmost name leaves room for the last tick.
         parts.append(_text(x, y + (4 if place else -2), row.name, anchor=anchor))
+    filled = f'fill-opacity="{0.07 if len(names) <= _FILLED else 0}" '
     for place in range(len(names)):
         points = _points([row.entries[place].score for row in rows], ticks, center)
-        parts.append(f'<polygon class="line{place % len(_LIGHT)}" points="{points}" {_dash(place)}/>')
+        parts.append(f'<polygon class="line{place % len(_LIGHT)}" points="{points}" {filled}{_dash(place)}/>')
     for tick in ticks:
         x, y = _corner((tick - ticks[0]) / (ticks[-1] - ticks[0]), 0, len(rows), center)
         parts.append(_text(x + 4, y + 4, _tick(tick, table), kind="muted rimmed", size=10))
@@ -180,7 +183,7 @@ def _style() -> str:
         )
 
     plain = (
-        "polygon,path{stroke-width:2;fill-opacity:.07}.key{stroke-width:6}polygon.grid{fill:none}"
+        "polygon,path{stroke-width:2}.key{stroke-width:6}polygon.grid{fill:none}"
         ".grid{stroke-width:1}.error{stroke-width:1.4}.rim{stroke-width:3.4;stroke-opacity:.75}"
         ".rimmed{paint-order:stroke;stroke-width:3}"
     )
