@@ -56,6 +56,8 @@ class RunReport:
     """Where the judge's replies lie, if a judge gave the scores."""
     prompts: str | None = None
     """Hash of what was asked."""
+    data: str | None = None
+    """Hash of the data."""
 
     @property
     def counted(self) -> dict[str, float]:
@@ -118,6 +120,7 @@ def read_report(folder: Path) -> RunReport:
         items={item.id: item for item in _items(folder / "items.jsonl")},
         judgements=judgements.get("path"),
         prompts=facts.get("prompts_sha256"),
+        data=facts.get("data", {}).get("sha256"),
     )
 
 

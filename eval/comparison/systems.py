@@ -123,9 +123,14 @@ def _contest(label: str, reports: Mapping[str, tuple[RunReport, ...]], *, common
     if not kept:
         raise UserError(f"{label}: the systems share no item that counts. Score them on the same data.")
     _check_items(label, runs, kept)
-    notes = []
-    if len({run.prompts for _, run in runs}) > 1:
-        notes.append("The systems were not asked the same prompts (prompts_sha256 differs).")
+    notes = [
+        f"The systems' {what} differ (sha256 in report.json), though their items have the same ids."
+        for what, hashes in (
+            ("prompts", {run.prompts for _, run in runs}),
+            ("data files", {run.data for _, run in runs}),
+        )
+        if len(hashes - {None}) > 1
+    ]
     return Contest(label, reports, tuple(first.items[item] for item in kept), len(everything) - len(kept), tuple(notes))
 
 

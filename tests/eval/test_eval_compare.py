@@ -320,6 +320,20 @@ def test_systems_that_a_judge_saw_in_other_messages_are_refused(
     assert compare(tmp_path / "A", tmp_path / "C") == 0
 
 
+def test_other_prompts_and_data_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, prompts, data in (("A", "1", "x"), ("B", "2", "x"), ("C", None, "y")):
+        folder = write(tmp_path / name, exam("1100"))
+        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        report["prompts_sha256"], report["data"]["sha256"] = prompts, data
+        (folder / "report.json").write_text(json.dumps(report), encoding="utf-8")
+    told = "The systems' {} differ (sha256 in report.json)"
+    for pair, prompts_differ, data_differ in (("AB", True, False), ("AC", False, True), ("BC", False, True)):
+        assert compare(*(tmp_path / name for name in pair)) == 0
+        shown = " ".join(capsys.readouterr().out.split())
+        assert (told.format("prompts") in shown) is prompts_differ
+        assert (told.format("data files") in shown) is data_differ
+
+
 def test_nothing_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path / "A", exam("1100")), write(tmp_path / "B", exam("1010"))
     arguments = (tmp_path / "A", tmp_path / "B", "--output", tmp_path / "out")
