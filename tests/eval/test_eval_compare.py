@@ -378,6 +378,11 @@ def test_damage_stands_beside_gains(runs: Path, capsys: pytest.CaptureFixture[st
         ["system", "gain: exam", "damage: cmmlu", "damage: perplexity"]
     ]
     assert "distinguishable, lost" in shown
+    # Damage is what was lost, so that it is above 0 where the gain of the other table is below.
+    (line,) = [line for line in shown.split("Gains beside damage")[1].splitlines() if line.startswith("A  ")][:1]
+    gained, forgotten, bits = line.split()[1:]
+    assert gained == f"+{100 * float(rows['A', 'exam']['gain']):.2f}*"
+    assert forgotten == f"+{-100 * float(rows['A', 'cmmlu']['gain']):.2f}*" and bits == "+0.200*"
 
 
 def test_one_system_is_enough_with_its_base(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
