@@ -1,7 +1,7 @@
 """Resampling of two systems' answers to the same items: intervals and tests for differences of any average.
 
 The interval is a percentile one, widened for small samples (T. C. Hesterberg, The American Statistician 69 (2015)
-371-386, "expanded percentile": without it 95 % intervals from 20 items hold about 92 %). The test swaps the two
+371-386, "expanded percentile": without it 95 % intervals from 20 items hold about 93 %). The test swaps the two
 systems' answers at random, which is R. A. Fisher's randomization test; the observed one counts as a random one too (B.
 Phipson and G. K. Smyth, Statistical Applications in Genetics and Molecular Biology 9 (2010) 39).
 
