@@ -132,10 +132,18 @@ def _identity(facts: Mapping[str, Any], judgements: Mapping[str, Any]) -> dict[s
         "answers": facts["answers"],
         "mode": facts.get("mode"),
         "shots": facts.get("shots"),
-        "judge": judgements.get("model"),
+        "judge": _judge(judgements.get("identity") or judgements),
         "average": facts["headline"]["name"],
     }
     return {name: "none" if value is None else str(value) for name, value in named.items()}
+
+
+def _judge(facts: Mapping[str, Any]) -> str | None:
+    """Return the judge's name and settings, which decide its scores as much."""
+    name = facts.get("model") or facts.get("run") or facts.get("base")
+    settings = facts.get("sampling") or facts.get("predict_arguments")
+    told = f" {json.dumps(settings, ensure_ascii=False, sort_keys=True)}" if settings else ""
+    return f"{name}{told}" if name else None
 
 
 def _parts(facts: Mapping[str, Any]) -> Iterator[tuple[tuple[str, str], Reported]]:

@@ -1,6 +1,7 @@
 """Report folders for the tests of compare, made through the writer of the program."""
 
 import argparse
+import csv
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -64,3 +65,16 @@ def compare(*arguments: object) -> int:
     compare_command.add_parser(parser.add_subparsers(), common)
     options = parser.parse_args(["compare", *map(str, arguments)])
     return exit_code(lambda: options.run(options), debug=options.debug)
+
+
+Rows = dict[tuple[str, str, str], dict[str, str]]
+
+
+def read_csv(folder: Path) -> Rows:
+    """Return the lines by part, name and system."""
+    with (folder / "compare.csv").open(encoding="utf-8", newline="") as file:
+        return {(row["part"], row["name"], row["system"]): row for row in csv.DictReader(file)}
+
+
+def numbers(row: dict[str, str], *names: str) -> list[float]:
+    return [float(row[name]) for name in names]
