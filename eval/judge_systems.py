@@ -1,0 +1,312 @@
+"""From a judge's reply about several systems to one score, verdict or rank per system. Pure functions on text.
+
+Systems stand under numbers from 1 (`System1`, `系统 1`, `Assistant 1`, `助手1`, `模型一`); which model stands under which
+number is told by the judge prompt's `meta`. Nothing is guessed: what the reply does not say of a system, says twice with
+different numbers, or puts outside the scale, is reported for that system alone and leaves the others as they are.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from eval.judge_numbers import Reading, clean, read_after
+from eval.judge_scores import LABEL, JudgeScore, to_score
+
+_NAMES = r"systems?|assistants?|models?|系统|助手|助理|模型|回答|答案|answer|response"
+_INDEX = r"\d{1,2}|[一二三四五六七八九十]|(?-i:[A-H])(?![A-Za-z])"
+_ANCHOR = re.compile(
+    rf"(?<![A-Za-z])(?:(?P<name>{_NAMES})\s*[-_#]?\s*|\"(?:system|assistant|model|系统|模型)\"\s*:\s*\"?)"
+    rf"(?P<index>{_INDEX})(?![\d.]\d)",
+    re.IGNORECASE,
+)
+_INDICES = {name: value for row in ("一二三四五六七八九十", "ABCDEFGH") for value, name in enumerate(row, 1)}
+_FAMILIES = ("systems?|系统", "assistants?|助手|助理", "models?|模型", ".*")
+"""A reply that names systems is read by these alone: `answer 5` in its prose is then no fifth system."""
+_LINE_START = re.compile(r"[\s*_`#>|\-•·\d.、)(\[【]*\Z")
+_TOTAL = re.compile(r"(?:总|综合|最终|整体|总体|overall|total|final)[\s\w]{0,10}\Z", re.IGNORECASE)
+_TOTAL_LABEL = re.compile(r"总得分|总分|综合得分|综合评分|最终得分|最终评分|overall(?: score| rating)?|total(?: score)?|final score", re.I)
+_PROSE = re.compile(r"[ \t]+(?!points?|pts?|out|because|since|as|and|while|whereas|but|due|for|with|system|assistant)[a-z]")
+"""A lower-case word right behind a bare number: `3 errors`, no score."""
+
+
+@dataclass(frozen=True)
+class _Mention:
+    """A system named in the text."""
+
+    index: int
+    start: int
+    end: int
+
+
+def parse_system_scores(reply: str, count: int, *, maximum: float = 10.0, minimum: float = 0.0) -> tuple[JudgeScore, ...]:
+    """Return one score per system, in the order of their numbers.
+
+    Read as, whichever the reply is: JSON; a table with a column of scores or a column per system; numbers beside the
+    systems' names; a section per system with one labelled score; a first line of exactly `count` bare numbers.
+
+    Args:
+        reply: the judge's raw text.
+        count: number of systems that the judge was shown.
+        maximum: best score of the scale.
+        minimum: worst score of the scale.
+    """
+    text = clean(reply)
+    found: dict[int, list[JudgeScore]] = {index: [] for index in range(1, count + 1)}
+    mentions = [mention for mention in _mentions(text) if mention.index <= count]
+    sources = (_from_json, _from_header_table, _from_joint_list, _beside_names, _from_first_line)
+    for source in sources:
+        pairs = list(source(text, mentions, count))
+        if pairs:
+            for index, part, reading in pairs:
+                found[index].append(to_score(part, reading, minimum=minimum, maximum=maximum))
+            break
+    for index, scores in found.items():
+        if not scores:
+            found[index] = _from_section(text, mentions, index, minimum=minimum, maximum=maximum)
+    named = {mention.index for mention in mentions}
+    return tuple(_agreed(scores, named=index in named) for index, scores in found.items())
+
+
+def _agreed(scores: Sequence[JudgeScore], *, named: bool) -> JudgeScore:
+    if not scores:
+        return JudgeScore(None, "unparsed", note="named without a score") if named else JudgeScore(None, "missing")
+    values = {(score.value, score.status) for score in scores}
+    if len(values) == 1:
+        return scores[0]
+    return JudgeScore(None, "contradictory", note=", ".join(dict.fromkeys(score.found for score in scores)))
+
+
+def _mentions(text: str) -> list[_Mention]:
+    matches = list(_ANCHOR.finditer(text))
+    for family in _FAMILIES:
+        chosen = [match for match in matches if re.fullmatch(family, match["name"] or "system", re.IGNORECASE)]
+        if chosen:
+            return [_Mention(_index(match), match.start(), match.end()) for match in chosen]
+    return []
+
+
+def _index(match: re.Match[str]) -> int:
+    return _INDICES.get(match["index"]) or int(match["index"])
+
+
+Found = tuple[int, str, Reading]
+"""Number of the system, the text that the reading was taken from, and the reading."""
+
+
+def _from_json(text: str, mentions: Sequence[_Mention], count: int) -> Iterator[Found]:
+    for value in _json_values(text):
+        for key, score in _json_pairs(value):
+            match = _ANCHOR.search(key) or re.fullmatch(r"\s*(?P<index>\d{1,2})\s*", key)
+            index = _index(match) if match else 0
+            reading = read_after(str(score), 0, whole_reply=False)
+            if 1 <= index <= count and reading is not None:
+                yield index, str(score), reading
+
+
+def _json_values(text: str) -> Iterator[object]:
+    """Yield the JSON objects and arrays of a text: the whole, a fenced block, or one per line."""
+    decoder, at = json.JSONDecoder(), 0
+    while (opening := re.compile(r"[{\[]").search(text, at)) is not None:
+        try:
+            value, at = decoder.raw_decode(text, opening.start())
+        except (json.JSONDecodeError, RecursionError):
+            at = opening.end()
+            continue
+        if isinstance(value, dict | list):
+            yield value
+
+
+def _json_pairs(value: object) -> Iterator[tuple[str, object]]:
+    """Yield name and score of `{"System1": 8}`, `{"System1": {"score": 8}}` and `{"system": 1, "score": 8}`."""
+    if isinstance(value, list):
+        for part in value:
+            yield from _json_pairs(part)
+        return
+    if not isinstance(value, dict):
+        return
+    name = next((value[key] for key in value if re.fullmatch(f"name|id|{_NAMES}", key, re.I)), None)
+    score = next((value[key] for key in value if LABEL.search(key) and not isinstance(value[key], dict | list)), None)
+    if isinstance(name, str | int) and score is not None:
+        yield str(name), score
+        return
+    for key, part in value.items():
+        if _ANCHOR.search(key) and isinstance(part, dict):
+            labelled = [part[inner] for inner in part if LABEL.search(inner)]
+            yield from ((key, one) for one in labelled)
+        elif _ANCHOR.search(key) and not isinstance(part, list):
+            yield key, part
+        else:
+            yield from _json_pairs(part)
+
+
+def _cells(line: str) -> list[str]:
+    return [re.sub(r"[*_`\s]+", " ", cell).strip() for cell in line.strip().strip("|").split("|")]
+
+
+def _from_header_table(text: str, mentions: Sequence[_Mention], count: int) -> Iterator[Found]:
+    """Read a Markdown table by its header: a column of scores, or a column per system and a row of scores."""
+    lines = [line for line in text.split("\n") if line.count("|") >= 2]
+    rows = [_cells(line) for line in lines if not re.fullmatch(r"[\s|:\-]+", line)]
+    if len(rows) < 2:
+        return
+    header, body = rows[0], rows[1:]
+    systems = {column: match for column, cell in enumerate(header) if (match := _ANCHOR.fullmatch(cell))}
+    labels = [column for column, cell in enumerate(header) if LABEL.search(cell) or _TOTAL_LABEL.search(cell)]
+    totals = [column for column in labels if _TOTAL_LABEL.search(header[column])] or labels
+    if len(systems) >= 2:
+        named = [row for row in body if LABEL.search(row[0]) or _TOTAL_LABEL.search(row[0])]
+        chosen = [row for row in named if _TOTAL_LABEL.search(row[0])] or named or (body if len(body) == 1 else [])
+        cells = [(match, row[column]) for row in chosen for column, match in systems.items() if column < len(row)]
+    elif len(totals) == 1:
+        cells = [
+            (match, row[totals[0]])
+            for row in body
+            if len(row) > totals[0] and (match := next((m for cell in row if (m := _ANCHOR.match(cell))), None))
+        ]
+    else:
+        return
+    for match, cell in cells:
+        index = _index(match)
+        reading = read_after(cell, 0, whole_reply=False)
+        if index <= count and reading is not None:
+            yield index, cell, reading
+
+
+def _from_joint_list(text: str, mentions: Sequence[_Mention], count: int) -> Iterator[Found]:
+    """Read `System1, System2, System3: 8, 7, 9`: every system named in a row, then exactly as many numbers."""
+    number = r"\d+(?:\.\d+)?"
+    values = rf"(?P<values>{number}(?:\s*分)?(?:\s*[,、/;和]\s*(?:and\s+)?{number}(?:\s*分)?){{{count - 1}}})(?!\s*[,、/]?\s*{number})"
+    for place in range(len(mentions) - count + 1):
+        row = mentions[place : place + count]
+        between = [text[left.end : right.start] for left, right in zip(row, row[1:], strict=False)]
+        if not all(re.fullmatch(r"[\s,、/和与及&*]*(?:and)?\s*", part) for part in between):
+            continue
+        match = re.compile(rf"[^\d\n]{{0,30}}?{values}").match(text, row[-1].end)
+        if match and len({mention.index for mention in row}) == count and count > 1:
+            parts = re.findall(number, match["values"])
+            for mention, part in zip(row, parts, strict=True):
+                yield mention.index, part, Reading(float(part), None, "", 0, len(part), True)
+            return
+
+
+def _beside_names(text: str, mentions: Sequence[_Mention], count: int) -> Iterator[Found]:
+    starts = {mention.start for mention in mentions}
+    for mention in mentions:
+        reading = read_after(text, mention.end, whole_reply=False)
+        if reading is None or any(mention.end <= start < reading.start for start in starts):
+            continue
+        gap = text[mention.end : reading.start]
+        labelled = LABEL.search(gap) or reading.out_of is not None
+        if not labelled and _PROSE.match(text, reading.end):
+            continue
+        rest = re.compile(r"[\s*_;,:|\-]*").match(text, reading.end)
+        # A number on the next line that a name follows is that other system's: `8 System1`, `7 System2`.
+        if "\n" in gap and rest is not None and "\n" not in rest[0] and rest.end() in starts:
+            continue
+        yield mention.index, text, reading
+
+
+def _from_first_line(text: str, mentions: Sequence[_Mention], count: int) -> Iterator[Found]:
+    """Read a first line that holds exactly as many numbers as there are systems: `8 7.5 9`."""
+    line = text.strip().split("\n")[0].strip()
+    parts = re.split(r"\s*[,;、/]\s*|\s+", line)
+    if count > 1 and len(parts) == count and all(re.fullmatch(r"\d+(?:\.\d+)?", part) for part in parts):
+        for index, part in enumerate(parts, 1):
+            yield index, part, Reading(float(part), None, "", 0, len(part), True)
+
+
+def _from_section(
+    text: str, mentions: Sequence[_Mention], index: int, *, minimum: float, maximum: float
+) -> list[JudgeScore]:
+    """Return the labelled scores of the part that a system's name at the start of a line heads."""
+    heads = [one for one in mentions if _LINE_START.search(text[text.rfind("\n", 0, one.start) + 1 : one.start])]
+    scores: list[JudgeScore] = []
+    totals: list[JudgeScore] = []
+    for place, head in enumerate(heads):
+        if head.index != index:
+            continue
+        stop = next((other.start for other in heads[place + 1 :] if other.index != index), len(text))
+        part = text[head.end : stop]
+        for match in LABEL.finditer(part):
+            reading = read_after(part, match.end(), whole_reply=True)
+            if reading is not None:
+                score = to_score(part, reading, minimum=minimum, maximum=maximum)
+                (totals if _TOTAL.search(part[max(0, match.start() - 12) : match.start()]) else scores).append(score)
+        for match in re.finditer(r"总分", part):
+            if reading := read_after(part, match.end(), whole_reply=True):
+                totals.append(to_score(part, reading, minimum=minimum, maximum=maximum))
+    return totals or scores
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Which of two answers a judge prefers."""
+
+    winner: Literal["A", "B", "tie"] | None
+    status: Literal["read", "unparsed", "contradictory"]
+
+
+def parse_verdict(reply: str) -> Verdict:
+    """Return the verdict of MT-Bench's form `[[A]]`, `[[B]]` or `[[C]]` (a tie).
+
+    Where several different ones occur (a judge that repeats its instructions), the last line decides if it holds exactly
+    one; else they contradict each other.
+    """
+    text = clean(reply)
+    names: dict[str, Literal["A", "B", "tie"]] = {"A": "A", "B": "B", "C": "tie", "TIE": "tie"}
+    pattern = re.compile(r"\[\[\s*(?:assistant\s+)?(A|B|C|tie)\s*\]\]", re.IGNORECASE)
+    for part in (text, text.strip().rsplit("\n", 1)[-1]):
+        found = {names[match[1].upper()] for match in pattern.finditer(part)}
+        if len(found) == 1:
+            return Verdict(found.pop(), "read")
+    return Verdict(None, "contradictory" if pattern.search(text) else "unparsed")
+
+
+@dataclass(frozen=True)
+class Order:
+    """The systems ranked by a judge."""
+
+    ranks: tuple[int, ...] | None
+    """Rank of each system in the order of their numbers, 1 the best; equal ones share the better rank (1, 1, 3)."""
+    status: Literal["read", "unparsed"]
+    note: str = ""
+
+
+def parse_order(reply: str, count: int) -> Order:
+    """Return the ranks of a reply that ends in `Assistant 2 > Assistant 1 = Assistant 3`.
+
+    The last chain that names every system exactly once is the verdict; chains over a part of them are not completed.
+    """
+    text = clean(reply)
+    relation = re.compile(r"[\s*_`\"'()\[\]]*(>+=?|<+=?|=+|≈|≥|≤|优于|好于|等于)[\s*_`\"'()\[\]]*(?:the\s+)?", re.IGNORECASE)
+    chains: list[tuple[list[int], list[str]]] = []
+    last_end: int | None = None
+    for mention in _mentions(text):
+        link = relation.fullmatch(text[last_end : mention.start]) if last_end is not None else None
+        if link and chains:
+            chains[-1][0].append(mention.index)
+            chains[-1][1].append({"优": ">", "好": ">", "等": "="}.get(link[1][0], link[1]))
+        else:
+            chains.append(([mention.index], []))
+        last_end = mention.end
+    complete = [chain for chain in chains if sorted(chain[0]) == list(range(1, count + 1)) and (chain[1] or count == 1)]
+    ranked = [ranks for chain in complete if (ranks := _ranks(*chain)) is not None]
+    if not ranked:
+        longest = max((len(systems) for systems, links in chains if links), default=0)
+        return Order(None, "unparsed", f"the longest chain names {longest} of {count}" if longest else "no chain")
+    return replace(Order(ranked[-1], "read"), note="" if len(set(ranked)) == 1 else "several chains; the last counts")
+
+
+def _ranks(systems: Sequence[int], links: Sequence[str]) -> tuple[int, ...] | None:
+    """Return competition ranks, or `None` where the chain runs both ways or leaves ties open (`>=`)."""
+    strict = {link[0] for link in links if link[0] in "<>"}
+    if len(strict) > 1 or any(link in ("≥", "≤", ">=", "<=") for link in links):
+        return None
+    if strict == {"<"}:
+        systems, links = list(reversed(systems)), list(reversed(links))
+    ranks = {systems[0]: 1}
+    for place, (system, link) in enumerate(zip(systems[1:], links, strict=True), 2):
+        ranks[system] = place if link[0] in "<>" else ranks[systems[place - 2]]
+    return tuple(ranks[index] for index in sorted(ranks))
