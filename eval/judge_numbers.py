@@ -15,7 +15,9 @@ _REASONING_END = re.compile(r"\A.*</think(?:ing)?>", flags=re.DOTALL | re.IGNORE
 
 _ONES = {"零": 0, "〇": 0, "一": 1, "二": 2, "两": 2, "三": 3, "四": 4, "五": 5, "六": 6, "七": 7, "八": 8, "九": 9}
 _ARABIC = r"(?:\d+(?:\.\d+)?|\.\d+)"
-_CHINESE = r"(?:[一二三四五六七八九]?十[一二三四五六七八九]?|[零〇一二两三四五六七八九])(?:点[零〇一二三四五六七八九]+)?"
+_CHINESE = (
+    r"(?:[一二三四五六七八九]?十[一二三四五六七八九]?|[零〇一二两三四五六七八九])(?:点[零〇一二三四五六七八九]+)?"
+)
 AMOUNT = rf"(?:{_ARABIC}|{_CHINESE})"
 """A number as judges write it, without sign."""
 
@@ -63,7 +65,9 @@ _COUNTED = re.compile(
 """Behind a number: it counts something else, or is an ordinal."""
 _OUT_OF = [
     re.compile(rf"\s*分?\s*/\s*(?P<top>{_ARABIC})\s*分?"),
-    re.compile(rf"\s*(?:points?|pts?|分)?\s*,?\s*\(?\s*(?:out\s+of|of)\s*(?:a\s+total\s+of\s*)?(?P<top>{_ARABIC})", re.I),
+    re.compile(
+        rf"\s*(?:points?|pts?|分)?\s*,?\s*\(?\s*(?:out\s+of|of)\s*(?:a\s+total\s+of\s*)?(?P<top>{_ARABIC})", re.I
+    ),
     re.compile(rf"\s*分?[\s,;(]*满分\s*(?:为|是|:)?\s*(?P<top>{AMOUNT})\s*分?\s*\)?"),
     re.compile(rf"\s*分?\s*\(\s*(?:总分|共)\s*(?:为|是|:)?\s*(?P<top>{AMOUNT})\s*分?\s*\)"),
     re.compile(r"\s*分?[\s,;(]*(?P<top>十|百|五|10|100|5|1)\s*分制\s*\)?"),

@@ -2,10 +2,10 @@
 
 Rules (evaluation.md names no parser of the original projects, so these are ours):
 
-- the first label (`得分`, `评分`, `分数`, `打分`, `分值`, `score`, `rating`) that a number follows decides; later ones are
-  counted in `note`. A label that no number follows (`得分点`, `评分标准`, the scale restated) is passed over.
-- a stated fraction is brought to the scale: `8/10`, `80%`, `8分（满分10分）` are 0.8 of 1. A bare `8` on a scale of 1 is
-  `out of range`, never clamped and never divided.
+- the first label (`得分`, `评分`, `分数`, `打分`, `分值`, `score`, `rating`) that a number follows decides; later
+  ones are counted in `note`. A label without a number (`得分点`, `评分标准`, the scale restated) is passed over.
+- a stated fraction is brought to the scale: `8/10`, `80%`, `8分（满分10分）` are 0.8 of 1. A bare `8` on a scale of 1
+  is `out of range`, never clamped and never divided.
 - a range (`0.7-0.8`), a bound or a list is no number: `unparsed`, with the reason in `note`.
 - without any label, `给0.8分`, `得0.8分` or a reply that is nothing but a number is read, where all of them agree.
 """
@@ -35,7 +35,8 @@ class JudgeScore:
 
 
 LABEL = re.compile(
-    r"得分|评分|分数|打分|分值|(?<![A-Za-z])(?:scored|scores|score|rating|rated|rate(?=\s+(?:it|this|the)\b))(?![A-Za-z])(?!_?\d+\s*:)", re.IGNORECASE
+    r"得分|评分|分数|打分|分值|(?<![A-Za-z])(?:scored|scores|score|rating|rated|rate(?=\s+(?:it|this|the)\b))(?![A-Za-z])(?!_?\d+\s*:)",
+    re.IGNORECASE,
 )
 _DECLARED = re.compile(
     rf"(?<!扣)(?:得到|获得|给予|给出|评为|得|打|给|评|判)(?:了|其|它|出|个|该回答|模型回答|模型|回答)?\s*(?={AMOUNT}\s*分(?!钟|析|别|类))"
@@ -51,7 +52,9 @@ def parse_score(reply: str, *, maximum: float = 1.0, minimum: float = 0.0) -> Ju
         minimum: worst score of the scale.
     """
     text = clean(reply)
-    readings = [reading for match in LABEL.finditer(text) if (reading := read_after(text, match.end(), whole_reply=True))]
+    readings = [
+        reading for match in LABEL.finditer(text) if (reading := read_after(text, match.end(), whole_reply=True))
+    ]
     if readings:
         first = to_score(text, readings[0], minimum=minimum, maximum=maximum)
         return _with_count(first, {to_score(text, one, minimum=minimum, maximum=maximum).value for one in readings})

@@ -1,10 +1,11 @@
 """From a judge's reply about several systems to one score, verdict or rank per system. Pure functions on text.
 
-Systems stand under numbers from 1 (`System1`, `系统 1`, `Assistant 1`, `助手1`, `模型一`); which model stands under which
-number is told by the judge prompt's `meta`. Nothing is guessed: what the reply does not say of a system, says twice with
-different numbers, or puts outside the scale, is reported for that system alone and leaves the others as they are.
+Systems stand under numbers from 1 (`System1`, `系统 1`, `Assistant 1`, `助手1`, `模型一`) or letters; which model
+stands under which is told by the judge prompt's `meta`. Nothing is guessed: what the reply does not say of a system,
+says twice with different numbers, or puts outside the scale, is reported for that system alone; the others stay.
 """
 
+import itertools
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -26,8 +27,12 @@ _FAMILIES = ("systems?|系统", "assistants?|助手|助理", "models?|模型", "
 """A reply that names systems is read by these alone: `answer 5` in its prose is then no fifth system."""
 _LINE_START = re.compile(r"[\s*_`#>|\-•·\d.、)(\[【]*\Z")
 _TOTAL = re.compile(r"(?:总|综合|最终|整体|总体|overall|total|final)[\s\w]{0,10}\Z", re.IGNORECASE)
-_TOTAL_LABEL = re.compile(r"总得分|总分|综合得分|综合评分|最终得分|最终评分|overall(?: score| rating)?|total(?: score)?|final score", re.I)
-_PROSE = re.compile(r"[ \t]+(?!points?|pts?|out|because|since|as|and|while|whereas|but|due|for|with|system|assistant)[a-z]")
+_TOTAL_LABEL = re.compile(
+    r"总得分|总分|综合得分|综合评分|最终得分|最终评分|overall(?: score| rating)?|total(?: score)?|final score", re.I
+)
+_PROSE = re.compile(
+    r"[ \t]+(?!points?|pts?|out|because|since|as|and|while|whereas|but|due|for|with|system|assistant)[a-z]"
+)
 """A lower-case word right behind a bare number: `3 errors`, no score."""
 
 
@@ -40,7 +45,9 @@ class _Mention:
     end: int
 
 
-def parse_system_scores(reply: str, count: int, *, maximum: float = 10.0, minimum: float = 0.0) -> tuple[JudgeScore, ...]:
+def parse_system_scores(
+    reply: str, count: int, *, maximum: float = 10.0, minimum: float = 0.0
+) -> tuple[JudgeScore, ...]:
     """Return one score per system, in the order of their numbers.
 
     Read as, whichever the reply is: JSON; a table with a column of scores or a column per system; numbers beside the
@@ -177,10 +184,11 @@ def _from_header_table(text: str, mentions: Sequence[_Mention], count: int) -> I
 def _from_joint_list(text: str, mentions: Sequence[_Mention], count: int) -> Iterator[Found]:
     """Read `System1, System2, System3: 8, 7, 9`: every system named in a row, then exactly as many numbers."""
     number = r"\d+(?:\.\d+)?"
-    values = rf"(?P<values>{number}(?:\s*分)?(?:\s*[,、/;和]\s*(?:and\s+)?{number}(?:\s*分)?){{{count - 1}}})(?!\s*[,、/]?\s*{number})"
+    further = rf"(?:\s*[,、/;和]\s*(?:and\s+)?{number}(?:\s*分)?)"
+    values = rf"(?P<values>{number}(?:\s*分)?{further}{{{count - 1}}})(?!\s*[,、/]?\s*{number})"
     for place in range(len(mentions) - count + 1):
         row = mentions[place : place + count]
-        between = [text[left.end : right.start] for left, right in zip(row, row[1:], strict=False)]
+        between = [text[left.end : right.start] for left, right in itertools.pairwise(row)]
         if not all(re.fullmatch(r"[\s,、/和与及&*]*(?:and)?\s*", part) for part in between):
             continue
         match = re.compile(rf"[^\d\n]{{0,30}}?{values}").match(text, row[-1].end)
@@ -251,8 +259,8 @@ class Verdict:
 def parse_verdict(reply: str) -> Verdict:
     """Return the verdict of MT-Bench's form `[[A]]`, `[[B]]` or `[[C]]` (a tie).
 
-    Where several different ones occur (a judge that repeats its instructions), the last line decides if it holds exactly
-    one; else they contradict each other.
+    Where several different ones occur (a judge that repeats its instructions), the last line decides if it holds
+    exactly one; else they contradict each other.
     """
     text = clean(reply)
     names: dict[str, Literal["A", "B", "tie"]] = {"A": "A", "B": "B", "C": "tie", "TIE": "tie"}
@@ -280,7 +288,9 @@ def parse_order(reply: str, count: int) -> Order:
     The last chain that names every system exactly once is the verdict; chains over a part of them are not completed.
     """
     text = clean(reply)
-    relation = re.compile(r"[\s*_`\"'()\[\]]*(>+=?|<+=?|=+|≈|≥|≤|优于|好于|等于)[\s*_`\"'()\[\]]*(?:the\s+)?", re.IGNORECASE)
+    relation = re.compile(
+        r"[\s*_`\"'()\[\]]*(>+=?|<+=?|=+|≈|≥|≤|优于|好于|等于)[\s*_`\"'()\[\]]*(?:the\s+)?", re.IGNORECASE
+    )
     chains: list[tuple[list[int], list[str]]] = []
     last_end: int | None = None
     for mention in _mentions(text):
