@@ -276,5 +276,5 @@ def _told(failures: Mapping[str, Failure], total: int, folder: JudgeFolder) -> s
     reasons = Counter(failure.reason for failure in failures.values()).most_common(1)[0][0]
     return (
         f"--output: {len(failures)} of {total} prompts have no reply ({folder.failures} names them; most often: "
-        f"{reasons}). The same command asks these again; --accept-failures finishes without them, and they count as unread."
+        f"{reasons}). The same command asks these again; --accept-failures finishes without them: they count as unread."
     )
