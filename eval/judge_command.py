@@ -13,6 +13,7 @@ from eval.judge_estimate import Estimate, Prices
 from eval.judge_local import LocalJudge, ask_local_judge
 from eval.matching import match, select
 from eval.output import asked_of
+from eval.position_bias import bias_markdown, placed_scores, position_bias
 from eval.score_command import named_files
 from ift.errors import UserError
 from ift.records import Prediction, PromptRecord, read_predictions
@@ -90,7 +91,21 @@ def run(options: argparse.Namespace) -> None:
     else:
         replies = ask_judge(prompts, options.output, asking=asking, confirm=lambda cost: _confirm(cost, options.yes))
     print(f"{options.output}: {len(replies)} replies")
+    _report_bias(replies, options.output)
     print(f"score: python -m eval score {options.benchmark} --judgements {options.output} …")
+
+
+def _report_bias(replies: Sequence[Prediction], output: Path) -> None:
+    """Write position_bias.md where every message shows several systems beside each other."""
+    if any(len(reply.meta.get("systems", ())) < 2 for reply in replies):
+        return
+    try:
+        bias = position_bias(placed_scores(replies))
+    except UserError as error:
+        print(error)
+        return
+    (output / "position_bias.md").write_text(bias_markdown(bias), encoding="utf-8")
+    print(f"{output / 'position_bias.md'}: p {bias.p_value:.4f} over {bias.n_items} items")
 
 
 def judge_prompts(options: argparse.Namespace) -> list[PromptRecord]:

@@ -316,9 +316,9 @@ def test_killed_and_resumed_pays_for_no_recorded_reply_again(tmp_path: Path) -> 
 def test_two_processes_do_not_ask_for_one_folder(tmp_path: Path) -> None:
     prompts = prompts_of("a")
     asking = asking_of("http://127.0.0.1:9/v1", tmp_path)
-    with JudgeFolder(tmp_path / "out").open(asking.identity(prompts), prompts):
-        with pytest.raises(UserError, match="another process"):
-            ask_judge(prompts, tmp_path / "out", asking=asking, confirm=agree)
+    folder = JudgeFolder(tmp_path / "out")
+    with folder.open(asking.identity(prompts), prompts), pytest.raises(UserError, match="another process"):
+        ask_judge(prompts, tmp_path / "out", asking=asking, confirm=agree)
 
 
 def test_a_server_that_sends_the_key_back_does_not_get_it_into_a_file(tmp_path: Path) -> None:
