@@ -50,6 +50,8 @@ _SUBJECTS = re.compile(
 )
 """What a score belongs to, where the whole reply is about one answer."""
 _LONGEST_GAP = 60
+_OPENINGS = frozenset("0123456789.-<>≤≥([{【满百十零〇一二两三四五六七八九fF")
+"""What a number or a scale can begin with; nothing else is tried at other places."""
 
 _RANGE = re.compile(rf"\s{{0,2}}分?\s{{0,2}}(?:[-~–—]|到|至|或者|或|to\b|or\b)\s{{0,2}}(?:{_ARABIC})", re.IGNORECASE)
 _NO_SINGLE_NUMBER = {
@@ -64,7 +66,7 @@ _COUNTED = re.compile(
 )
 """Behind a number: it counts something else, or is an ordinal."""
 _OUT_OF = [
-    re.compile(rf"\s*分?\s*/\s*(?P<top>{_ARABIC})\s*分?"),
+    re.compile(rf"\s*分?\s*/\s*(?P<top>{_ARABIC})(?:\s*分)?"),
     re.compile(
         rf"\s*(?:points?|pts?|分)?\s*,?\s*\(?\s*(?:out\s+of|of)\s*(?:a\s+total\s+of\s*)?(?P<top>{_ARABIC})", re.I
     ),
@@ -131,13 +133,14 @@ def read_after(text: str, place: int, *, whole_reply: bool) -> Reading | None:
         if dash := _dash(text, at):
             at = dash.end()
             continue
-        found = _number(text, at, announced=announced, gap=text[place:at], top=top)
-        if found is not None:
-            return found
-        scale = next((match for pattern in _SCALES if (match := pattern.match(text, at))), None)
-        if scale is not None:
-            top, at = to_number(scale["top"]), scale.end()
-            continue
+        if text[at : at + 1] in _OPENINGS:
+            found = _number(text, at, announced=announced, gap=text[place:at], top=top)
+            if found is not None:
+                return found
+            scale = next((match for pattern in _SCALES if (match := pattern.match(text, at))), None)
+            if scale is not None:
+                top, at = to_number(scale["top"]), scale.end()
+                continue
         step = _TAG.match(text, at) or _MARKUP.match(text, at) or _WORDS.match(text, at)
         if step is None and whole_reply:
             step = _SUBJECTS.match(text, at)

@@ -25,11 +25,13 @@ _ANCHOR = re.compile(
 _INDICES = {name: value for row in ("一二三四五六七八九十", "ABCDEFGH") for value, name in enumerate(row, 1)}
 _FAMILIES = ("systems?|系统", "assistants?|助手|助理", "models?|模型", ".*")
 """A reply that names systems is read by these alone: `answer 5` in its prose is then no fifth system."""
-_LINE_START = re.compile(r"[\s*_`#>|\-•·\d.、)(\[【]*\Z")
+_LINE_START = re.compile(r"[\s*_`#>|\-•·\d.、)(\[【]{0,16}")
 _TOTAL = re.compile(r"(?:总|综合|最终|整体|总体|overall|total|final)[\s\w]{0,10}\Z", re.IGNORECASE)
 _TOTAL_LABEL = re.compile(
     r"总得分|总分|综合得分|综合评分|最终得分|最终评分|overall(?: score| rating)?|total(?: score)?|final score", re.I
 )
+_NUMBER_BEFORE = re.compile(r"(?:^|\s)[*_]*\d+(?:\.\d+)?(?:\s*分|\s*/\s*10)?[\s*_:\-–—]*\Z")
+_LONGEST_BEFORE = 24
 _PROSE = re.compile(
     r"[ \t]+(?!points?|pts?|out|because|since|as|and|while|whereas|but|due|for|with|system|assistant)[a-z]"
 )
@@ -209,9 +211,9 @@ def _beside_names(text: str, mentions: Sequence[_Mention], count: int) -> Iterat
         labelled = LABEL.search(gap) or reading.out_of is not None
         if not labelled and _PROSE.match(text, reading.end):
             continue
-        rest = re.compile(r"[\s*_;,:|\-]*").match(text, reading.end)
-        # A number on the next line that a name follows is that other system's: `8 System1`, `7 System2`.
-        if "\n" in gap and rest is not None and "\n" not in rest[0] and rest.end() in starts:
+        # `8 System1` on a line: the numbers stand before the names, and the next line's is another system's.
+        before = text[text.rfind("\n", 0, mention.start) + 1 : mention.start]
+        if "\n" in gap and _NUMBER_BEFORE.search(before[-_LONGEST_BEFORE:]):
             continue
         yield mention.index, text, reading
 
@@ -229,7 +231,7 @@ def _from_section(
     text: str, mentions: Sequence[_Mention], index: int, *, minimum: float, maximum: float
 ) -> list[JudgeScore]:
     """Return the labelled scores of the part that a system's name at the start of a line heads."""
-    heads = [one for one in mentions if _LINE_START.search(text[text.rfind("\n", 0, one.start) + 1 : one.start])]
+    heads = [one for one in mentions if _LINE_START.fullmatch(text, text.rfind("\n", 0, one.start) + 1, one.start)]
     scores: list[JudgeScore] = []
     totals: list[JudgeScore] = []
     for place, head in enumerate(heads):
