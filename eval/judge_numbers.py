@@ -8,8 +8,13 @@ import re
 import unicodedata
 from dataclasses import dataclass
 
-_SIGNS = str.maketrans({"，": ", ", "−": "-", "½": ".5", "¼": ".25", "¾": ".75", "∕": "/", "⁄": "/"})
-"""Before NFKC: a Chinese comma is never a decimal comma, and `8½` must not become `81⁄2`."""
+_SIGNS = str.maketrans(
+    {"，": ", ", "−": "-", "∶": ":", "½": ".5", "¼": ".25", "¾": ".75", "∕": "/", "⁄": "/", "`": ""}
+    | dict.fromkeys("\u200b\u200c\u200d\u200e\u200f\u2060\ufeff", "")
+)
+"""Before NFKC: a Chinese comma is never a decimal comma, `8½` must not become `81⁄2`, and what has no width goes."""
+_EMPHASIS = re.compile(r"\*\*|__|(?<=[=-])>(?=\s*\d)")
+"""Bold marks, which may stand between a number and its `/10`, and the heads of arrows."""
 _REASONING = re.compile(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", flags=re.DOTALL | re.IGNORECASE)
 _REASONING_END = re.compile(r"\A.*</think(?:ing)?>", flags=re.DOTALL | re.IGNORECASE)
 
@@ -38,10 +43,10 @@ _SCALES = [
 _TAG = re.compile(r"</?[A-Za-z]\w*>")
 _MARKUP = re.compile(r"[\s*_`\"'“”‘’「」『』【】《》\[\](){#$~\\|/:=≈→•·,–—]")
 _WORDS = re.compile(
-    r"(?:应该|应当|可以|可能|大概|大约|如下|结果|情况|最终|最后|综合|总体|整体|总得分|总分|得分|评分|分数|打分|分值|得到|获得|给予|给出|评为|总|"
-    r"应|为|是|的|约|得|给|打|我|也|可|了)"
+    r"(?:应该|应当|可以|可能|大概|大约|如下|结果|情况|最终|最后|综合|总体|整体|总得分|总分|得分|评分|分数|打分|分值|數|数|值|得到|获得|给予|给出|评为|总|"
+    r"中|应|为|是|的|约|得|给|打|我|也|可|了)"
     r"|(?:boxed|would|should|be|received|receives|receive|deserves|deserve|scored|scores|score|rating|rated|rate|overall"
-    r"|total|final|approximately|about|gets|get|got|given|give|earns|with|the|is|of|at|an|a|it|s|I)(?![A-Za-z])",
+    r"|total|final|approximately|about|gets|get|got|given|give|earns|with|the|is|of|at|an|a|it|this|s|I)(?![A-Za-z])",
     re.IGNORECASE,
 )
 _SUBJECTS = re.compile(
@@ -55,7 +60,9 @@ _OPENINGS = frozenset("0123456789.-<>≤≥([{【满百十零〇一二两三四�
 
 _RANGE = re.compile(rf"\s{{0,2}}分?\s{{0,2}}(?:[-~–—]|到|至|或者|或|to\b|or\b)\s{{0,2}}(?:{_ARABIC})", re.IGNORECASE)
 _NO_SINGLE_NUMBER = {
-    "more than a decimal number": re.compile(r"[.,]\d|(?<![\d.][\d.])(?<=0)。\d|\s*/\s*\d*\.?\d+\s*/\s*\d"),
+    "more than a decimal number": re.compile(
+        r"[.,·•]\d| \.\d|\. \d(?=\s*(?:分|/|[,;。\n]|\Z))|(?<![\d.][\d.])(?<=0)。\d|\s*/\s*\d*\.?\d+\s*/\s*\d"
+    ),
     "a bound": re.compile(r"\s*分?\s*(?:以上|以下|以内|\+(?!\s*\d))"),
     "a range": _RANGE,
     "a list of numbers": re.compile(rf"\s*分?\s*[,、]\s*{_ARABIC}\s*分?\s*(?:[,、;。\n]|\.?\s*\Z)"),
@@ -70,7 +77,8 @@ _OUT_OF = [
     re.compile(
         rf"\s*(?:points?|pts?|分)?\s*,?\s*\(?\s*(?:out\s+of|of)\s*(?:a\s+total\s+of\s*)?(?P<top>{_ARABIC})", re.I
     ),
-    re.compile(rf"\s*分?[\s,;(]*满分\s*(?:为|是|:)?\s*(?P<top>{AMOUNT})\s*分?\s*\)?"),
+    re.compile(rf"\s*分?[\s,;(/]*满分\s*(?:为|是|:)?\s*(?P<top>{AMOUNT})\s*分?\s*\)?"),
+    re.compile(rf"\s*分?\s*[,(]\s*(?P<top>{AMOUNT})\s*分\s*(?:为|是)?\s*满分\s*\)?"),
     re.compile(rf"\s*分?\s*\(\s*(?:总分|共)\s*(?:为|是|:)?\s*(?P<top>{AMOUNT})\s*分?\s*\)"),
     re.compile(r"\s*分?[\s,;(]*(?P<top>十|百|五|10|100|5|1)\s*分制\s*\)?"),
 ]
@@ -103,7 +111,7 @@ def clean(reply: str) -> str:
     """Return the reply in Unicode form NFKC, without the reasoning block that some models write first."""
     text = _REASONING.sub("", reply)
     text = _REASONING_END.sub("", text).replace("&gt;", ">").replace("&lt;", "<").replace("&nbsp;", " ")
-    return unicodedata.normalize("NFKC", text.translate(_SIGNS))
+    return _EMPHASIS.sub("", unicodedata.normalize("NFKC", text.translate(_SIGNS)))
 
 
 def to_number(text: str) -> float:

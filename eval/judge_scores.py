@@ -35,7 +35,7 @@ class JudgeScore:
 
 
 LABEL = re.compile(
-    r"得分|评分|分数|打分|分值|(?<![A-Za-z])(?:scored|scores|score|rating|rated|rate(?=\s+(?:it|this|the)\b))(?![A-Za-z])(?!_?\d+\s*:)",
+    r"得\s?分|评分|評分|分数|分數|打分|给分|給分|分值|(?<![A-Za-z])(?:scored|scores|score|rating|rated|grade|rate(?=\s+(?:it|this|the)\b))(?![A-Za-z])(?!_?\d+\s*:)",
     re.IGNORECASE,
 )
 _DECLARED = re.compile(

@@ -12,14 +12,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from eval.judge_numbers import Reading, clean, read_after
+from eval.judge_numbers import AMOUNT, Reading, clean, read_after
 from eval.judge_scores import LABEL, JudgeScore, to_score
 
 _NAMES = r"systems?|assistants?|models?|系统|助手|助理|模型|回答|答案|answer|response"
 _INDEX = r"\d{1,2}|[一二三四五六七八九十]|(?-i:[A-H])(?![A-Za-z])"
 _ANCHOR = re.compile(
-    rf"(?<![A-Za-z])(?:(?P<name>{_NAMES})\s*[-_#]?\s*|\"(?:system|assistant|model|系统|模型)\"\s*:\s*\"?)"
-    rf"(?P<index>{_INDEX})(?![\d.]\d)",
+    rf"(?<![A-Za-z])(?:(?P<name>{_NAMES}|(?-i:S)(?=\d))\s*(?:[-_#]|No\.?)?\s*|\"(?:system|assistant|model|系统|模型)\"\s*:\s*\"?)"
+    rf"(?P<index>{_INDEX})(?![\d.]\d)"
+    r"|第\s*(?P<ordinal>\d|[一二三四五六七八九十])\s*个?\s*(?P<kind>系统|助手|模型|回答|答案)",
     re.IGNORECASE,
 )
 _INDICES = {name: value for row in ("一二三四五六七八九十", "ABCDEFGH") for value, name in enumerate(row, 1)}
@@ -31,6 +32,11 @@ _TOTAL_LABEL = re.compile(
     r"总得分|总分|综合得分|综合评分|最终得分|最终评分|overall(?: score| rating)?|total(?: score)?|final score", re.I
 )
 _NUMBER_BEFORE = re.compile(r"(?:^|\s)[*_]*\d+(?:\.\d+)?(?:\s*分|\s*/\s*10)?[\s*_:\-–—]*\Z")
+_POINTS = re.compile(
+    r"(?<![\d.零一二两三四五六七八九十点])(?<!扣)(?<!扣了)(?<!满分)(?<!满分为)(?<!每题)(?<!总分)"
+    rf"(?={AMOUNT}\s*(?:分(?!钟|析|别|为|类|解|布|之)|/\s*10(?!\d)|out of 10\b))"
+)
+"""Before a number that is a score by its unit, in a part about one system."""
 _LONGEST_BEFORE = 24
 _PROSE = re.compile(
     r"[ \t]+(?!points?|pts?|out|because|since|as|and|while|whereas|but|due|for|with|system|assistant)[a-z]"
@@ -90,14 +96,19 @@ def _agreed(scores: Sequence[JudgeScore], *, named: bool) -> JudgeScore:
 def _mentions(text: str) -> list[_Mention]:
     matches = list(_ANCHOR.finditer(text))
     for family in _FAMILIES:
-        chosen = [match for match in matches if re.fullmatch(family, match["name"] or "system", re.IGNORECASE)]
+        chosen = [
+            match
+            for match in matches
+            if re.fullmatch(family, match["name"] or match["kind"] or "system", re.IGNORECASE)
+        ]
         if chosen:
             return [_Mention(_index(match), match.start(), match.end()) for match in chosen]
     return []
 
 
 def _index(match: re.Match[str]) -> int:
-    return _INDICES.get(match["index"]) or int(match["index"])
+    index = match.group("index") or match.group("ordinal")
+    return _INDICES.get(index) or int(index)
 
 
 Found = tuple[int, str, Reading]
@@ -107,7 +118,7 @@ Found = tuple[int, str, Reading]
 def _from_json(text: str, mentions: Sequence[_Mention], count: int) -> Iterator[Found]:
     for value in _json_values(text):
         for key, score in _json_pairs(value):
-            match = _ANCHOR.search(key) or re.fullmatch(r"\s*(?P<index>\d{1,2})\s*", key)
+            match = _ANCHOR.search(key) or _ANCHOR.match(f"System{key.strip()}")
             index = _index(match) if match else 0
             reading = read_after(str(score), 0, whole_reply=False)
             if 1 <= index <= count and reading is not None:
@@ -144,7 +155,7 @@ def _json_pairs(value: object) -> Iterator[tuple[str, object]]:
         if _ANCHOR.search(key) and isinstance(part, dict):
             labelled = [part[inner] for inner in part if LABEL.search(inner)]
             yield from ((key, one) for one in labelled)
-        elif _ANCHOR.search(key) and not isinstance(part, list):
+        elif (_ANCHOR.search(key) or all(one.isdigit() for one in value)) and not isinstance(part, list):
             yield key, part
         else:
             yield from _json_pairs(part)
@@ -247,6 +258,10 @@ def _from_section(
         for match in re.finditer(r"总分", part):
             if reading := read_after(part, match.end(), whole_reply=True):
                 totals.append(to_score(part, reading, minimum=minimum, maximum=maximum))
+        for match in () if totals or scores else _POINTS.finditer(part):
+            reading = read_after(part, match.end(), whole_reply=False)
+            if reading is not None:
+                scores.append(to_score(part, reading, minimum=minimum, maximum=maximum))
     return totals or scores
 
 
