@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from eval.benchmark import get_benchmark, how_asked, prompts_of
+from eval.benchmark import how_asked, prompts_of
 from eval.judge_client import Asking, ask_judge
 from eval.judge_endpoint import Endpoint, read_key
 from eval.judge_estimate import Estimate, Prices
@@ -14,7 +14,7 @@ from eval.judge_local import LocalJudge, ask_local_judge
 from eval.matching import match, select
 from eval.output import asked_of
 from eval.position_bias import bias_markdown, placed_scores, position_bias
-from eval.score_command import named_files
+from eval.score_command import chosen_benchmark, named_files
 from ift.errors import UserError
 from ift.records import Prediction, PromptRecord, read_predictions
 
@@ -99,8 +99,11 @@ def _report_bias(replies: Sequence[Prediction], output: Path) -> None:
     """Write position_bias.md where every message shows several systems beside each other."""
     if any(len(reply.meta.get("systems", ())) < 2 for reply in replies):
         return
+    placed = placed_scores(replies)
+    if not placed:  # a judge that chooses gives no scores
+        return
     try:
-        bias = position_bias(placed_scores(replies))
+        bias = position_bias(placed)
     except UserError as error:
         print(error)
         return
@@ -112,14 +115,9 @@ def judge_prompts(options: argparse.Namespace) -> list[PromptRecord]:
     """Return what the judge is asked about the predictions, each of which answers exactly the benchmark's prompts."""
     systems = {name: read_predictions(path) for name, path in named_files(options.predictions).items()}
     asked = asked_of([one for own in systems.values() for one in own])
-    benchmark = get_benchmark(options.benchmark, options.protocol or (asked.protocol if asked else None))
+    benchmark = chosen_benchmark(options, asked)
     if benchmark.judge is None:
         raise UserError(f"benchmark: {benchmark.name} needs no judge. Run `python -m eval score {benchmark.name}`.")
-    if asked is not None and (asked.benchmark, asked.protocol) != (benchmark.name, benchmark.protocol):
-        raise UserError(
-            f"--predictions: these answer '{asked.benchmark}' ({asked.protocol}), not '{benchmark.name}' "
-            f"({benchmark.protocol}). Prepare and predict again, or name the other one."
-        )
     how = how_asked(benchmark, mode=asked.mode if asked else None, shots=asked.shots if asked else None)
     matched = _match(options, [*prompts_of(benchmark, options.data, how)], systems)
     return select(benchmark.judge.ask(matched, options.data, options.seed), limit=None, seed=0)

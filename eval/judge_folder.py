@@ -105,6 +105,12 @@ class JudgeFolder:
         os.replace(sorted_file, self.predictions)
         self.note_counts(counts, status="finished")
 
+    def discard(self) -> None:
+        """Remove what `open` wrote, where no reply is there yet."""
+        if not self.replies():
+            for path in (self.about, self.prompts, self.predictions, self.failures):
+                path.unlink(missing_ok=True)
+
     def note_counts(self, counts: Mapping[str, Any], *, status: str) -> None:
         """Write down the counts so far."""
         self._write_about({**self._about(), "status": status, "counts": dict(counts)})

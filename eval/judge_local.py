@@ -64,7 +64,9 @@ def ask_local_judge(prompts: Sequence[PromptRecord], output: Path, *, judge: Loc
             print(" ".join(command[1:]), file=sys.stderr)
             code = subprocess.run(command, env=dict(os.environ), check=False).returncode
             if code != 0:
-                raise UserError(f"ift predict ended with code {code}. The same command continues where it stopped.")
+                if not predicted.exists():  # nothing is answered: other settings may be tried in the same folder
+                    folder.discard()
+                raise UserError(f"ift predict ended with code {code}. The same command begins or continues.")
         about = {"key": None, "attempts": 1, "cached": False, "prompt_tokens": None, "completion_tokens": None}
         replies = [
             replace(one, meta={**one.meta, "judge": about}) for one in read_predictions(predicted / "predictions.jsonl")

@@ -1,11 +1,10 @@
-"""Whether a judge favours a place: systems are dealt to places so that it can be seen, and then it is measured.
+"""Whether a judge favours a place in its message: how much each place adds to a score, and whether that is chance.
 
-`system_orders` gives every item an order of the systems. Inside each block of as many items as there are systems, every
-system stands once in every place (a Latin square of rotations), so that a system's mean is free of a place's bonus.
-`placed_scores` takes the scores out of the judge's replies, and `position_bias` measures what the places add.
+The systems' order is rotated from message to message (`rotations` in `eval/judged.py`), so that every system stands
+equally often in every place and the two can be told apart. `placed_scores` takes the scores out of the judge's replies,
+and `position_bias` measures what the places add.
 """
 
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,29 +17,6 @@ from ift.records import Prediction
 
 RESAMPLES = 5000
 SEED = 20_231_011
-
-
-def system_orders(systems: Sequence[str], count: int, *, seed: int) -> list[tuple[str, ...]]:
-    """Return an order of the systems for each of `count` items.
-
-    Args:
-        systems: their names.
-        count: number of items.
-        seed: the same systems, count and seed give the same orders.
-
-    Returns:
-        One tuple per item: who stands in the first place, the second, and so on. Over any number of items, a system's
-        counts in two places differ by at most one.
-    """
-    generator = random.Random(seed)
-    size = len(systems)
-    # One base order for all blocks: different ones would let the leftovers of blocks pile up in one place.
-    base = generator.sample(list(systems), size)
-    orders: list[tuple[str, ...]] = []
-    while len(orders) < count:
-        shifts = generator.sample(range(size), size)
-        orders.extend(tuple(base[shift:] + base[:shift]) for shift in shifts)
-    return orders[:count]
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,12 @@ def scripted(text: str, number: int) -> str:
 
 
 @contextmanager
-def judge_server(misbehave: Misbehave = scripted, *, seconds: float = 0.0) -> Iterator[tuple[str, Log]]:
+def judge_server(
+    misbehave: Misbehave = scripted,
+    *,
+    seconds: float = 0.0,
+    respond: Callable[[str], str] = lambda text: f"得分：0.5\n{text[:20]}",
+) -> Iterator[tuple[str, Log]]:
     """Yield base URL and log of a running server; each good reply takes that many seconds."""
     log = Log()
 
@@ -113,7 +118,7 @@ def judge_server(misbehave: Misbehave = scripted, *, seconds: float = 0.0) -> It
                 time.sleep(seconds)
                 with log.lock:
                     log.answered[text] += 1
-                self.reply(200, completion(f"得分：0.5\n{text[:20]}"))
+                self.reply(200, completion(respond(text)))
 
         def reply(self, status: int, value: object, headers: dict[str, str] | None = None) -> None:
             self.send(status, json.dumps(value, ensure_ascii=False).encode(), headers or {})
