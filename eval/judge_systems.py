@@ -1,4 +1,4 @@
-"""From a judge's reply about several systems to one score, verdict or rank per system. Pure functions on text.
+"""From a judge's reply about several systems to one score per system. Pure functions on text.
 
 Systems stand under numbers from 1 (`System1`, `系统 1`, `Assistant 1`, `助手1`, `模型一`) or letters; which model
 stands under which is told by the judge prompt's `meta`. Nothing is guessed: what the reply does not say of a system,
@@ -9,8 +9,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass
 
 from eval.judge_numbers import AMOUNT, Reading, clean, read_after
 from eval.judge_scores import LABEL, JudgeScore, to_score
@@ -45,7 +44,7 @@ _PROSE = re.compile(
 
 
 @dataclass(frozen=True)
-class _Mention:
+class Mention:
     """A system named in the text."""
 
     index: int
@@ -69,7 +68,7 @@ def parse_system_scores(
     """
     text = clean(reply)
     found: dict[int, list[JudgeScore]] = {index: [] for index in range(1, count + 1)}
-    mentions = [mention for mention in _mentions(text) if mention.index <= count]
+    mentions = [mention for mention in system_mentions(text) if mention.index <= count]
     sources = (_from_json, _from_header_table, _from_joint_list, _beside_names, _from_first_line)
     for source in sources:
         pairs = list(source(text, mentions, count))
@@ -93,7 +92,8 @@ def _agreed(scores: Sequence[JudgeScore], *, named: bool) -> JudgeScore:
     return JudgeScore(None, "contradictory", note=", ".join(dict.fromkeys(score.found for score in scores)))
 
 
-def _mentions(text: str) -> list[_Mention]:
+def system_mentions(text: str) -> list[Mention]:
+    """Return where a cleaned reply names systems, in order."""
     matches = list(_ANCHOR.finditer(text))
     for family in _FAMILIES:
         chosen = [
@@ -102,7 +102,7 @@ def _mentions(text: str) -> list[_Mention]:
             if re.fullmatch(family, match["name"] or match["kind"] or "system", re.IGNORECASE)
         ]
         if chosen:
-            return [_Mention(_index(match), match.start(), match.end()) for match in chosen]
+            return [Mention(_index(match), match.start(), match.end()) for match in chosen]
     return []
 
 
@@ -115,7 +115,7 @@ Found = tuple[int, str, Reading]
 """Number of the system, the text that the reading was taken from, and the reading."""
 
 
-def _from_json(text: str, mentions: Sequence[_Mention], count: int) -> Iterator[Found]:
+def _from_json(text: str, mentions: Sequence[Mention], count: int) -> Iterator[Found]:
     for value in _json_values(text):
         for key, score in _json_pairs(value):
             match = _ANCHOR.search(key) or _ANCHOR.match(f"System{key.strip()}")
@@ -165,7 +165,7 @@ def _cells(line: str) -> list[str]:
     return [re.sub(r"[*_`\s]+", " ", cell).strip() for cell in line.strip().strip("|").split("|")]
 
 
-def _from_header_table(text: str, mentions: Sequence[_Mention], count: int) -> Iterator[Found]:
+def _from_header_table(text: str, mentions: Sequence[Mention], count: int) -> Iterator[Found]:
     """Read a Markdown table by its header: a column of scores, or a column per system and a row of scores."""
     lines = [line for line in text.split("\n") if line.count("|") >= 2]
     rows = [_cells(line) for line in lines if not re.fullmatch(r"[\s|:\-]+", line)]
@@ -194,7 +194,7 @@ def _from_header_table(text: str, mentions: Sequence[_Mention], count: int) -> I
             yield index, cell, reading
 
 
-def _from_joint_list(text: str, mentions: Sequence[_Mention], count: int) -> Iterator[Found]:
+def _from_joint_list(text: str, mentions: Sequence[Mention], count: int) -> Iterator[Found]:
     """Read `System1, System2, System3: 8, 7, 9`: every system named in a row, then exactly as many numbers."""
     number = r"\d+(?:\.\d+)?"
     further = rf"(?:\s*[,、/;和]\s*(?:and\s+)?{number}(?:\s*分)?)"
@@ -212,7 +212,7 @@ def _from_joint_list(text: str, mentions: Sequence[_Mention], count: int) -> Ite
             return
 
 
-def _beside_names(text: str, mentions: Sequence[_Mention], count: int) -> Iterator[Found]:
+def _beside_names(text: str, mentions: Sequence[Mention], count: int) -> Iterator[Found]:
     starts = {mention.start for mention in mentions}
     for mention in mentions:
         reading = read_after(text, mention.end, whole_reply=False)
@@ -229,7 +229,7 @@ def _beside_names(text: str, mentions: Sequence[_Mention], count: int) -> Iterat
         yield mention.index, text, reading
 
 
-def _from_first_line(text: str, mentions: Sequence[_Mention], count: int) -> Iterator[Found]:
+def _from_first_line(text: str, mentions: Sequence[Mention], count: int) -> Iterator[Found]:
     """Read a first line that holds exactly as many numbers as there are systems: `8 7.5 9`."""
     line = text.strip().split("\n")[0].strip()
     parts = re.split(r"\s*[,;、/]\s*|\s+", line)
@@ -239,7 +239,7 @@ def _from_first_line(text: str, mentions: Sequence[_Mention], count: int) -> Ite
 
 
 def _from_section(
-    text: str, mentions: Sequence[_Mention], index: int, *, minimum: float, maximum: float
+    text: str, mentions: Sequence[Mention], index: int, *, minimum: float, maximum: float
 ) -> list[JudgeScore]:
     """Return the labelled scores of the part that a system's name at the start of a line heads."""
     heads = [one for one in mentions if _LINE_START.fullmatch(text, text.rfind("\n", 0, one.start) + 1, one.start)]
@@ -263,77 +263,3 @@ def _from_section(
             if reading is not None:
                 scores.append(to_score(part, reading, minimum=minimum, maximum=maximum))
     return totals or scores
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """Which of two answers a judge prefers."""
-
-    winner: Literal["A", "B", "tie"] | None
-    status: Literal["read", "unparsed", "contradictory"]
-
-
-def parse_verdict(reply: str) -> Verdict:
-    """Return the verdict of MT-Bench's form `[[A]]`, `[[B]]` or `[[C]]` (a tie).
-
-    Where several different ones occur (a judge that repeats its instructions), the last line decides if it holds
-    exactly one; else they contradict each other.
-    """
-    text = clean(reply)
-    names: dict[str, Literal["A", "B", "tie"]] = {"A": "A", "B": "B", "C": "tie", "TIE": "tie"}
-    pattern = re.compile(r"\[\[\s*(?:assistant\s+)?(A|B|C|tie)\s*\]\]", re.IGNORECASE)
-    for part in (text, text.strip().rsplit("\n", 1)[-1]):
-        found = {names[match[1].upper()] for match in pattern.finditer(part)}
-        if len(found) == 1:
-            return Verdict(found.pop(), "read")
-    return Verdict(None, "contradictory" if pattern.search(text) else "unparsed")
-
-
-@dataclass(frozen=True)
-class Order:
-    """The systems ranked by a judge."""
-
-    ranks: tuple[int, ...] | None
-    """Rank of each system in the order of their numbers, 1 the best; equal ones share the better rank (1, 1, 3)."""
-    status: Literal["read", "unparsed"]
-    note: str = ""
-
-
-def parse_order(reply: str, count: int) -> Order:
-    """Return the ranks of a reply that ends in `Assistant 2 > Assistant 1 = Assistant 3`.
-
-    The last chain that names every system exactly once is the verdict; chains over a part of them are not completed.
-    """
-    text = clean(reply)
-    relation = re.compile(
-        r"[\s*_`\"'()\[\]]*(>+=?|<+=?|=+|≈|≥|≤|优于|好于|等于)[\s*_`\"'()\[\]]*(?:the\s+)?", re.IGNORECASE
-    )
-    chains: list[tuple[list[int], list[str]]] = []
-    last_end: int | None = None
-    for mention in _mentions(text):
-        link = relation.fullmatch(text[last_end : mention.start]) if last_end is not None else None
-        if link and chains:
-            chains[-1][0].append(mention.index)
-            chains[-1][1].append({"优": ">", "好": ">", "等": "="}.get(link[1][0], link[1]))
-        else:
-            chains.append(([mention.index], []))
-        last_end = mention.end
-    complete = [chain for chain in chains if sorted(chain[0]) == list(range(1, count + 1)) and (chain[1] or count == 1)]
-    ranked = [ranks for chain in complete if (ranks := _ranks(*chain)) is not None]
-    if not ranked:
-        longest = max((len(systems) for systems, links in chains if links), default=0)
-        return Order(None, "unparsed", f"the longest chain names {longest} of {count}" if longest else "no chain")
-    return replace(Order(ranked[-1], "read"), note="" if len(set(ranked)) == 1 else "several chains; the last counts")
-
-
-def _ranks(systems: Sequence[int], links: Sequence[str]) -> tuple[int, ...] | None:
-    """Return competition ranks, or `None` where the chain runs both ways or leaves ties open (`>=`)."""
-    strict = {link[0] for link in links if link[0] in "<>"}
-    if len(strict) > 1 or any(link in ("≥", "≤", ">=", "<=") for link in links):
-        return None
-    if strict == {"<"}:
-        systems, links = list(reversed(systems)), list(reversed(links))
-    ranks = {systems[0]: 1}
-    for place, (system, link) in enumerate(zip(systems[1:], links, strict=True), 2):
-        ranks[system] = place if link[0] in "<>" else ranks[systems[place - 2]]
-    return tuple(ranks[index] for index in sorted(ranks))

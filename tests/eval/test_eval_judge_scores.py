@@ -8,8 +8,9 @@ import pytest
 import yaml
 
 from eval.judge_numbers import clean
+from eval.judge_orders import parse_order, parse_verdict
 from eval.judge_scores import JudgeScore, parse_rating, parse_score
-from eval.judge_systems import parse_order, parse_system_scores, parse_verdict
+from eval.judge_systems import parse_system_scores
 
 DATA = Path(__file__).parent / "data"
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
