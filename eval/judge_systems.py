@@ -220,13 +220,21 @@ def _beside_names(text: str, mentions: Sequence[Mention], count: int) -> Iterato
             continue
         gap = text[mention.end : reading.start]
         labelled = LABEL.search(gap) or reading.out_of is not None
-        if not labelled and _PROSE.match(text, reading.end):
+        if not labelled and (_PROSE.match(text, reading.end) or _is_enumeration(text, gap, reading)):
             continue
         # `8 System1` on a line: the numbers stand before the names, and the next line's is another system's.
         before = text[text.rfind("\n", 0, mention.start) + 1 : mention.start]
         if "\n" in gap and _NUMBER_BEFORE.search(before[-_LONGEST_BEFORE:]):
             continue
         yield mention.index, text, reading
+
+
+def _is_enumeration(text: str, gap: str, reading: Reading) -> bool:
+    """Return whether the number is another system's, as in `Assistants 1, 3, and 4` or `系统1，2都好`."""
+    if gap.strip() != "," or text[reading.start : reading.end].endswith("分"):
+        return False
+    further = re.compile(r"\s*[,、]?\s*(?:and|or|和|与|及|&)\s*\d")
+    return further.match(text, reading.end) is not None or not re.match(r"\s*(?:[,;\n|]|\Z)", text[reading.end :])
 
 
 def _from_first_line(text: str, mentions: Sequence[Mention], count: int) -> Iterator[Found]:

@@ -145,6 +145,8 @@ def test_llmzoos_published_orders() -> None:
     assert len(rows) == 70
     for row in rows:
         assert parse_order(row["text"], 4).ranks == tuple(row["order"])
+        # No such reply scores a system as a whole (single aspects are rated, systems enumerated); none is made up.
+        assert {score.status for score in parse_system_scores(row["text"], 4)} == {"unparsed"}
 
 
 @pytest.mark.real_data
