@@ -5,11 +5,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval.benchmark import Benchmark, Prepare, find_benchmarks, get_benchmark
-from eval.matching import match, select
-from eval.output import Sources, refuse_existing, write_report
-from ift.errors import UserError, exit_code, unknown_name
-from ift.records import read_predictions, write_jsonl
+from eval import score_command
+from eval.benchmark import find_benchmarks, get_benchmark, how_asked, prompts_of
+from eval.matching import select
+from ift.errors import exit_code
+from ift.records import write_jsonl
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,36 +21,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _list(options: argparse.Namespace) -> None:
     for benchmark in find_benchmarks().values():
         print(f"{benchmark.name}  {benchmark.protocol} {benchmark.version}  {benchmark.description}")
+        for name, other in benchmark.protocols.items():
+            print(f"    --protocol {name} {other.version}  {other.description}")
 
 
 def _prepare(options: argparse.Namespace) -> None:
-    benchmark = get_benchmark(options.benchmark)
-    prompts = select(_ask(benchmark, options.mode)(options.data), limit=options.limit, seed=options.seed)
+    benchmark = get_benchmark(options.benchmark, options.protocol)
+    asked = how_asked(benchmark, mode=options.mode, shots=options.shots)
+    prompts = select(prompts_of(benchmark, options.data, asked), limit=options.limit, seed=options.seed)
     count = write_jsonl(options.output, prompts)
     print(f"{options.output}: {count} prompts")
-
-
-def _ask(benchmark: Benchmark, mode: str | None) -> Prepare:
-    if mode is None:
-        return benchmark.prepare
-    if not benchmark.modes:
-        raise UserError(f"--mode: '{mode}': {benchmark.name} has one way to ask only. Leave --mode out.")
-    if mode not in benchmark.modes:
-        raise unknown_name("--mode", mode, benchmark.modes)
-    return benchmark.modes[mode]
-
-
-def _score(options: argparse.Namespace) -> None:
-    benchmark = get_benchmark(options.benchmark)
-    refuse_existing(options.output)
-    prompts = select(benchmark.prepare(options.data), limit=options.limit, seed=options.seed)
-    predictions = match(prompts, read_predictions(options.predictions))
-    report = benchmark.score(predictions, options.data)
-    write_report(
-        options.output, benchmark, report, Sources(options.data, options.predictions, options.limit, options.seed)
-    )
-    low, high = report.overall.interval
-    print(f"{options.output}: overall {report.overall.score:.4f} [{low:.4f}, {high:.4f}], n {report.overall.n}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -63,24 +43,18 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_list)
 
     command = commands.add_parser("prepare", parents=[common], help="write the prompts of a benchmark")
-    _add_data_options(command)
-    command.add_argument("--output", type=Path, required=True, metavar="FILE", help="prompts.jsonl for `ift predict`")
-    command.add_argument("--mode", help="how to ask, where the benchmark knows several ways")
-    command.set_defaults(run=_prepare)
-
-    command = commands.add_parser("score", parents=[common], help="score predictions and write the report")
-    _add_data_options(command)
-    command.add_argument("--predictions", type=Path, required=True, metavar="FILE", help="what `ift predict` wrote")
-    command.add_argument("--output", type=Path, required=True, metavar="DIR", help="gets report.json and report.md")
-    command.set_defaults(run=_score)
-    return parser
-
-
-def _add_data_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("benchmark", metavar="BENCHMARK", help="one of those that `list` shows")
-    command.add_argument("--data", type=Path, required=True, metavar="FILE", help="the benchmark's own data file")
+    command.add_argument("--data", type=Path, required=True, metavar="PATH", help="the benchmark's own data")
+    command.add_argument("--output", type=Path, required=True, metavar="FILE", help="prompts.jsonl for `ift predict`")
+    command.add_argument("--protocol", help="wording, reading and averaging, where the benchmark knows several")
+    command.add_argument("--mode", help="how to ask, where the benchmark knows several ways")
+    command.add_argument("--shots", type=int, metavar="K", help="worked examples before each question")
     command.add_argument("--limit", type=int, metavar="N", help="only a random sample of N rows; the same for score")
     command.add_argument("--seed", type=int, default=0, metavar="S", help="of that sample (default: 0)")
+    command.set_defaults(run=_prepare)
+
+    score_command.add_parser(commands, common)
+    return parser
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import eval as benchmarks_folder
@@ -11,7 +11,24 @@ from eval.report import Report
 from ift.errors import UserError, unknown_name
 from ift.records import Prediction, PromptRecord
 
-Prepare = Callable[[Path], Iterable[PromptRecord]]
+Prepare = Callable[..., Iterable[PromptRecord]]
+"""`prepare(path)`, or `prepare(path, shots=k)` where the benchmark knows shots."""
+Systems = Mapping[str, Sequence[Prediction]]
+"""Names of systems to their predictions, each in the order of the data."""
+
+
+@dataclass(frozen=True)
+class Judge:
+    """How a judge is asked about answers, and how its replies become scores."""
+
+    ask: Callable[[Systems, Path, int], Iterable[PromptRecord]]
+    """From the systems, the data and a seed (of the systems' order) to the judge's prompts; ids are unique, and `meta`
+    says which system stands where."""
+    score: Callable[[Sequence[Prediction], Systems, Path], Mapping[str, Report]]
+    """From the judge's raw replies, one per prompt and in their order, the systems and the data to a report per
+    system."""
+    single: bool = True
+    """Whether each message is about one system; otherwise it compares all of them."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +47,65 @@ class Benchmark:
     description: str
     """One line for `python -m eval list`."""
     prepare: Prepare
-    """From the data file to one prompt per row, excluded rows too; ids are stable and unique."""
-    score: Callable[[Sequence[Prediction], Path], Report]
-    """From predictions, one per prompt and in the order of the data, and the data file to the report."""
+    """From the data (a file, a folder, or an id on a hub) to one prompt per row, excluded rows too; ids are stable and
+    unique."""
+    score: Callable[[Sequence[Prediction], Path], Report] | None = None
+    """From predictions, one per prompt and in the order of the data, and the data to the report; none where only a
+    judge can tell."""
     modes: Mapping[str, Prepare] = field(default_factory=dict)
     """Further ways to ask, by the name that `--mode` takes; empty where there is one way only."""
+    shots: Sequence[int] = ()
+    """The numbers of worked examples that `prepare` can put before a question, the default first; empty: none."""
+    protocols: Mapping[str, "Benchmark"] = field(default_factory=dict)
+    """Other protocols of the same benchmark, by the name that `--protocol` takes."""
+    judge: Judge | None = None
+    """How a judge scores the answers, where one does."""
+    published: Callable[[Path], Report] | None = None
+    """Scores a result file as others published it, which holds answers and labels, so that no data is needed."""
+
+    def all_protocols(self) -> dict[str, "Benchmark"]:
+        """Return this one and its other protocols, by protocol name, the default first."""
+        return {self.protocol: self, **self.protocols}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How the prompts of a file were made; stands in every prompt's `meta` under `asked`."""
+
+    benchmark: str
+    protocol: str
+    version: int
+    mode: str | None = None
+    shots: int | None = None
+
+
+def prompts_of(benchmark: Benchmark, path: Path, asked: Asked) -> Iterator[PromptRecord]:
+    """Yield the prompts, each with what `asked` says in its `meta`."""
+    prepare = benchmark.modes[asked.mode] if asked.mode is not None else benchmark.prepare
+    prompts = prepare(path) if asked.shots is None else prepare(path, shots=asked.shots)
+    facts = {key: value for key, value in vars(asked).items() if value is not None}
+    for prompt in prompts:
+        yield replace(prompt, meta={**prompt.meta, "asked": facts})
+
+
+def how_asked(benchmark: Benchmark, *, mode: str | None, shots: int | None) -> Asked:
+    """Return how the prompts are to be made, defaults filled in.
+
+    Raises:
+        UserError: no such mode or number of shots.
+    """
+    if mode is not None and mode not in benchmark.modes:
+        if not benchmark.modes:
+            raise UserError(f"--mode: '{mode}': {_named(benchmark)} has one way to ask only. Leave --mode out.")
+        raise unknown_name("--mode", mode, benchmark.modes)
+    if shots is not None and shots not in benchmark.shots:
+        known = ", ".join(map(str, benchmark.shots)) or "none"
+        raise UserError(f"--shots: {shots}: {_named(benchmark)} knows these numbers of worked examples: {known}.")
+    if mode is None and benchmark.modes:
+        mode = next((name for name, own in benchmark.modes.items() if own is benchmark.prepare), None)
+    if shots is None and benchmark.shots:
+        shots = benchmark.shots[0]
+    return Asked(benchmark.name, benchmark.protocol, benchmark.version, mode, shots)
 
 
 def find_benchmarks() -> dict[str, Benchmark]:
@@ -52,13 +123,22 @@ def find_benchmarks() -> dict[str, Benchmark]:
     return dict(sorted(found.items()))
 
 
-def get_benchmark(name: str) -> Benchmark:
-    """Return the benchmark of that name.
+def get_benchmark(name: str, protocol: str | None = None) -> Benchmark:
+    """Return the benchmark of that name, under a protocol or its default one.
 
     Raises:
-        UserError: no such benchmark; names the nearest and the known ones.
+        UserError: no such benchmark or protocol; names the nearest and the known ones.
     """
     benchmarks = find_benchmarks()
     if name not in benchmarks:
         raise unknown_name("benchmark", name, benchmarks, hint="`python -m eval list` describes them.")
-    return benchmarks[name]
+    protocols = benchmarks[name].all_protocols()
+    if protocol is None:
+        return benchmarks[name]
+    if protocol not in protocols:
+        raise unknown_name("--protocol", protocol, protocols, hint="`python -m eval list` describes them.")
+    return protocols[protocol]
+
+
+def _named(benchmark: Benchmark) -> str:
+    return f"{benchmark.name} ({benchmark.protocol})" if benchmark.protocols else benchmark.name

@@ -1,30 +1,42 @@
-"""Writes a report as `report.json` (for programs) and `report.md` (for people), both with the same facts."""
+"""Writes a report as `report.json` (for programs), `report.md` (for people) and `items.jsonl` (one line per item)."""
 
 import hashlib
 import json
+import math
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from eval.benchmark import Benchmark
-from eval.report import Report, Score
+from eval.benchmark import Asked, Benchmark
+from eval.report import Outcome, Report, Score
+from eval.tables import report_markdown
 from ift.errors import UserError
+from ift.records import Prediction, PromptRecord
 
-NAMES = ("report.json", "report.md")
-_SHOWN_UNPARSED = 10
+NAMES = ("report.json", "report.md", "items.jsonl")
 
 
 @dataclass(frozen=True)
 class Sources:
     """What a report was computed from."""
 
-    data: Path
+    data: Path | None
+    """`None` where a published result file holds the labels."""
     predictions: Path
-    limit: int | None
+    limit: int | None = None
     """Size of the sample of the data, `None` for all of it."""
-    seed: int
+    seed: int = 0
     """Of the sample."""
+    asked: Asked | None = None
+    """How the prompts were made, where the predictions say so."""
+    prompts_sha256: str | None = None
+    """Hash of all prompts that were asked."""
+    judgements: Path | None = None
+    """The folder of the judge's replies."""
+    system: str | None = None
+    """Name of the judged system."""
 
 
 def refuse_existing(folder: Path) -> None:
@@ -38,95 +50,137 @@ def refuse_existing(folder: Path) -> None:
             raise UserError(f"--output: {path} exists and nothing is overwritten. Give another folder, or remove it.")
 
 
-def write_report(folder: Path, benchmark: Benchmark, report: Report, sources: Sources) -> dict[str, object]:
-    """Write both files into a folder, each whole or not at all, and return what `report.json` holds."""
+def write_report(folder: Path, benchmark: Benchmark, report: Report, sources: Sources) -> dict[str, Any]:
+    """Write the files into a folder, each whole or not at all, and return what `report.json` holds."""
     refuse_existing(folder)
     facts = report_facts(benchmark, report, sources)
     folder.mkdir(parents=True, exist_ok=True)
+    lines = (json.dumps(_item(outcome, facts), ensure_ascii=False) + "\n" for outcome in report.items)
+    _write(folder / "items.jsonl", "".join(lines))
+    _write(folder / "report.md", report_markdown(facts))
     _write(folder / "report.json", json.dumps(facts, ensure_ascii=False, indent=2) + "\n")
-    _write(folder / "report.md", report_markdown(benchmark, report, sources))
     return facts
 
 
-def report_facts(benchmark: Benchmark, report: Report, sources: Sources) -> dict[str, object]:
+def report_facts(benchmark: Benchmark, report: Report, sources: Sources) -> dict[str, Any]:
     """Return what `report.json` holds; README.md describes it."""
-    sample = {} if sources.limit is None else {"limit": sources.limit, "seed": sources.seed}
-    num_items = report.overall.n + sum(report.excluded.values())
+    name, headline = report.headline
     return {
         "benchmark": benchmark.name,
         "protocol": benchmark.protocol,
         "protocol_version": benchmark.version,
         "answers": report.answers,
-        "data": {"path": str(sources.data), "sha256": _sha256(sources.data), "n": num_items, **sample},
-        "predictions": {"path": str(sources.predictions), "sha256": _sha256(sources.predictions)},
+        **_asked(sources),
+        "data": _data(report, sources),
+        "predictions": _predictions(sources.predictions),
+        **_judged(sources),
+        "headline": {"name": name, **_score_facts(headline)},
         "overall": _score_facts(report.overall),
         "macro": report.macro,
-        "categories": {name: _score_facts(score) for name, score in report.categories.items()},
+        "aggregates": _scores(report.aggregates),
+        "groups": _scores(report.groups),
+        "kinds": _scores(report.kinds),
+        "categories": _scores(report.categories),
         "excluded": dict(report.excluded),
+        "unread": len(report.unread),
+        "unread_items": dict(report.unread),
         "unparsed": len(report.unparsed),
         "unparsed_responses": dict(report.unparsed),
         "tied": report.tied,
         "finish_reasons": dict(report.finish_reasons),
+        "notes": list(report.notes),
     }
 
 
-def report_markdown(benchmark: Benchmark, report: Report, sources: Sources) -> str:
-    """Return the text of `report.md`."""
-    sample = "" if sources.limit is None else f", a sample of {sources.limit} rows (seed {sources.seed})"
-    rows = [*report.categories.items(), ("**overall (micro)**", report.overall)]
-    return "\n".join(
-        [
-            f"# {benchmark.name}",
-            "",
-            f"Protocol {benchmark.protocol}, version {benchmark.version}; answers {report.answers}.",
-            "",
-            "| category | n | score | 95 % interval |",
-            "|---|---:|---:|---|",
-            *(_table_row(name, score) for name, score in rows),
-            f"| **macro (mean of categories)** | | {report.macro:.4f} | |",
-            "",
-            f"- data: `{sources.data}`{sample}, sha256 `{_sha256(sources.data)}`",
-            f"- predictions: `{sources.predictions}`, sha256 `{_sha256(sources.predictions)}`",
-            f"- excluded: {_counts(report.excluded)}",
-            f"- unparsed, counted as wrong: {len(report.unparsed)}",
-            f"- tied, counted as wrong: {report.tied}",
-            f"- responses ended by: {_counts(report.finish_reasons)}",
-            *_unparsed_lines(report.unparsed),
-            "",
-        ]
-    )
+def prompts_hash(prompts: Iterable[PromptRecord]) -> str:
+    """Return a hash of what the prompts ask: ids, messages, options and references, in order."""
+    digest = hashlib.sha256()
+    for prompt in prompts:
+        told = [prompt.id, list(prompt.messages), list(prompt.options), prompt.reference]
+        digest.update(json.dumps(told, ensure_ascii=True).encode() + b"\n")
+    return digest.hexdigest()
 
 
-def _score_facts(score: Score) -> dict[str, object]:
-    return {"n": score.n, "score": score.score, "interval": list(score.interval)}
+def asked_of(predictions: Iterable[Prediction]) -> Asked | None:
+    """Return how the prompts of predictions were made, `None` where they do not say.
+
+    Raises:
+        UserError: they were not all made in one way.
+    """
+    found = {json.dumps(one.meta.get("asked"), sort_keys=True) for one in predictions}
+    if len(found) > 1:
+        raise UserError("--predictions: they were asked in several ways. Score each file of `prepare` apart.")
+    facts = json.loads(found.pop()) if found else None
+    return Asked(**facts) if facts else None
 
 
-def _table_row(name: str, score: Score) -> str:
-    low, high = score.interval
-    return f"| {name.replace('|', '&#124;')} | {score.n} | {score.score:.4f} | {low:.4f} – {high:.4f} |"
+def sha256(path: Path) -> str | None:
+    """Return the hash of a file, or of the names and contents of a folder's files; `None` where nothing lies there."""
+    if path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    if not path.is_dir():
+        return None
+    digest = hashlib.sha256()
+    for own in sorted(one for one in path.rglob("*") if one.is_file()):
+        digest.update(f"{own.relative_to(path).as_posix()} {sha256(own)}\n".encode())
+    return digest.hexdigest()
 
 
-def _counts(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{reason} {count}" for reason, count in counts.items()) or "0"
+def _asked(sources: Sources) -> dict[str, Any]:
+    facts: dict[str, Any] = {}
+    if sources.asked is not None:
+        facts = {"mode": sources.asked.mode, "shots": sources.asked.shots}
+    return facts | {"prompts_sha256": sources.prompts_sha256}
 
 
-def _unparsed_lines(unparsed: Mapping[str, str]) -> list[str]:
-    if not unparsed:
-        return []
-    shown = list(unparsed.items())[:_SHOWN_UNPARSED]
-    title = f"## Unparsed responses (first {len(shown)} of {len(unparsed)}; all in report.json)"
-    return ["", title, "", *(f"- {name}: {json.dumps(response, ensure_ascii=False)}" for name, response in shown)]
+def _data(report: Report, sources: Sources) -> dict[str, Any]:
+    num_items = report.overall.n + sum(report.excluded.values()) + len(report.unread)
+    facts: dict[str, Any] = {"path": None, "sha256": None, "n": num_items}
+    if sources.data is not None:
+        facts |= {"path": str(sources.data), "sha256": sha256(sources.data)}
+    return facts if sources.limit is None else facts | {"limit": sources.limit, "seed": sources.seed}
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _predictions(path: Path) -> dict[str, Any]:
+    """Return where predictions lie, and what `ift predict` wrote beside them: model, template, decoding."""
+    about = path.parent / "predict.json"
+    facts: dict[str, Any] = {"path": str(path), "sha256": sha256(path)}
+    if path.name == "predictions.jsonl" and about.is_file():
+        identity = json.loads(about.read_text(encoding="utf-8"))["identity"]
+        names = ("base", "adapter", "merged_adapters", "quantization", "template", "dtype", "decoding", "seed")
+        facts |= {name: identity[name] for name in names if name in identity}
+    return facts
+
+
+def _judged(sources: Sources) -> dict[str, Any]:
+    if sources.judgements is None:
+        return {}
+    about = sources.judgements / "judge.json"
+    facts = json.loads(about.read_text(encoding="utf-8")) if about.is_file() else {}
+    return {"system": sources.system, "judgements": {"path": str(sources.judgements), **facts}}
+
+
+def _scores(scores: Mapping[str, Score]) -> dict[str, Any]:
+    return {name: _score_facts(score) for name, score in scores.items()}
+
+
+def _score_facts(score: Score) -> dict[str, Any]:
+    interval = [None if math.isnan(bound) else bound for bound in score.interval]
+    return {"n": score.n, "score": score.score, "interval": interval, "method": score.method}
+
+
+def _item(outcome: Outcome, facts: Mapping[str, Any]) -> dict[str, Any]:
+    item = asdict(outcome)
+    del item["correct"]
+    return item | {"value": outcome.score if outcome.counts else None}
 
 
 def _write(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        # Half of a surrogate pair, which UTF-8 cannot say, is written as an escape.
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

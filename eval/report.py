@@ -1,16 +1,22 @@
 """What a benchmark's `score` gives back, and how it is summed up from single outcomes."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from eval.aggregation import MACRO, MICRO, Aggregation, Cell, group_macro, group_micro, macro, micro
+from eval.bootstrap import Sample, bootstrap_intervals
 from eval.statistics import wilson_interval
 from ift.errors import UserError
 from ift.records import Prediction
 
 Answers = Literal["ranked", "generated"]
-Status = Literal["read", "unparsed", "tied", "excluded"]
+Status = Literal["read", "unparsed", "tied", "excluded", "unread"]
+Method = Literal["wilson", "bootstrap over items", "bootstrap over categories and items"]
+
+_MEANS = (micro, macro, group_micro, group_macro)
+"""What all comes to the same mean over the items where there is one category only."""
 
 
 @dataclass(frozen=True)
@@ -19,73 +25,187 @@ class Outcome:
 
     id: str
     category: str
+    """The finest part that is reported: a subject, a class."""
     correct: bool = False
     status: Status = "read"
-    """`read`: an answer was found; `unparsed` and `tied`: none was, counted as wrong; `excluded`: not counted."""
+    """`read`: an answer was found; `unparsed` and `tied`: none was, counted as wrong; `unread`: a judge's reply held no
+    usable score, so that the item counts nowhere but is shown; `excluded`: the item itself cannot be used."""
     note: str = ""
-    """The reason, where excluded; the response, where unparsed."""
+    """The reason, where excluded or unread; the response, where unparsed."""
+    value: float | None = None
+    """The score, where it is not just right or wrong; then `correct` means nothing."""
+    group: str = ""
+    """The coarser part that the category belongs to: a discipline."""
+    answer: str = ""
+    """What was read from the response."""
+    kinds: tuple[str, ...] = ()
+    """Labels across categories that are reported apart: `single`, `multi`."""
+
+    @property
+    def counts(self) -> bool:
+        """Whether the item is part of the score."""
+        return self.status not in ("excluded", "unread")
+
+    @property
+    def score(self) -> float:
+        """The value, or 1 and 0 for right and wrong."""
+        return float(self.correct) if self.value is None else self.value
 
 
 @dataclass(frozen=True)
 class Score:
-    """The share of right answers among n."""
+    """A mean over n items, or an average of such means."""
 
     n: int
     score: float
-    """In [0, 1]."""
     interval: tuple[float, float]
-    """95 % Wilson score interval."""
+    """95 % interval."""
+    method: Method = "wilson"
+    """How the interval was computed."""
 
 
 @dataclass(frozen=True)
 class Report:
     """The result of a benchmark, before the command adds names and hashes."""
 
-    overall: Score
-    """Micro: over all items, whatever their category."""
-    macro: float
-    """Plain mean of the categories' scores, in [0, 1]."""
+    aggregates: Mapping[str, Score]
+    """Every named average; the first is the headline."""
     categories: Mapping[str, Score]
+    groups: Mapping[str, Score]
+    """Of the categories' groups, where there are any."""
+    kinds: Mapping[str, Score]
     excluded: Mapping[str, int]
     """Reason and number of items whose reference cannot be used; they count nowhere else."""
+    unread: Mapping[str, str]
+    """Id and reason of the items for which a judge gave no usable score; they count nowhere else."""
     answers: Answers
     """Whether options were ranked by likelihood or responses were written."""
     unparsed: Mapping[str, str]
     """Id and response of the items in which no answer was found; counted as wrong."""
+    items: Sequence[Outcome] = ()
+    """All of them, in the order of the data."""
     tied: int = 0
     """Items whose best options had equal likelihood; counted as wrong."""
     finish_reasons: Mapping[str, int] = field(default_factory=dict)
     """Why responses ended; many `length` mean that answers were cut before they were given."""
+    notes: tuple[str, ...] = ()
+    """What a reader must know beside the numbers, one sentence each."""
+
+    @property
+    def headline(self) -> tuple[str, Score]:
+        """Name and score of the number that stands for the whole."""
+        return next(iter(self.aggregates.items()))
+
+    @property
+    def overall(self) -> Score:
+        """Micro: over all items, whatever their category."""
+        return self.aggregates["micro"]
+
+    @property
+    def macro(self) -> float:
+        """Plain mean of the categories' scores."""
+        return self.aggregates["macro"].score
 
 
-def summarize(outcomes: Iterable[Outcome], predictions: Iterable[Prediction]) -> Report:
+def summarize(
+    outcomes: Iterable[Outcome],
+    predictions: Iterable[Prediction],
+    *,
+    aggregations: Sequence[Aggregation] = (MICRO, MACRO),
+    clustered: bool = False,
+    group_score: Aggregation = MICRO,
+    notes: Iterable[str] = (),
+) -> Report:
     """Return the report over outcomes.
+
+    A share of right answers that is no average of parts has a Wilson interval; everything else is bootstrapped over its
+    items, and over categories too where `clustered`.
 
     Args:
         outcomes: one per prediction.
         predictions: the same items, for the reasons why responses ended.
+        aggregations: the averages to report, the headline first; `micro` and `macro` are added where they are missing.
+        clustered: whether the categories are a sample of what could have been asked (subjects of an exam) rather than
+            fixed classes.
+        group_score: how a group's score is made of its categories.
+        notes: sentences for the report.
 
     Raises:
-        UserError: every item is excluded, or some answers are ranked and others generated.
+        UserError: nothing counts, or some answers are ranked and others generated.
     """
     outcomes, predictions = list(outcomes), list(predictions)
-    counted = [outcome for outcome in outcomes if outcome.status != "excluded"]
+    counted = [outcome for outcome in outcomes if outcome.counts]
     excluded = Counter(outcome.note for outcome in outcomes if outcome.status == "excluded")
+    unread = {outcome.id: outcome.note for outcome in outcomes if outcome.status == "unread"}
     if not counted:
-        reasons = ", ".join(f"{reason} ({count})" for reason, count in excluded.items())
+        reasons = ", ".join(f"{reason} ({count})" for reason, count in {**excluded, **Counter(unread.values())}.items())
         raise UserError(f"nothing to score: all {len(outcomes)} items are excluded: {reasons}. Check the data file.")
-    names = dict.fromkeys(outcome.category for outcome in counted)
-    categories = {name: _score([outcome for outcome in counted if outcome.category == name]) for name in names}
+    averages = {one.name: one.function for one in (*aggregations, MICRO, MACRO)}
     return Report(
-        overall=_score(counted),
-        macro=sum(score.score for score in categories.values()) / len(categories),
-        categories=categories,
+        aggregates=_scores(counted, averages, clustered=clustered),
+        categories={name: _mean(own) for name, own in _parts(counted, lambda item: (item.category,)).items()},
+        groups={
+            name: _scores(own, {"group": group_score.function}, clustered=clustered)["group"]
+            for name, own in _parts(counted, lambda item: (item.group,) if item.group else ()).items()
+        },
+        kinds={name: _mean(own) for name, own in _parts(counted, lambda item: item.kinds).items()},
         excluded=dict(excluded),
+        unread=unread,
         answers=_answers(predictions),
         unparsed={outcome.id: outcome.note for outcome in counted if outcome.status == "unparsed"},
+        items=tuple(outcomes),
         tied=sum(outcome.status == "tied" for outcome in counted),
         finish_reasons=dict(Counter(item.finish_reason for item in predictions if item.finish_reason is not None)),
+        notes=tuple(notes),
     )
+
+
+def samples_of(outcomes: Iterable[Outcome]) -> list[Sample]:
+    """Return the values of the items that count, by category."""
+    counted = [outcome for outcome in outcomes if outcome.counts]
+    parts: dict[tuple[str, str], list[float]] = {}
+    for outcome in counted:
+        parts.setdefault((outcome.group, outcome.category), []).append(outcome.score)
+    return [Sample(category, group, tuple(values)) for (group, category), values in parts.items()]
+
+
+def _parts(outcomes: Sequence[Outcome], names: Callable[[Outcome], tuple[str, ...]]) -> dict[str, list[Outcome]]:
+    parts: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        for name in names(outcome):
+            parts.setdefault(name, []).append(outcome)
+    return parts
+
+
+def _scores(
+    outcomes: Sequence[Outcome], functions: Mapping[str, Callable[[Sequence[Cell]], float]], *, clustered: bool
+) -> dict[str, Score]:
+    samples = samples_of(outcomes)
+    clustered = clustered and len(samples) > 1
+    cells = [sample.cell for sample in samples]
+    means = _MEANS if len(cells) == 1 else (micro,)
+    wilson = not clustered and _right_or_wrong(outcomes)
+    plain = {name for name, function in functions.items() if wilson and function in means}
+    others = {name: function for name, function in functions.items() if name not in plain}
+    intervals = bootstrap_intervals(samples, others, clustered=clustered) if others else {}
+    method: Method = "bootstrap over categories and items" if clustered else "bootstrap over items"
+    return {
+        name: _mean(outcomes) if name in plain else Score(len(outcomes), function(cells), intervals[name], method)
+        for name, function in functions.items()
+    }
+
+
+def _right_or_wrong(outcomes: Sequence[Outcome]) -> bool:
+    return all(outcome.value is None for outcome in outcomes)
+
+
+def _mean(outcomes: Sequence[Outcome]) -> Score:
+    if _right_or_wrong(outcomes):
+        right = sum(outcome.correct for outcome in outcomes)
+        return Score(len(outcomes), right / len(outcomes), wilson_interval(right, len(outcomes)))
+    sample = Sample("", "", tuple(outcome.score for outcome in outcomes))
+    interval = bootstrap_intervals([sample], {"mean": MICRO.function}, clustered=False)["mean"]
+    return Score(len(outcomes), sample.cell.mean, interval, "bootstrap over items")
 
 
 def _answers(predictions: Iterable[Prediction]) -> Answers:
@@ -93,8 +213,3 @@ def _answers(predictions: Iterable[Prediction]) -> Answers:
     if len(kinds) > 1:
         raise UserError("--predictions: some answers have 'option_scores', others a 'response'. Score them apart.")
     return kinds.pop()
-
-
-def _score(outcomes: list[Outcome]) -> Score:
-    right = sum(outcome.correct for outcome in outcomes)
-    return Score(len(outcomes), right / len(outcomes), wilson_interval(right, len(outcomes)))

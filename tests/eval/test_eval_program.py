@@ -32,6 +32,12 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def hash_of_prompts(path: Path) -> str:
+    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    told = [[one["id"], one["messages"], one["options"], one["reference"]] for one in records]
+    return hashlib.sha256("".join(json.dumps(one) + "\n" for one in told).encode()).hexdigest()
+
+
 @pytest.fixture
 def answered(run_eval: Run, quiz_file: Path, tmp_path: Path) -> list[object]:
     """The arguments of `score` after `prepare` and a stand-in for `ift predict`."""
@@ -45,7 +51,11 @@ def answered(run_eval: Run, quiz_file: Path, tmp_path: Path) -> list[object]:
 def test_list_shows_every_benchmark(run_eval: Run) -> None:
     listed = run_eval("list")
     assert listed.returncode == 0
-    assert [line.split()[0] for line in listed.stdout.splitlines()] == ["exact_match", "quiz"]
+    names = [line.split()[0] for line in listed.stdout.splitlines() if not line.startswith(" ")]
+    files = (ROOT / "eval").glob("*.py")
+    holding = [path for path in files if re.search(r"^BENCHMARK\b", path.read_text(encoding="utf-8"), re.MULTILINE)]
+    assert names == sorted(names) and len(names) == len(holding)
+    assert {"exact_match", "quiz"} <= set(names)
 
 
 def test_from_data_to_report(run_eval: Run, answered: list[object], quiz_file: Path, tmp_path: Path) -> None:
@@ -58,23 +68,46 @@ def test_from_data_to_report(run_eval: Run, answered: list[object], quiz_file: P
     assert (low, high) == (pytest.approx(0.2077, abs=1e-4), pytest.approx(0.9385, abs=1e-4))
     assert facts["categories"]["医疗"].pop("interval") == pytest.approx([0.0945, 0.9055], abs=1e-4)
     assert facts["categories"]["法律"].pop("interval") == pytest.approx([0.2065, 1.0], abs=1e-4)
+    macro = facts["aggregates"].pop("macro")
+    assert (macro["score"], macro["n"], macro["method"]) == (0.75, 3, "bootstrap over items")
+    # The second category is one right answer; the first of two is 0, 1 or 2 of 2 right with 1/4, 1/2, 1/4.
+    assert macro["interval"] == [0.5, 1.0]
+    assert facts["aggregates"].pop("micro")["interval"] == [low, high] == facts["headline"].pop("interval")
     assert facts == {
         "benchmark": "quiz",
         "protocol": "alpaca_cot_zero_shot",
         "protocol_version": 1,
         "answers": "generated",
+        "mode": "generate",
+        "shots": None,
+        "prompts_sha256": hash_of_prompts(tmp_path / "prompts.jsonl"),
         "data": {"path": str(quiz_file), "sha256": sha256(quiz_file), "n": 5},
         "predictions": {"path": str(predictions), "sha256": sha256(predictions)},
-        "overall": {"n": 3, "score": pytest.approx(2 / 3)},
+        "headline": {"name": "micro", "n": 3, "score": pytest.approx(2 / 3), "method": "wilson"},
+        "overall": {"n": 3, "score": pytest.approx(2 / 3), "method": "wilson"},
         "macro": 0.75,
-        "categories": {"医疗": {"n": 2, "score": 0.5}, "法律": {"n": 1, "score": 1.0}},
+        "aggregates": {},
+        "groups": {},
+        "kinds": {},
+        "categories": {
+            "医疗": {"n": 2, "score": 0.5, "method": "wilson"},
+            "法律": {"n": 1, "score": 1.0, "method": "wilson"},
+        },
         "excluded": {"several answers": 1, "answer is none of the options": 1},
         "unparsed": 0,
         "unparsed_responses": {},
         "tied": 0,
         "finish_reasons": {"stop": 5},
+        "unread": 0,
+        "unread_items": {},
+        "notes": [],
     }
-    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == ["report.json", "report.md"]
+    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == ["items.jsonl", "report.json", "report.md"]
+    items = [
+        json.loads(line) for line in (tmp_path / "report" / "items.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    assert [item["id"] for item in items] == [f"quiz-{index:05d}" for index in range(5)]
+    assert sorted(str(item["value"]) for item in items) == ["0.0", "1.0", "1.0", "None", "None"]
 
 
 def test_the_table_has_the_same_facts(run_eval: Run, answered: list[object], tmp_path: Path) -> None:
@@ -83,9 +116,10 @@ def test_the_table_has_the_same_facts(run_eval: Run, answered: list[object], tmp
     assert run_eval(*answered).returncode == 0
     text = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
     for line in (
-        "| 医疗 | 2 | 0.5000 | 0.0945 – 0.9055 |",
-        "| **overall (micro)** | 3 | 0.6667 | 0.2077 – 0.9385 |",
-        "| **macro (mean of categories)** | | 0.7500 | |",
+        "| 医疗 | 2 | 0.5000 | 0.0945 – 0.9055 | wilson |",
+        "**micro: 0.6667** 0.2077 – 0.9385, n 3",
+        "| micro | 3 | 0.6667 | 0.2077 – 0.9385 | wilson |",
+        "| macro | 3 | 0.7500 | 0.5000 – 1.0000 | bootstrap over items |",
         "- excluded: several answers 1, answer is none of the options 1",
         "- unparsed, counted as wrong: 1",
         '- quiz-00000: "A|B"',
