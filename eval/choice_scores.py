@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from eval.aggregation import MACRO, MICRO, Aggregation, Cell, macro
+from eval.aggregation import MACRO, Aggregation
 from eval.choice_exam import LETTERS, Exam, Paper, Question, read_paper
 from eval.extraction import extract_letters
 from eval.likelihood import Option, choose, spelled
@@ -49,14 +49,12 @@ class Marking:
 
     ranking: Ranking
     aggregations: tuple[Aggregation, ...]
-    """The headline first."""
+    """The headline first; macro and micro stand in every report."""
     group_score: Aggregation
     """How a group's score is made of its subjects."""
     part: str = ""
     """Name of a set of subjects across the groups that is reported apart; empty where there is none."""
     part_subjects: frozenset[str] = frozenset()
-    notes: tuple[str, ...] = ()
-    """Sentences that stand in every report of this protocol."""
 
 
 def scoring(exam: Exam, marking: Marking) -> Callable[[Sequence[Prediction], Path], Report]:
@@ -66,15 +64,19 @@ def scoring(exam: Exam, marking: Marking) -> Callable[[Sequence[Prediction], Pat
         paper = read_paper(exam, path, shots=0)
         questions = {question.id: question for question in paper.questions}
         outcomes = [_outcome(prediction, questions[prediction.id], paper, marking) for prediction in predictions]
-        present = {outcome.category for outcome in outcomes if outcome.counts}
-        return summarize(
+        report = summarize(
             outcomes,
             predictions,
-            aggregations=_aggregations(marking, present),
+            aggregations=marking.aggregations,
             clustered=True,
             group_score=marking.group_score,
-            notes=[*_completeness(paper), *marking.notes, *_tie_notes(marking, predictions)],
+            notes=[*_completeness(paper), *_tie_notes(marking, predictions)],
         )
+        part = [outcome for outcome in outcomes if outcome.counts and outcome.kinds]
+        if not part:
+            return report
+        part_macro = summarize(part, predictions, aggregations=(MACRO,), clustered=True).aggregates["macro"]
+        return replace(report, aggregates={**report.aggregates, f"{marking.part}_macro": part_macro})
 
     return score
 
@@ -118,20 +120,6 @@ def _outcome(prediction: Prediction, question: Question, paper: Paper, marking: 
     if letter is None:
         return replace(found, status="unparsed", note=prediction.response)
     return replace(found, correct=letter == question.answer, answer=letter)
-
-
-def _aggregations(marking: Marking, present: set[str]) -> list[Aggregation]:
-    """Return the protocol's averages, both of the literature, and the macro average of the part apart."""
-    averages = {one.name: one for one in (*marking.aggregations, MACRO, MICRO)}
-    if marking.part_subjects & present:
-
-        def part_macro(cells: Sequence[Cell]) -> float:
-            own = [cell for cell in cells if cell.category in marking.part_subjects]
-            return macro(own) if own else math.nan
-
-        name = f"{marking.part}_macro"
-        averages[name] = Aggregation(name, part_macro)
-    return list(averages.values())
 
 
 def _completeness(paper: Paper) -> list[str]:
