@@ -34,7 +34,10 @@ _NOT_SO_EN = (
 )
 DENIED = re.compile(rf"(?:{_NOT_SO_ZH}|{_NOT_SO_EN})", re.IGNORECASE)
 _QUESTIONED = re.compile(r"\s*(?:选项|项)?\s*(?:吗|么|还是|\?|是不是|是否|对不对)")
-_SUPPOSED = re.compile(r"\s*(?:选项|项)?\s*(?:的话|的同学|的学生|的人|的考生|的错误|时,|会导致|的是因为没)")
+_SUPPOSED = re.compile(
+    r"\s*(?:选项|项)?\s*(?:的话|的同学|的学生|的人|的考生|的错误|时,|会导致|的是因为没)"
+    r"|[ \t]+as[ \t]+(?:the|an?|our|its)\b(?![ \t]+(?:\w+[ \t]+){0,2}(?:answer|option|choice|response))"
+)
 _STOP = re.compile(r"[ \t]*(?:$|[。.,;:!、…)\]】}>\"”」』<\n—~|《#$]|\((?!\s*\d+\s*,)|'(?![a-z])|[-–](?![A-Za-z0-9]))")
 _NEXT_NUMBERED = re.compile(r"\s*[(]?\d{1,3}[).、]\s*[(]?[A-H](?![A-Za-z0-9])")
 _NEXT_LABEL = re.compile(r"[ \t]*([.:)])[^\nA-Za-z。,;.]{1,20}[ \t][A-H]\1")
