@@ -129,9 +129,9 @@ FIRST_LETTER = re.compile(
     r"[A-H](?![a-z0-9_])"
 )
 BEFORE_CLAIM = re.compile(
-    r"(?:^|[^一-龥A-Za-z \t]|所以|因此|故|只有|则|但|而|且|即|其中|说明|可知|得|知|认为|觉得|综上|综上所述|仅|只|显然|此时"
-    r"|中|出|论|和|与|及|正确|错误|对|错|(?<![A-Za-z])(?i:so|therefore|thus|hence|that|and|but|only|because|since|while"
-    r"|whereas|think|believe|conclude|then|clearly|actually|both|however|although|though|conclusion|say))[ \t]*$"
+    r"(?:^|[^一-龥A-Za-z \t]|所以|因此|故|只有|则|但|而|且|即|其中|说明|可知|得|知|认为|觉得|综上|综上所述|仅|只|显然"
+    r"|此时|中|出|论|和|与|及|正确|错误|对|错|(?<![A-Za-z])(?i:so|therefore|thus|hence|that|and|but|only|because|since"
+    r"|while|whereas|think|believe|conclude|then|clearly|actually|both|however|although|though|conclusion|say))[ \t]*$"
 )
 """What may stand right before letters that do not say option; after other words they name a thing (`流向B`)."""
 CONCLUDING = re.compile(
