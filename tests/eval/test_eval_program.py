@@ -76,7 +76,7 @@ def test_from_data_to_report(run_eval: Run, answered: list[object], quiz_file: P
     assert facts == {
         "benchmark": "quiz",
         "protocol": "alpaca_cot_zero_shot",
-        "protocol_version": 1,
+        "protocol_version": 2,
         "answers": "generated",
         "mode": "generate",
         "shots": None,
