@@ -6,7 +6,7 @@
 import re
 from dataclasses import dataclass
 
-_OPENING = r"(?:[(\[{【「『“\"'‘<《]\s*){0,4}"
+_OPENING = r"(?:[$(\[{【「『“\"'‘<《]\s*){0,4}"
 _CLOSING = r"(?:\s*[)\]}】」』”\"'’》]){0,4}"
 _PREFIX = r"(?:(?:选项|选|options?|choices?|letters?|statements?)[ \t]*[:是为]?[ \t]*)?"
 _SUFFIX = r"(?:[ \t]*(?:选项|项)(?!目))?"
@@ -37,8 +37,9 @@ _QUESTIONED = re.compile(r"\s*(?:选项|项)?\s*(?:吗|么|还是|\?|是不是|�
 _SUPPOSED = re.compile(r"\s*(?:选项|项)?\s*(?:的话|的同学|的学生|的人|的考生|的错误|时,|会导致|的是因为没)")
 _STOP = re.compile(r"[ \t]*(?:$|[。.,;:!、…)\]】}>\"”」』<\n—~|《#$]|\((?!\s*\d+\s*,)|'(?![a-z])|[-–](?![A-Za-z0-9]))")
 _NEXT_NUMBERED = re.compile(r"\s*[(]?\d{1,3}[).、]\s*[(]?[A-H](?![A-Za-z0-9])")
+_NEXT_LABEL = re.compile(r"[ \t]*([.:)])[^\nA-Za-z。,;.]{1,20}[ \t][A-H]\1")
 _NEXT_CLAUSE = re.compile(
-    r"[ \t]*(?:选项|项)?[ \t]*(?:是|为|都|均|则|也|的|错|误|不|没|与|说|指|虽|只|仅|属|正确|对|符合|描|表|中的)"
+    r"[ \t]*(?:选项|项)?[ \t]*(?:是|为|都|均|则|也|的|错|误|不|没|与|说|指|虽|只|仅|属|正确|对|符合|描|表)"
     r"|[ \t]+(?:is|are|was|were|has|have|does|do|can|would|will|refers?|means?|describes?)\b",
 )
 _GOES_ON = re.compile(
@@ -165,7 +166,7 @@ def _is_marked(item: re.Match[str]) -> bool:
 def _ends_well(text: str, found: LetterList, *, bare: bool) -> bool:
     """Return whether the text after the letters lets them be the answer: not denied, asked, supposed or a compound."""
     end = found.end
-    if any(pattern.match(text, end) for pattern in (DENIED, _QUESTIONED, _SUPPOSED, _NEXT_NUMBERED)):
+    if any(pattern.match(text, end) for pattern in (DENIED, _QUESTIONED, _SUPPOSED, _NEXT_NUMBERED, _NEXT_LABEL)):
         return False
     joint = _TIGHT.match(text, end)
     if joint and _ITEM.match(text, joint.end()):

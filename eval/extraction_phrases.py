@@ -8,6 +8,7 @@ from eval.extraction_letters import LetterList, only_letters, read_list, scan_li
 from eval.extraction_vocabulary import (
     ANSWER_CLAIMS,
     BARE_HEADS,
+    BEFORE_CLAIM,
     CONCLUDING,
     DOUBTED,
     FIRST_LETTER,
@@ -118,8 +119,9 @@ def _claims(text: str, rule: str, tail: re.Pattern[str]) -> Iterator[Reading]:
         if start.start() < taken or VOID_BEFORE_CLAIM.search(text, max(0, start.start() - _REACH), start.start()):
             continue
         found = scan_list(text, start.start())
-        claim = tail.match(text, found.end) if found else None
-        if found and claim:
+        if not found or not (found.marked or BEFORE_CLAIM.search(text, max(0, start.start() - _REACH), start.start())):
+            continue
+        if claim := tail.match(text, found.end):
             taken = found.end
             if not DOUBTED.match(text, claim.end()):
                 yield Reading(rule, found.start, claim.end(), found)

@@ -15,7 +15,21 @@ _CIRCLED = {first + offset: 65 + offset for first in (0x24B6, 0x1F130, 0x1F150, 
 _PARENTHESIZED = {0x249C + offset: f"({chr(97 + offset)})" for offset in range(26)}
 _INVISIBLE = dict.fromkeys((8203, 8204, 8205, 8288, 65038, 65039, 65279, 173))
 _SPACES = dict.fromkeys((160, 8194, 8195, 8201, 8239, 12288), " ")
-_CHARACTERS = {**_FULL_WIDTH, **_CIRCLED, **_PARENTHESIZED, **_INVISIBLE, **_SPACES, 0xFF61: "。", 0xFF64: "、"}
+# The traditional forms of the characters that the vocabulary of answers is written with.
+_TRADITIONAL = str.maketrans(
+    "選擇項應該為確當題錯誤對與無沒說這標準綜覺認參終結論個兩點細語請問顯這則僅於據條資訊斷難進確適",
+    "选择项应该为确当题错误对与无没说这标准综觉认参终结论个两点细语请问显这则仅于据条资讯断难进确适",
+)
+_CHARACTERS = {
+    **_TRADITIONAL,
+    **_FULL_WIDTH,
+    **_CIRCLED,
+    **_PARENTHESIZED,
+    **_INVISIBLE,
+    **_SPACES,
+    0xFF61: "。",
+    0xFF64: "、",
+}
 
 _MATH_LETTER = re.compile("[\U0001d400-\U0001d7ff]")
 _THOUGHT = re.compile(r"<think(?:ing)?>.*?</think(?:ing)?>", re.DOTALL | re.IGNORECASE)
@@ -29,7 +43,7 @@ _BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
 _ANSWER_TAG = re.compile(r"<(answer|final_answer|答案)>(.*?)(?:</\1>|$)", re.DOTALL | re.IGNORECASE)
 _LATEX_SPACE = re.compile(r"\\[,;:! ]|\\q?quad\b|\\(?:left|right|displaystyle|bf|rm)\b")
 _LATEX_FENCE = re.compile(r"\\[()\[\]]|\$\$")
-_LATEX_LETTERS = re.compile(r"\$[ \t]*([A-Ha-h](?:[ \t]*[,、][ \t]*[A-Ha-h])*|[A-H]{1,8})[ \t]*\$")
+_LATEX_LETTERS = re.compile(r"\$[ \t]*(\(?[A-Ha-h]\)?(?:[ \t]*[,、][ \t]*[A-Ha-h])*|[A-H]{1,8})[ \t]*\$")
 _LINE_TAG = re.compile(r"</?(?:br|p|div|li|tr|h[1-6])\b[^>]*>", re.IGNORECASE)
 _INLINE_TAG = re.compile(r"</?(?:b|strong|i|em|u|span|font|mark|code|pre|ul|ol|center|sub|sup)\b[^>]*>", re.IGNORECASE)
 _SPECIAL_TOKEN = re.compile(r"</s>|<\|[^|<>\n]{1,30}\|>|<eo[a-z]>|<end_of_turn>")

@@ -37,7 +37,7 @@ _SURELY = _any(
 _IS_ZH = _any("是", "为", "选择", "选", "填", "即")
 _TO = r"[ \t]*[\"'”]?\s*[:=]?\s*[\"'“]?\s*"
 _NUMBERED = r"(?:[(]?\d{1,3}[).、][ \t]*)?"
-_ANSWER_ZH = r"(?:答案|正解)(?:的?(?:序号|选项|字母|编号|代号|项|内容))?"
+_ANSWER_ZH = r"(?:答[ \t]?案|正解)(?:的?(?:序号|选项|字母|编号|代号|项|内容))?"
 _BEST_ZH = _any(
     *("正确", "符合题意", "符合要求", "最合适", "最恰当", "最佳", "合适", "恰当", "最准确", r"最符合[^,。\n]{0,10}"),
 )
@@ -85,6 +85,9 @@ HEADS = {
     "should_be_en": rf"{_WORD_START}(?i:(?:it|this|that)[ \t]+(?:should|must|has to|would)[ \t]+be[ \t]+)",
     "therefore_en": rf"{_WORD_START}(?i:(?:therefore|thus|so|hence|consequently|in conclusion)[,:]?[ \t]+"
     r"it(?:'s|[ \t]+is|[ \t]+must be)[ \t]+)",
+    "think_en": rf"{_WORD_START}(?i:I[ \t]+(?:think|believe|guess|suppose)(?:[ \t]+that)?[ \t]+"
+    r"it(?:'s|[ \t]+is)[ \t]+)",
+    "best_thing_en": rf"{_WORD_START}(?i:(?:correct|right|best)[ \t]+[a-z]+[ \t]+{_BE}[ \t]*:?[ \t]*)",
     "correct_option_en": rf"{_WORD_START}(?i:(?:correct|right|best)[ \t]+(?:answer|option|choice|statement)s?"
     rf"{_SPACE}[:=]{_SPACE})",
 }
@@ -112,7 +115,7 @@ ANSWER_CLAIMS = {
     r"(?![ \t]+for\b)",
 }
 TRUTH_CLAIMS = {
-    "is_right_zh": rf"{_SPACE}(?:都|均|才|就|显然|也|完全|更|最|说法|表述|描述|内容|的)*(?:是|为|更|最)*"
+    "is_right_zh": rf"{_SPACE}:?{_SPACE}(?:都|均|才|就|显然|也|完全|更|最|说法|表述|描述|内容|的)*(?:是|为|更|最)*"
     r"(?:正确|对的|符合|恰当|合适|合理|准确|佳|成立|当选|对(?![一-龥]))|[ \t]*[√✓✔✅]",
     "is_right_en": rf"{_SPACE}{_GLOSS}[ \t]+{_IS_EN}{_ADVERB_EN}(?:the most |most |the )?"
     r"(?:correct|right|true|accurate|appropriate|valid|best)",
@@ -123,6 +126,10 @@ FIRST_LETTER = re.compile(
     r"(?<![A-Za-z0-9_])[(\[\"'“]{0,3}(?:(?:选项|(?i:options?|choices?|statements?))[ \t]*[(\[\"'“]{0,3})?"
     r"[A-H](?![a-z0-9_])"
 )
+BEFORE_CLAIM = re.compile(
+    r"(?:^|[^一-龥]|所以|因此|故|只有|则|但|而|且|即|其中|说明|可知|得|知|认为|觉得|综上|综上所述|仅|只|显然|此时|中|出|论|和|与|及)$"
+)
+"""What may stand right before letters without the word option; after another word they name a thing (`流向B`)."""
 CONCLUDING = re.compile(
     r"(?:综上所述|综上|总之|总的来说|综合来看|综合以上|(?i:in conclusion|overall|in summary|to sum up))[^。.\n]{0,12}$"
 )
