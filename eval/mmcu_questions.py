@@ -84,7 +84,7 @@ def read_questions(path: Path) -> list[Question]:
         return _questions(read_workbooks(folder))
     if path.suffix == ".xlsx":
         raise UserError(
-            f"--data: {path}: one file of MMCU's. Give the folder that holds 'dev' and 'test', or only files."
+            f"--data: {path}: one file of MMCU's. Give the folder that holds it, or 'dev' and 'test'."
         )
     return _from_json(path)
 
