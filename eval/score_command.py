@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> None:
         return
     systems = {name: read_predictions(path) for name, path in files.items()}
     asked = asked_of([one for own in systems.values() for one in own])
-    benchmark = _benchmark(options, asked)
+    benchmark = chosen_benchmark(options, asked)
     prompts = _prompts(options, benchmark, asked)
     matched = {name: match(prompts, own) for name, own in systems.items()}
     reports = _judged(options, benchmark, matched) if benchmark.judge else _scored(benchmark, matched, options.data)
@@ -94,7 +94,7 @@ def _score_published(options: argparse.Namespace, files: Mapping[str, Path]) -> 
         _print(folder, report)
 
 
-def _benchmark(options: argparse.Namespace, asked: Asked | None) -> Benchmark:
+def chosen_benchmark(options: argparse.Namespace, asked: Asked | None) -> Benchmark:
     """Return the benchmark under the protocol that was asked for, and refuse predictions of another."""
     if asked is not None and asked.benchmark != options.benchmark:
         raise UserError(f"--predictions: these answer '{asked.benchmark}', not '{options.benchmark}'.")
