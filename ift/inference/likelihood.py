@@ -20,6 +20,8 @@ _MOST_LOGITS = 2**27
 """Numbers in the logits of one forward, 512 MB in float32, unless one text alone needs more."""
 _SLACK_TOKENS = 16
 """Tokens that may be run again so that the options of several questions go through the model together."""
+_MOST_PADDING = 64
+"""Tokens of padding that one more row may bring; above, another forward costs less."""
 
 
 def option_scores(
@@ -114,14 +116,15 @@ class Scorer:
                 self._forward(rows, found, own)
 
     def _chunks(self, rows: list[Row], *, start: int) -> Iterator[list[Row]]:
-        """Yield rows that go through the model together: alike in length, within the bounds of memory."""
+        """Yield rows that go through the model together: alike in length, and no more than memory holds."""
         vocabulary = self._model.get_input_embeddings().weight.shape[0]
         kept_only = self._calling.keep_only
         chunk: list[Row] = []
         logits = 0
         for row in sorted(rows, key=lambda row: len(row.ids)):
             own = (len(row.places) if kept_only else len(row.ids) - start) * vocabulary
-            if chunk and (len(chunk) == self._rows_at_once or logits + own > _MOST_LOGITS):
+            full = len(chunk) == self._rows_at_once or logits + own > _MOST_LOGITS
+            if chunk and (full or len(chunk) * (len(row.ids) - len(chunk[-1].ids)) > _MOST_PADDING):
                 yield chunk
                 chunk, logits = [], 0
             chunk.append(row)
