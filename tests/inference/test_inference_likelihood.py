@@ -49,7 +49,8 @@ def alone(model: Any, prompt: list[int], option: list[int]) -> float:
 
 def check(model: Any, *, rows_at_once: int = 4, tolerance: float = 1e-4) -> None:
     prompts, options = questions()
-    found = option_scores(model, prompts, options, rows_at_once=rows_at_once)
+    # However little it saves, so that all that can be shared is.
+    found = Scorer(model, rows_at_once=rows_at_once, least_saved=0).scores(prompts, options)
     for prompt, own, scores in zip(prompts, options, found, strict=True):
         assert scores == pytest.approx([alone(model, prompt, option) for option in own], abs=tolerance)
 
@@ -149,12 +150,22 @@ def test_a_question_is_run_once_for_all_its_options() -> None:
     assert (counted.forwards, counted.tokens) == (2, 57 + 3 * 3)
 
 
+def test_a_beginning_that_saves_little_is_run_with_each_question() -> None:
+    model = make_model("llama")
+    counted = Counted(model)
+    scores = option_scores(model, [[5] * 20 + [6], [5] * 20 + [7]], [[[1], [2]]] * 2)
+    scorer = Scorer(model, rows_at_once=8, shares=True)
+    counted.forwards = 0
+    assert scorer.scores([[5] * 20 + [6], [5] * 20 + [7]], [[[1], [2]]] * 2) == scores
+    assert counted.forwards == 1
+
+
 def test_groups_share_what_they_say() -> None:
     rng = random.Random(1)
     for _ in range(200):
         starts = [[rng.randrange(3) for _ in range(rng.randrange(60))] for _ in range(3)]
         texts = [rng.choice(starts) + [rng.randrange(3) for _ in range(rng.randrange(1, 9))] for _ in range(12)]
-        groups = group_by_prefix(texts)
+        groups = group_by_prefix(texts, least_saved=rng.randrange(40))
         assert sorted(number for group, _ in groups for number in group) == list(range(12))
         for group, length in groups:
             assert all(texts[number][:length] == texts[group[0]][:length] for number in group)
