@@ -16,6 +16,9 @@ from ift.errors import UserError
 from ift.records import Prediction, PromptRecord
 
 NAMES = ("report.json", "report.md", "items.jsonl")
+_MODEL = ("base", "adapter", "merged_adapters", "quantization", "dtype", "precision")
+_IDENTITY = (*_MODEL, "template", "join_options", "decoding", "seed", "batch_size")
+"""What is told of the run of `ift predict` that answered."""
 
 
 @dataclass(frozen=True)
@@ -148,8 +151,7 @@ def _predictions(path: Path) -> dict[str, Any]:
     facts: dict[str, Any] = {"path": str(path), "sha256": sha256(path)}
     if path.name == "predictions.jsonl" and about.is_file():
         identity = json.loads(about.read_text(encoding="utf-8"))["identity"]
-        names = ("base", "adapter", "merged_adapters", "quantization", "template", "dtype", "decoding", "seed")
-        facts |= {name: identity[name] for name in names if name in identity}
+        facts |= {name: identity[name] for name in _IDENTITY if name in identity}
     return facts
 
 

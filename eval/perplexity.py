@@ -99,7 +99,7 @@ def score(predictions: Sequence[Prediction], path: Path) -> Report:
     by_id = {document.id: document for document in documents(path, lines=lines)}
     sums = [_sums(prediction, by_id[prediction.id]) for prediction in predictions]
     outcomes = [
-        Outcome(prediction.id, own.category, value=own.bits / own.characters)
+        Outcome(prediction.id, own.category, value=own.bits / own.characters, weight=own.characters)
         for prediction, own in zip(predictions, sums, strict=True)
     ]
     names = dict.fromkeys(own.category for own in sums)

@@ -63,7 +63,8 @@ def _facts(facts: Mapping[str, Any]) -> list[str]:
     if facts["prompts_sha256"] is not None:
         lines.append(f"- prompts: sha256 `{facts['prompts_sha256']}`")
     if "judgements" in facts:
-        lines.append(f"- judge: `{facts['judgements'].get('model', facts['judgements']['path'])}`")
+        judge = facts["judgements"]
+        lines.append(f"- judge: `{judge.get('identity', {}).get('model', 'unknown')}`, replies in `{judge['path']}`")
     return [
         *lines,
         f"- excluded: {_counts(facts['excluded'])}",
