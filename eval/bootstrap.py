@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.aggregation import Cell
+from eval.average_arrays import FAST, Array
 
 RESAMPLES = 2000
 SEED = 20_231_011
@@ -63,13 +64,28 @@ def bootstrap_intervals(
     for place, sample in enumerate(samples):
         if not whole[place]:
             totals[:, place] = _sums(sample.values, resamples, generator)
+    counts = np.array([float(len(sample.values)) for sample in samples])[chosen]
+    # A category is drawn into places of its own group only, so that the groups of the places stay.
+    results = {name: FAST[function](groups, counts, totals) for name, function in functions.items() if function in FAST}
+    slow = {name: function for name, function in functions.items() if name not in results}
+    results |= _one_by_one(samples, slow, chosen, totals) if slow else {}
+    return {name: _percentiles(results[name]) for name in functions}
+
+
+def _one_by_one(
+    samples: Sequence[Sample],
+    functions: Mapping[str, Callable[[Sequence[Cell]], float]],
+    chosen: NDArray[np.int64],
+    totals: Array,
+) -> dict[str, Array]:
+    """Return each function's values, one per row of chosen categories and their totals."""
     results: dict[str, list[float]] = {name: [] for name in functions}
     for numbers, sums in zip(chosen.tolist(), totals.tolist(), strict=True):
         drawn = [samples[number] for number in numbers]
         cells = [Cell(one.category, one.group, len(one.values), total) for one, total in zip(drawn, sums, strict=True)]
         for name, function in functions.items():
             results[name].append(function(cells))
-    return {name: _percentiles(values) for name, values in results.items()}
+    return {name: np.array(values) for name, values in results.items()}
 
 
 def enough_clusters(groups: Sequence[str]) -> bool:
@@ -95,9 +111,9 @@ def _sums(values: Sequence[float], times: int, generator: np.random.Generator) -
     return result
 
 
-def _percentiles(values: Sequence[float]) -> tuple[float, float]:
-    kept = [value for value in values if not math.isnan(value)]
-    if not kept:
+def _percentiles(values: Array) -> tuple[float, float]:
+    kept = values[~np.isnan(values)]
+    if not len(kept):
         return math.nan, math.nan
     low, high = np.quantile(kept, [0.025, 0.975]).tolist()
     return low, high

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.aggregation import Cell, group_macro, group_micro, macro, micro
+from eval.aggregation import Cell
+from eval.average_arrays import FAST, Array
 from eval.distributions import normal_tail, t_quantile
 
 RESAMPLES = 4000
@@ -33,7 +34,6 @@ _DRAWS = 1_000_000
 """Numbers drawn at a time, which bounds the memory."""
 
 Function = Callable[[Sequence[Cell]], float]
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ def _differences(
     samples: Sequence[PairedSample], chosen: NDArray[np.int64], totals: Array, function: Function
 ) -> Array:
     """Return the difference of the averages for every row of chosen categories, their units and totals."""
-    fast = _FAST.get(function)
+    fast = FAST.get(function)
     if fast is not None:
         groups = [sample.group for sample in samples]  # a category is drawn into places of its own group only
         result: Array = fast(groups, totals[:, :, 0], totals[:, :, 1]) - fast(groups, totals[:, :, 0], totals[:, :, 2])
@@ -210,38 +210,6 @@ def _differences(
     return np.array(
         [_difference([samples[place] for place in row], own, function) for row, own in zip(chosen, totals, strict=True)]
     )
-
-
-def _micro(groups: Sequence[str], units: Array, totals: Array) -> Array:
-    return np.asarray(totals.sum(axis=1) / units.sum(axis=1))
-
-
-def _macro(groups: Sequence[str], units: Array, totals: Array) -> Array:
-    return np.asarray((totals / units).mean(axis=1))
-
-
-def _group_micro(groups: Sequence[str], units: Array, totals: Array) -> Array:
-    return _over_groups(_micro, groups, units, totals)
-
-
-def _group_macro(groups: Sequence[str], units: Array, totals: Array) -> Array:
-    return _over_groups(_macro, groups, units, totals)
-
-
-def _over_groups(
-    inside: Callable[[Sequence[str], Array, Array], Array], groups: Sequence[str], units: Array, totals: Array
-) -> Array:
-    columns = [[place for place, own in enumerate(groups) if own == group] for group in dict.fromkeys(groups)]
-    return np.asarray(np.mean([inside((), units[:, own], totals[:, own]) for own in columns], axis=0))
-
-
-_FAST: dict[Function, Callable[[Sequence[str], Array, Array], Array]] = {
-    micro: _micro,
-    macro: _macro,
-    group_micro: _group_micro,
-    group_macro: _group_macro,
-}
-"""The plain averages of `aggregation.py` for all resamples at once, a hundred times faster than one by one."""
 
 
 def _level(samples: Sequence[PairedSample], whole: Sequence[bool]) -> float | None:

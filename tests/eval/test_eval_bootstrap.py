@@ -54,6 +54,18 @@ def test_the_same_seed_gives_the_same_interval_and_groups_stay_whole() -> None:
     assert (3.5 + 0) / 2 <= first["m"][0] < first["m"][1] == (9 + 1) / 2
 
 
+@pytest.mark.parametrize("clustered", [True, False])
+def test_plain_averages_of_all_resamples_at_once_are_those_one_by_one(clustered: bool) -> None:
+    generator = np.random.default_rng(4)
+    samples = [Sample(str(i), "gh"[i % 3 == 0], tuple(generator.uniform(0, 1, 3 + i).tolist())) for i in range(9)]
+    plain = {one.name: one.function for one in (MICRO, MACRO, GROUP_MICRO, GROUP_MACRO)}
+    slow = {name: lambda cells, own=function: own(cells) for name, function in plain.items()}
+    both = {**plain, **{f"slow {name}": own for name, own in slow.items()}}
+    found = bootstrap_intervals(samples, both, clustered=clustered, resamples=200)
+    for name in plain:
+        assert found[name] == pytest.approx(found[f"slow {name}"], rel=1e-12)
+
+
 def test_coverage_of_clustered_intervals_in_a_simulation() -> None:
     """Subjects drawn from a population: the interval holds its mean in about 95 of 100 cases."""
     generator = np.random.default_rng(3)
