@@ -24,6 +24,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from types import MappingProxyType
 from typing import Literal
 
 from ift.errors import UserError, unknown_name
@@ -143,23 +144,65 @@ def choose(
         UserError: the prediction's options are others, a score is missing or no number, or baselines do not fit the
             rule.
     """
-    scores = _scores(prediction, options, rule)
-    if rule.calibration is None:
-        if baselines:
-            raise UserError(f"scoring '{rule.name}' uses no prompt without content. Take one that ends in pmi.")
-    elif rule.calibration == "pmi":
-        if len(baselines) != 1:
-            raise UserError(f"scoring '{rule.name}' needs one prompt without content, found {len(baselines)}.")
-        base = _scores(baselines[0], options, rule)
-        scores = {answer: score - base[answer] for answer, score in scores.items()}
-    else:
-        if not baselines:
-            raise UserError(f"scoring '{rule.name}' needs at least one prompt without content, found none.")
-        shares = [_log_shares(_scores(one, options, rule)) for one in baselines]
-        means = {answer: log_sum([own[answer] for own in shares]) - math.log(len(shares)) for answer in scores}
-        scores = {answer: score - means[answer] for answer, score in _log_shares(scores).items()}
-    highest = max(scores.values())
-    return Choice(scores, tuple(answer for answer, score in scores.items() if score == highest))
+    if rule.calibration is None and baselines:
+        raise UserError(f"scoring '{rule.name}' uses no prompt without content. Take one that ends in pmi.")
+    return Chooser(prediction, options, {rule.calibration: baselines} if rule.calibration else {}).choose(rule)
+
+
+class Chooser:
+    """A prediction's options, from which any rule can choose; what the rules share is computed once.
+
+    Args:
+        prediction: with scores for the texts of the options.
+        options: as they were asked for.
+        baselines: by the calibration that takes them, the same options after prompts without content.
+
+    Raises:
+        UserError: the options of one of these predictions are others, or a score is missing or no number.
+    """
+
+    def __init__(
+        self,
+        prediction: Prediction,
+        options: Sequence[Option],
+        baselines: Mapping[Calibration, Sequence[Prediction]] = MappingProxyType({}),
+    ) -> None:
+        self._id, self._kinds = prediction.id, frozenset(option.kind for option in options)
+        self._answers = _answers(prediction, options)
+        self._baselines = {name: [_answers(one, options) for one in own] for name, own in baselines.items()}
+
+    @property
+    def rules(self) -> list[str]:
+        """The names of the rules that need no more than was asked."""
+        return [
+            name
+            for name, rule in SCORINGS.items()
+            if rule.kind in self._kinds and (rule.calibration is None or rule.calibration in self._baselines)
+        ]
+
+    def choose(self, rule: Scoring) -> Choice:
+        """Return the answer that a rule chooses.
+
+        Raises:
+            UserError: what the rule needs was not asked.
+        """
+        if rule.kind not in self._kinds:
+            raise UserError(f"scoring '{rule.name}': '{self._id}' was asked without options of kind '{rule.kind}'.")
+        scores = _scores(self._answers, rule)
+        baselines = self._baselines.get(rule.calibration, []) if rule.calibration else []
+        if rule.calibration == "pmi":
+            if len(baselines) != 1:
+                raise UserError(f"scoring '{rule.name}' needs one prompt without content, found {len(baselines)}.")
+            base = _scores(baselines[0], rule)
+            scores = {answer: score - base[answer] for answer, score in scores.items()}
+        elif rule.calibration == "contextual":
+            if not baselines:
+                raise UserError(f"scoring '{rule.name}' needs at least one prompt without content, found none.")
+            shares = [_log_shares(_scores(one, rule)) for one in baselines]
+            means = {answer: log_sum([own[answer] for own in shares]) - math.log(len(shares)) for answer in scores}
+            scores = {answer: score - means[answer] for answer, score in _log_shares(scores).items()}
+        highest = max(scores.values())
+        return Choice(scores, tuple(answer for answer, score in scores.items() if score == highest))
 
 
 def log_sum(values: Sequence[float]) -> float:
@@ -170,31 +213,46 @@ def log_sum(values: Sequence[float]) -> float:
     return highest + math.log(math.fsum(math.exp(value - highest) for value in values))
 
 
-def _scores(prediction: Prediction, options: Sequence[Option], rule: Scoring) -> dict[str, float]:
-    """Return one score per answer, before calibration."""
+@dataclass(frozen=True)
+class _Answer:
+    """One answer in all of its spellings."""
+
+    summed: float
+    """The logarithm of its spellings' probabilities, added up."""
+    highest: float
+    """That of the likeliest spelling."""
+    lengths: Mapping[Length, int]
+    """Of the likeliest spelling; blanks around it are none of its characters."""
+
+
+def _answers(prediction: Prediction, options: Sequence[Option]) -> dict[tuple[Kind, str], _Answer]:
+    """Return every answer of each kind, in the order of the options."""
     _check(prediction, options)
-    spellings: dict[str, list[tuple[float, float]]] = {}
-    scored = zip(options, prediction.option_scores, prediction.option_num_tokens, strict=True)
-    for option, score, num_tokens in scored:
-        if option.kind == rule.kind:
-            length = _length(option.text, num_tokens, rule.length)
-            spellings.setdefault(option.answer, []).append((score, length))
-    if not spellings:
-        raise UserError(f"scoring '{rule.name}': '{prediction.id}' was asked without options of kind '{rule.kind}'.")
-    return {answer: _combined(own, rule.spellings) for answer, own in spellings.items()}
+    spellings: dict[tuple[Kind, str], list[int]] = {}
+    for place, option in enumerate(options):
+        spellings.setdefault((option.kind, option.answer), []).append(place)
+    found = {}
+    for key, places in spellings.items():
+        scores = [prediction.option_scores[place] for place in places]
+        best = places[scores.index(max(scores))]
+        text = options[best].text.strip()
+        lengths: dict[Length, int] = {
+            "tokens": prediction.option_num_tokens[best],
+            "characters": len(text),
+            "bytes": len(text.encode()),
+        }
+        found[key] = _Answer(log_sum(scores), max(scores), lengths)
+    return found
 
 
-def _combined(spellings: Sequence[tuple[float, float]], rule: Spellings) -> float:
-    """Return the score of an answer; its length is that of its likeliest spelling."""
-    score, length = max(spellings, key=lambda one: one[0])
-    return (log_sum([own for own, _ in spellings]) if rule == "sum" else score) / length
-
-
-def _length(text: str, num_tokens: int, rule: Length | None) -> float:
-    """Return what a log-likelihood is divided by; blanks around an answer are none of its characters."""
-    if rule is None:
-        return 1
-    return {"tokens": num_tokens, "characters": len(text.strip()), "bytes": len(text.strip().encode())}[rule]
+def _scores(answers: Mapping[tuple[Kind, str], _Answer], rule: Scoring) -> dict[str, float]:
+    """Return one score per answer, before calibration."""
+    return {
+        name: (one.summed if rule.spellings == "sum" else one.highest)
+        / (one.lengths[rule.length] if rule.length is not None else 1)
+        for (kind, name), one in answers.items()
+        if kind == rule.kind
+    }
 
 
 def _log_shares(scores: Mapping[str, float]) -> dict[str, float]:
