@@ -13,6 +13,8 @@ from ift.records import Prediction, PromptRecord
 
 Prepare = Callable[..., Iterable[PromptRecord]]
 """`prepare(path)`, or `prepare(path, shots=k)` where the benchmark knows shots."""
+Score = Callable[..., Report]
+"""`score(predictions, path)`, or `score(predictions, path, scoring=name)` where the benchmark offers several rules."""
 Systems = Mapping[str, Sequence[Prediction]]
 """Names of systems to their predictions, each in the order of the data."""
 
@@ -49,13 +51,15 @@ class Benchmark:
     prepare: Prepare
     """From the data (a file, a folder, or an id on a hub) to one prompt per row, excluded rows too; ids are stable and
     unique."""
-    score: Callable[[Sequence[Prediction], Path], Report] | None = None
+    score: Score | None = None
     """From predictions, one per prompt and in the order of the data, and the data to the report; none where only a
     judge can tell."""
     modes: Mapping[str, Prepare] = field(default_factory=dict)
     """Further ways to ask, by the name that `--mode` takes; empty where there is one way only."""
     shots: Sequence[int] = ()
     """The numbers of worked examples that `prepare` can put before a question, the default first; empty: none."""
+    scorings: Sequence[str] = ()
+    """The rules by which `score` can choose from likelihoods, by the name that `--scoring` takes; empty: one only."""
     protocols: Mapping[str, "Benchmark"] = field(default_factory=dict)
     """Other protocols of the same benchmark, by the name that `--protocol` takes."""
     judge: Judge | None = None

@@ -4,8 +4,9 @@ Y. Huang et al., "C-Eval: A Multi-Level Multi-Discipline Chinese Evaluation Suit
 validation split (1,346 questions) is scored unless the path names another. Three protocols:
 
 - `official`: the benchmark's prompt, 0 to 5 worked examples, mean over subjects. `--mode choice` adds the likelihoods
-  of both spellings of a letter (`A` and ` A`, whichever the tokenizer knows there); `generate` reads the letter from
-  a response, `cot` after reasoning that 让我们一步一步思考 begins.
+  of both spellings of a letter (`A` and ` A`, whichever the tokenizer knows there); `scorings` asks for every rule of
+  `eval/likelihood.py`; `generate` reads the letter from a response, `cot` after reasoning that 让我们一步一步思考
+  begins.
 - `lm_eval`: prompt and score of lm-evaluation-harness 0.4.13 (`ceval-valid`): likelihood of ` A` to ` D`, mean over
   questions. Its header lacks 考试. Predict with `--data.template=raw --data.join_options=true`.
 - `chinese_llama_alpaca`: the runner of Chinese-LLaMA-Alpaca with its instruction template: the question ends with
@@ -15,9 +16,10 @@ validation split (1,346 questions) is scored unless the path names another. Thre
 
 from eval.aggregation import MACRO, MICRO, Aggregation, micro
 from eval.benchmark import Benchmark
-from eval.choice_exam import Exam, Subject
-from eval.choice_prompts import OPTIONS, Wording, asking
+from eval.choice_exam import LETTERS, Exam, Subject
+from eval.choice_prompts import OPTIONS, Wording, asking, asking_for_every_rule
 from eval.choice_scores import Marking, Ranking, scoring
+from eval.likelihood import SCORINGS, spelled
 
 _GROUPS = {
     "STEM": {
@@ -127,10 +129,9 @@ CHINESE_LLAMA_ALPACA = Wording(
     _HEADER, _QUESTION + "\n答案是什么？ ", _QUESTION + "\n答案：{answer}\n\n", header_alone=False
 )
 
-_BOTH = Ranking()
 _ONE_BLANK = Ranking(blanks=(" ",), first_of_ties=True)
 _SHOTS = range(6)
-_choice = asking(EXAM, OFFICIAL, options=_BOTH.options)
+_choice = asking(EXAM, OFFICIAL, options=spelled(LETTERS))
 
 _LM_EVAL = Benchmark(
     name="ceval",
@@ -157,7 +158,7 @@ _CHINESE_LLAMA_ALPACA = Benchmark(
     protocol="chinese_llama_alpaca",
     version=1,
     description="as Chinese-LLaMA-Alpaca ran it: logits of both spellings added, mean over questions; 0 to 5 shots",
-    prepare=asking(EXAM, CHINESE_LLAMA_ALPACA, options=_BOTH.options),
+    prepare=asking(EXAM, CHINESE_LLAMA_ALPACA, options=spelled(LETTERS)),
     score=scoring(EXAM, Marking(Ranking(multiplies=True), (MICRO, MACRO), group_score=MICRO)),
     shots=_SHOTS,
 )
@@ -166,17 +167,19 @@ BENCHMARK = Benchmark(
     name="ceval",
     protocol="official",
     version=1,
-    description="C-Eval, 52 subjects, mean over subjects; --mode choice (default), generate or cot; 0 to 5 shots",
+    description="C-Eval, 52 subjects, mean over subjects; --mode choice, scorings, generate, cot; 0 to 5 shots",
     prepare=_choice,
     score=scoring(
         EXAM,
-        Marking(_BOTH, (MACRO, MICRO), group_score=MACRO, part="hard", part_subjects=_HARD),
+        Marking(None, (MACRO, MICRO), group_score=MACRO, part="hard", part_subjects=_HARD),
     ),
     modes={
         "choice": _choice,
+        "scorings": asking_for_every_rule(EXAM, OFFICIAL),
         "generate": asking(EXAM, OFFICIAL),
         "cot": asking(EXAM, CHAIN_OF_THOUGHT, reading="cot"),
     },
     shots=_SHOTS,
+    scorings=tuple(SCORINGS),
     protocols={"lm_eval": _LM_EVAL, "chinese_llama_alpaca": _CHINESE_LLAMA_ALPACA},
 )

@@ -1,12 +1,14 @@
 """The prompts of an exam: a line that names the subject, worked examples, and the question, as one user message."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from eval.baselines import Calibrated, with_baselines
 from eval.benchmark import Prepare
-from eval.choice_exam import LETTERS, Exam, Question, read_paper
-from eval.likelihood import Option, texts
+from eval.choice_exam import LETTERS, Exam, Paper, Question, read_paper
+from eval.likelihood import CONTENT_FREE, Option, texts
+from eval.scorings import lettered_and_full
 from ift.records import PromptRecord
 
 OPTIONS = "\nA. {A}\nB. {B}\nC. {C}\nD. {D}"
@@ -28,11 +30,16 @@ class Wording:
     strips: bool = False
     """Whether white space around a question's text is left out."""
 
-    def prompt(self, subject: str, question: Question, examples: Sequence[Question]) -> str:
+    def prompt(self, subject: str, examples: Sequence[Question], question: Question) -> str:
         """Return the whole text."""
         header = self.header.format(subject=subject) if examples or self.header_alone else ""
         shots = "".join(self._fill(self.shot, example) for example in examples)
         return header + shots + self._fill(self.question, question)
+
+    @property
+    def premise(self) -> str:
+        """What stands between options and answer, which asks nothing by itself."""
+        return self.question.rpartition("{D}")[2].lstrip("\n")
 
     def _fill(self, template: str, question: Question) -> str:
         return template.format(
@@ -57,15 +64,53 @@ def asking(exam: Exam, wording: Wording, *, options: Sequence[Option] = (), read
     def prepare(path: Path, *, shots: int = 0) -> Iterator[PromptRecord]:
         paper = read_paper(exam, path, shots=shots)
         for question in paper.questions:
-            text = wording.prompt(
-                exam.subjects[question.subject].chinese, question, paper.examples.get(question.subject, ())
-            )
-            yield PromptRecord(
-                id=question.id,
-                messages=({"role": "user", "content": text},),
-                options=ranked,
-                reference=question.answer,
-                meta={"category": question.subject} | ({} if ranked else {"reading": reading}),
-            )
+            text = wording.prompt(*_subject(paper, question), question)
+            yield _prompt(question, text, options=ranked, meta={} if ranked else {"reading": reading})
 
     return prepare
+
+
+def asking_for_every_rule(exam: Exam, wording: Wording) -> Prepare:
+    """Return the function that makes the prompts of an exam for all of `eval.likelihood.SCORINGS`.
+
+    A content-free input stands in the place of the question and of each of its options; header and worked examples stay
+    before it.
+    """
+
+    def calibrated(paper: Paper) -> Iterator[Calibrated]:
+        for question in paper.questions:
+            before = _subject(paper, question)
+            free = [replace(question, text=text, options=(text,) * len(LETTERS)) for text in CONTENT_FREE]
+            yield Calibrated(
+                _prompt(question, wording.prompt(*before, question), options=texts(every_option(question)), meta={}),
+                {"pmi": (wording.premise,), "contextual": [wording.prompt(*before, one) for one in free]},
+            )
+
+    def prepare(path: Path, *, shots: int = 0) -> Iterator[PromptRecord]:
+        return with_baselines(calibrated(read_paper(exam, path, shots=shots)))
+
+    return prepare
+
+
+def every_option(question: Question) -> tuple[Option, ...]:
+    """Return letters and full texts of a question's options, each in both spellings.
+
+    Raises:
+        UserError: an option has no text.
+    """
+    return lettered_and_full(question.id, dict(zip(LETTERS, question.options, strict=True)))
+
+
+def _subject(paper: Paper, question: Question) -> tuple[str, Sequence[Question]]:
+    """Return the Chinese name and the worked examples of a question's subject."""
+    return paper.exam.subjects[question.subject].chinese, paper.examples.get(question.subject, ())
+
+
+def _prompt(question: Question, text: str, *, options: tuple[str, ...], meta: dict[str, str]) -> PromptRecord:
+    return PromptRecord(
+        id=question.id,
+        messages=({"role": "user", "content": text},),
+        options=options,
+        reference=question.answer,
+        meta={"category": question.subject, **meta},
+    )

@@ -1,15 +1,18 @@
 """The score of an exam: which letter was answered, and the averages over subjects."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from eval.aggregation import MACRO, Aggregation
+from eval.baselines import OF, choosers, questions_of
 from eval.choice_exam import LETTERS, Exam, Paper, Question, read_paper
+from eval.choice_prompts import every_option
 from eval.extraction import extract_letters
-from eval.likelihood import Option, choose, spelled
-from eval.report import Outcome, Report, summarize
+from eval.likelihood import Chooser, Option, choose, spelled
+from eval.report import Outcome, Report, score_of, summarize
+from eval.scorings import chosen_rule, ranked_outcome, with_rules
 from ift.errors import UserError
 from ift.records import Prediction
 
@@ -47,7 +50,8 @@ class Ranking:
 class Marking:
     """How a protocol turns answers into a report."""
 
-    ranking: Ranking
+    ranking: Ranking | None
+    """None: by any rule of `eval.likelihood.SCORINGS`, by name."""
     aggregations: tuple[Aggregation, ...]
     """The headline first; macro and micro stand in every report."""
     group_score: Aggregation
@@ -57,28 +61,62 @@ class Marking:
     part_subjects: frozenset[str] = frozenset()
 
 
-def scoring(exam: Exam, marking: Marking) -> Callable[[Sequence[Prediction], Path], Report]:
-    """Return the function that scores predictions of an exam."""
+def scoring(exam: Exam, marking: Marking) -> Callable[..., Report]:
+    """Return the function that scores predictions of an exam, `score(predictions, path)`.
 
-    def score(predictions: Sequence[Prediction], path: Path) -> Report:
+    Without a ranking of the marking's own it takes a rule, too: `score(predictions, path, scoring=name)`.
+    """
+
+    def score(predictions: Sequence[Prediction], path: Path, *, scoring: str | None = None) -> Report:
         paper = read_paper(exam, path, shots=0)
         questions = {question.id: question for question in paper.questions}
-        outcomes = [_outcome(prediction, questions[prediction.id], paper, marking) for prediction in predictions]
-        report = summarize(
-            outcomes,
-            predictions,
-            aggregations=marking.aggregations,
+        if marking.ranking is not None:
+            return _report(predictions, paper, marking, marking.ranking.best)
+        ranked = _choosers(predictions, questions)
+        rule = chosen_rule(scoring, ranked)
+        asked = questions_of(predictions)
+        report = _report(asked, paper, marking, lambda one: ranked[one.id].choose(rule).best)
+        if len(asked) == len(predictions):
+            return replace(report, scoring=rule.name if ranked else None)
+        return with_rules(
+            report,
+            rule,
+            choosers=ranked,
+            references={name: question.answer for name, question in questions.items()},
+            aggregation=marking.aggregations[0],
             clustered=True,
-            group_score=marking.group_score,
-            notes=[*_completeness(paper), *_tie_notes(marking, predictions)],
         )
-        part = [outcome for outcome in outcomes if outcome.counts and outcome.kinds]
-        if not part:
-            return report
-        part_macro = summarize(part, predictions, aggregations=(MACRO,), clustered=True).aggregates["macro"]
-        return replace(report, aggregates={**report.aggregates, f"{marking.part}_macro": part_macro})
 
     return score
+
+
+def _choosers(predictions: Sequence[Prediction], questions: Mapping[str, Question]) -> dict[str, Chooser]:
+    """Return what chooses for every question with ranked options: letters, or everything that all rules need."""
+    ranked = [one for one in predictions if one.options]
+    every = any(OF in one.meta for one in ranked)
+    letters = spelled(LETTERS)
+    options = {one.id: every_option(questions[one.id]) if every else letters for one in ranked if OF not in one.meta}
+    return choosers(ranked, options)
+
+
+def _report(
+    predictions: Sequence[Prediction], paper: Paper, marking: Marking, best: Callable[[Prediction], Sequence[str]]
+) -> Report:
+    questions = {question.id: question for question in paper.questions}
+    outcomes = [_outcome(one, questions[one.id], paper, marking, best) for one in predictions]
+    report = summarize(
+        outcomes,
+        predictions,
+        aggregations=marking.aggregations,
+        clustered=True,
+        group_score=marking.group_score,
+        notes=[*_completeness(paper), *_tie_notes(marking, predictions)],
+    )
+    part = [outcome for outcome in outcomes if outcome.counts and outcome.kinds]
+    if not part:
+        return report
+    part_macro = score_of(part, MACRO, clustered=True)
+    return replace(report, aggregates={**report.aggregates, f"{marking.part}_macro": part_macro})
 
 
 def read_letter(response: str, reading: str, options: Sequence[str] = ()) -> str | None:
@@ -102,7 +140,13 @@ def read_letter(response: str, reading: str, options: Sequence[str] = ()) -> str
     return extract_letters(response, kind="single", options=options).letters
 
 
-def _outcome(prediction: Prediction, question: Question, paper: Paper, marking: Marking) -> Outcome:
+def _outcome(
+    prediction: Prediction,
+    question: Question,
+    paper: Paper,
+    marking: Marking,
+    best: Callable[[Prediction], Sequence[str]],
+) -> Outcome:
     group = paper.exam.subjects[question.subject].group
     kinds = (marking.part,) if question.subject in marking.part_subjects else ()
     found = Outcome(prediction.id, question.subject, group=group, kinds=kinds)
@@ -110,10 +154,9 @@ def _outcome(prediction: Prediction, question: Question, paper: Paper, marking: 
         reason = f"answer is none of A to D: '{question.answer}'" if question.answer else "no answer in the data"
         return replace(found, status="excluded", note=reason)
     if prediction.options:
-        best = marking.ranking.best(prediction)
-        if len(best) > 1 and not marking.ranking.first_of_ties:
-            return replace(found, status="tied", answer="/".join(best))
-        return replace(found, correct=best[0] == question.answer, answer=best[0])
+        chosen = best(prediction)
+        decided = marking.ranking is not None and marking.ranking.first_of_ties
+        return ranked_outcome(found, chosen[:1] if decided else chosen, question.answer)
     if prediction.response is None:
         raise UserError(f"--predictions: '{prediction.id}' has neither 'option_scores' nor a 'response'.")
     letter = read_letter(prediction.response, str(prediction.meta.get("reading", "letter")), question.options)
@@ -140,7 +183,8 @@ def _completeness(paper: Paper) -> list[str]:
 
 
 def _tie_notes(marking: Marking, predictions: Sequence[Prediction]) -> list[str]:
-    if not marking.ranking.first_of_ties:
+    ranking = marking.ranking
+    if ranking is None or not ranking.first_of_ties:
         return []
-    tied = sum(len(marking.ranking.best(one)) > 1 for one in predictions if one.options)
+    tied = sum(len(ranking.best(one)) > 1 for one in predictions if one.options)
     return [f"{tied} questions have several best options; the first counts, as argmax takes it."] if tied else []

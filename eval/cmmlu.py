@@ -3,8 +3,8 @@
 H. Li et al., "CMMLU: Measuring massive multitask language understanding in Chinese" (2023). Two protocols:
 
 - `official`: the benchmark's prompt, 0 to 5 worked examples, mean over subjects. `--mode choice` adds the likelihoods
-  of both spellings of a letter (`A` and ` A`); `generate` reads the letter from a response, `cot` after reasoning
-  that 逐步分析并给出答案选项 asks for.
+  of both spellings of a letter (`A` and ` A`); `scorings` asks for every rule of `eval/likelihood.py`; `generate`
+  reads the letter from a response, `cot` after reasoning that 逐步分析并给出答案选项 asks for.
 - `lm_eval`: prompt and score of lm-evaluation-harness 0.4.13 (`cmmlu`): likelihood of ` A` to ` D`, mean over
   questions. Predict with `--data.template=raw --data.join_options=true`.
 
@@ -15,9 +15,10 @@ which only `ift predict` has, so that all stay, and `ift predict` refuses what i
 
 from eval.aggregation import MACRO, MICRO, Aggregation, micro
 from eval.benchmark import Benchmark
-from eval.choice_exam import Exam, Subject
-from eval.choice_prompts import OPTIONS, Wording, asking
+from eval.choice_exam import LETTERS, Exam, Subject
+from eval.choice_prompts import OPTIONS, Wording, asking, asking_for_every_rule
 from eval.choice_scores import Marking, Ranking, scoring
+from eval.likelihood import SCORINGS, spelled
 
 _GROUPS = {
     "STEM": {
@@ -139,10 +140,9 @@ CHAIN_OF_THOUGHT = Wording(
 )
 LM_EVAL = Wording(_HEADER, _QUESTION + "\n答案：", _QUESTION + "\n答案： {answer}\n\n", strips=True)
 
-_BOTH = Ranking()
 _ONE_BLANK = Ranking(blanks=(" ",), first_of_ties=True)
 _SHOTS = range(6)
-_choice = asking(EXAM, OFFICIAL, options=_BOTH.options)
+_choice = asking(EXAM, OFFICIAL, options=spelled(LETTERS))
 
 _LM_EVAL = Benchmark(
     name="cmmlu",
@@ -168,12 +168,12 @@ BENCHMARK = Benchmark(
     name="cmmlu",
     protocol="official",
     version=1,
-    description="CMMLU, 67 subjects, mean over subjects; --mode choice (default), generate or cot; 0 to 5 shots",
+    description="CMMLU, 67 subjects, mean over subjects; --mode choice, scorings, generate, cot; 0 to 5 shots",
     prepare=_choice,
     score=scoring(
         EXAM,
         Marking(
-            _BOTH,
+            None,
             (MACRO, MICRO),
             group_score=MACRO,
             part="china_specific",
@@ -182,9 +182,11 @@ BENCHMARK = Benchmark(
     ),
     modes={
         "choice": _choice,
+        "scorings": asking_for_every_rule(EXAM, OFFICIAL),
         "generate": asking(EXAM, OFFICIAL),
         "cot": asking(EXAM, CHAIN_OF_THOUGHT, reading="cot"),
     },
     shots=_SHOTS,
+    scorings=tuple(SCORINGS),
     protocols={"lm_eval": _LM_EVAL},
 )

@@ -4,6 +4,7 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from eval.baselines import OF
 from ift.errors import UserError
 from ift.records import Prediction, PromptRecord
 
@@ -13,9 +14,11 @@ _SHOWN = 5
 def select(prompts: Iterable[PromptRecord], *, limit: int | None, seed: int) -> list[PromptRecord]:
     """Return all prompts, or a random sample in the order of the data.
 
+    A prompt without content that belongs to a question (`eval/baselines.py`) is no row: it is there where that is.
+
     Args:
         prompts: every prompt of the data.
-        limit: size of the sample; `None` for all.
+        limit: number of rows in the sample; `None` for all.
         seed: of the sample; the same data, limit and seed give the same sample.
 
     Raises:
@@ -29,9 +32,11 @@ def select(prompts: Iterable[PromptRecord], *, limit: int | None, seed: int) -> 
         seen.add(prompt.id)
     if limit is None:
         return everything
-    if not 1 <= limit <= len(everything):
-        raise UserError(f"--limit: {limit} is out of range; the data has {len(everything)} rows. Give 1 to that many.")
-    return [everything[index] for index in sorted(random.Random(seed).sample(range(len(everything)), limit))]
+    rows = [prompt.id for prompt in everything if OF not in prompt.meta]
+    if not 1 <= limit <= len(rows):
+        raise UserError(f"--limit: {limit} is out of range; the data has {len(rows)} rows. Give 1 to that many.")
+    chosen = set(random.Random(seed).sample(rows, limit))
+    return [prompt for prompt in everything if prompt.meta.get(OF, prompt.id) in chosen]
 
 
 def match(prompts: Sequence[PromptRecord], predictions: Sequence[Prediction]) -> list[Prediction]:

@@ -73,6 +73,7 @@ def report_facts(benchmark: Benchmark, report: Report, sources: Sources) -> dict
         "protocol": benchmark.protocol,
         "protocol_version": benchmark.version,
         "answers": report.answers,
+        **_scoring(report),
         **_asked(sources),
         "data": _data(report, sources),
         "predictions": _predictions(sources.predictions),
@@ -135,6 +136,12 @@ def _asked(sources: Sources) -> dict[str, Any]:
     if sources.asked is not None:
         facts = {"mode": sources.asked.mode, "shots": sources.asked.shots}
     return facts | {"prompts_sha256": sources.prompts_sha256}
+
+
+def _scoring(report: Report) -> dict[str, Any]:
+    """Return by which rule options were chosen and what others give, where the benchmark offers several."""
+    facts: dict[str, Any] = {} if report.scoring is None else {"scoring": report.scoring}
+    return facts | ({"rules": {name: asdict(rule) for name, rule in report.rules.items()}} if report.rules else {})
 
 
 def _data(report: Report, sources: Sources) -> dict[str, Any]:

@@ -68,6 +68,18 @@ class Score:
 
 
 @dataclass(frozen=True)
+class Rule:
+    """What a rule for choosing by likelihood makes of the answers, beside the one that the report is made by."""
+
+    average: str
+    """Name of its score in `Report.aggregates`."""
+    changed: int
+    """Number of items with another answer than by the report's rule."""
+    tied: int
+    """Items whose best options are equal by it; counted as wrong."""
+
+
+@dataclass(frozen=True)
 class Report:
     """The result of a benchmark, before the command adds names and hashes."""
 
@@ -93,6 +105,10 @@ class Report:
     """Why responses ended; many `length` mean that answers were cut before they were given."""
     notes: tuple[str, ...] = ()
     """What a reader must know beside the numbers, one sentence each."""
+    scoring: str | None = None
+    """Name of the rule that chose by likelihood (`eval/likelihood.py`), where the benchmark offers several."""
+    rules: Mapping[str, Rule] = field(default_factory=dict)
+    """By name, all that the predictions allow, where they were asked for every rule."""
 
     @property
     def headline(self) -> tuple[str, Score]:
@@ -161,6 +177,18 @@ def summarize(
         finish_reasons=dict(Counter(item.finish_reason for item in predictions if item.finish_reason is not None)),
         notes=tuple(notes),
     )
+
+
+def score_of(outcomes: Iterable[Outcome], aggregation: Aggregation, *, clustered: bool) -> Score:
+    """Return one average with its interval, as `summarize` has it.
+
+    Args:
+        outcomes: at least one that counts.
+        aggregation: the average.
+        clustered: as for `summarize`.
+    """
+    counted = [outcome for outcome in outcomes if outcome.counts]
+    return _scores(counted, {aggregation.name: aggregation.function}, clustered=clustered)[aggregation.name]
 
 
 def samples_of(outcomes: Iterable[Outcome]) -> list[Sample]:

@@ -8,7 +8,7 @@ from eval.benchmark import Asked, Benchmark, Prepare, get_benchmark, how_asked, 
 from eval.matching import match, select
 from eval.output import Sources, asked_of, prompts_hash, refuse_existing, write_report
 from eval.report import Report
-from ift.errors import UserError
+from ift.errors import UserError, unknown_name
 from ift.records import Prediction, PromptRecord, read_predictions
 
 
@@ -28,6 +28,7 @@ def add_parser(
     )
     command.add_argument("--output", type=Path, required=True, metavar="DIR", help="gets report.json and report.md")
     command.add_argument("--protocol", help="as for prepare; where left out, what the predictions say")
+    command.add_argument("--scoring", metavar="NAME", help="rule for likelihoods, such as letter_max or text_sum_pmi")
     command.add_argument("--judgements", type=Path, metavar="DIR", help="what `python -m eval judge` wrote")
     command.add_argument("--limit", type=int, metavar="N", help="only a random sample of N rows; the same as prepare")
     command.add_argument("--seed", type=int, default=0, metavar="S", help="of that sample (default: 0)")
@@ -44,9 +45,12 @@ def run(options: argparse.Namespace) -> None:
     systems = {name: read_predictions(path) for name, path in files.items()}
     asked = asked_of([one for own in systems.values() for one in own])
     benchmark = chosen_benchmark(options, asked)
+    rule = _rule(options, benchmark)
     prompts = _prompts(options, benchmark, asked)
     matched = {name: match(prompts, own) for name, own in systems.items()}
-    reports = _judged(options, benchmark, matched) if benchmark.judge else _scored(benchmark, matched, options.data)
+    reports = (
+        _judged(options, benchmark, matched) if benchmark.judge else _scored(benchmark, matched, options.data, rule)
+    )
     for name, report in reports.items():
         folder = options.output if len(files) == 1 else options.output / name
         sources = Sources(
@@ -129,10 +133,26 @@ def _prompts(options: argparse.Namespace, benchmark: Benchmark, asked: Asked | N
     return select(prompts_of(benchmark, options.data, how), limit=options.limit, seed=options.seed)
 
 
-def _scored(benchmark: Benchmark, systems: Mapping[str, Sequence[Prediction]], data: Path) -> dict[str, Report]:
+def _rule(options: argparse.Namespace, benchmark: Benchmark) -> dict[str, str]:
+    """Return what `score` is told of the rule for likelihoods: nothing where the benchmark decides."""
+    name: str | None = getattr(options, "scoring", None)  # other commands that score know no such option
+    if name is None:
+        return {}
+    if not benchmark.scorings:
+        raise UserError(
+            f"--scoring: '{name}': {benchmark.name} ({benchmark.protocol}) chooses in one way. Leave --scoring out."
+        )
+    if name not in benchmark.scorings:
+        raise unknown_name("--scoring", name, benchmark.scorings)
+    return {"scoring": name}
+
+
+def _scored(
+    benchmark: Benchmark, systems: Mapping[str, Sequence[Prediction]], data: Path, rule: Mapping[str, str]
+) -> Mapping[str, Report]:
     if benchmark.score is None:
         raise UserError(f"{benchmark.name}: nothing scores its answers.")
-    return {name: benchmark.score(predictions, data) for name, predictions in systems.items()}
+    return {name: benchmark.score(predictions, data, **rule) for name, predictions in systems.items()}
 
 
 def _judged(
@@ -151,4 +171,5 @@ def _judged(
 def _print(folder: Path, report: Report) -> None:
     name, headline = report.headline
     low, high = headline.interval
-    print(f"{folder}: {name} {headline.score:.4f} [{low:.4f}, {high:.4f}], n {headline.n}")
+    by = f" by {report.scoring}" if report.scoring is not None else ""
+    print(f"{folder}: {name}{by} {headline.score:.4f} [{low:.4f}, {high:.4f}], n {headline.n}")

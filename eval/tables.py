@@ -18,7 +18,10 @@ def report_markdown(facts: Mapping[str, Any]) -> str:
         f"**{headline['name']}: {headline['score']:.4f}** {_interval(headline)}, n {headline['n']}",
         "",
     ]
-    for title, key in (("average", "aggregates"), ("group", "groups"), ("kind", "kinds"), ("category", "categories")):
+    of_rules = {rule["average"] for rule in facts.get("rules", {}).values()}
+    lines += _table("average", {name: one for name, one in facts["aggregates"].items() if name not in of_rules})
+    lines += _rules(facts)
+    for title, key in (("group", "groups"), ("kind", "kinds"), ("category", "categories")):
         if facts[key]:
             lines += _table(title, facts[key])
     return "\n".join([*lines, *_facts(facts), *_shown("Unparsed responses", facts["unparsed_responses"])]) + "\n"
@@ -30,6 +33,8 @@ def _how(facts: Mapping[str, Any]) -> str:
         parts.append(f"mode {facts['mode']}")
     if facts.get("shots") is not None:
         parts.append(f"{facts['shots']} shots")
+    if facts.get("scoring") is not None:
+        parts.append(f"scoring {facts['scoring']}")
     if facts.get("system") is not None:
         parts.append(f"system {facts['system']}")
     return ", ".join(parts)
@@ -41,6 +46,24 @@ def _table(title: str, scores: Mapping[str, Any]) -> list[str]:
         for name, one in scores.items()
     ]
     return [f"| {title} | n | score | 95 % interval | interval by |", "|---|---:|---:|---|---|", *rows, ""]
+
+
+def _rules(facts: Mapping[str, Any]) -> list[str]:
+    """Return how far the score depends on the rule that chooses from likelihoods."""
+    rules, averages = facts.get("rules", {}), facts["aggregates"]
+    if not rules:
+        return []
+    own = averages[rules[facts["scoring"]]["average"]]
+    lines = []
+    for name, rule in rules.items():
+        one = averages[rule["average"]]
+        told = f"**{name}**" if name == facts["scoring"] else name
+        difference = "" if name == facts["scoring"] else f"{one['score'] - own['score']:+.4f}"
+        numbers = f"{one['score']:.4f} | {_interval(one)} | {difference} | {rule['changed']} | {rule['tied']}"
+        lines.append(f"| {told} | {numbers} |")
+    title = next(iter(rules.values()))["average"].rpartition("_")[2]
+    head = f"| rule | {title} | 95 % interval | less {facts['scoring']} | other answers | tied |"
+    return [head, "|---|---:|---|---:|---:|---:|", *lines, ""]
 
 
 def _interval(score: Mapping[str, Any]) -> str:

@@ -132,6 +132,7 @@ def _identity(facts: Mapping[str, Any], judgements: Mapping[str, Any]) -> dict[s
         "answers": facts["answers"],
         "mode": facts.get("mode"),
         "shots": facts.get("shots"),
+        "scoring": facts.get("scoring"),
         "judge": _judge(judgements.get("identity") or judgements),
         "average": facts["headline"]["name"],
     }

@@ -98,6 +98,7 @@ def title_of(table: BenchmarkTable) -> str:
     parts = [f"{facts['protocol']} {facts['protocol version']}", facts["answers"]]
     parts += [f"mode {facts['mode']}"] if facts["mode"] != "none" else []
     parts += [f"{facts['shots']} shots"] if facts["shots"] != "none" else []
+    parts += [f"scoring {facts['scoring']}"] if facts["scoring"] != "none" else []
     parts += [f"judge {facts['judge']}"] if facts["judge"] != "none" else []
     parts += ["in %"] if table.scale.percent else []
     parts += ["lower is better"] if table.lower_is_better else []
