@@ -167,8 +167,7 @@ class Chooser:
         options: Sequence[Option],
         baselines: Mapping[Calibration, Sequence[Prediction]] = MappingProxyType({}),
     ) -> None:
-        self._id, self._kinds = prediction.id, frozenset(option.kind for option in options)
-        self._answers = _answers(prediction, options)
+        self._id, self._answers = prediction.id, _answers(prediction, options)
         self._baselines = {name: [_answers(one, options) for one in own] for name, own in baselines.items()}
 
     @property
@@ -177,7 +176,7 @@ class Chooser:
         return [
             name
             for name, rule in SCORINGS.items()
-            if rule.kind in self._kinds and (rule.calibration is None or rule.calibration in self._baselines)
+            if rule.kind in self._answers and (rule.calibration is None or rule.calibration in self._baselines)
         ]
 
     def choose(self, rule: Scoring) -> Choice:
@@ -186,7 +185,7 @@ class Chooser:
         Raises:
             UserError: what the rule needs was not asked.
         """
-        if rule.kind not in self._kinds:
+        if rule.kind not in self._answers:
             raise UserError(f"scoring '{rule.name}': '{self._id}' was asked without options of kind '{rule.kind}'.")
         scores = _scores(self._answers, rule)
         baselines = self._baselines.get(rule.calibration, []) if rule.calibration else []
@@ -210,6 +209,8 @@ def log_sum(values: Sequence[float]) -> float:
     highest = max(values)
     if highest == -math.inf:
         return highest
+    if len(values) == 2:  # by far the most frequent case: with and without a blank
+        return highest + math.log1p(math.exp(min(values) - highest))
     return highest + math.log(math.fsum(math.exp(value - highest) for value in values))
 
 
@@ -221,38 +222,42 @@ class _Answer:
     """The logarithm of its spellings' probabilities, added up."""
     highest: float
     """That of the likeliest spelling."""
-    lengths: Mapping[Length, int]
-    """Of the likeliest spelling; blanks around it are none of its characters."""
+    lengths: Mapping[Length | None, int]
+    """Of the likeliest spelling, and 1 for none; blanks around it are none of its characters."""
 
 
-def _answers(prediction: Prediction, options: Sequence[Option]) -> dict[tuple[Kind, str], _Answer]:
+def _answers(prediction: Prediction, options: Sequence[Option]) -> dict[Kind, dict[str, _Answer]]:
     """Return every answer of each kind, in the order of the options."""
     _check(prediction, options)
-    spellings: dict[tuple[Kind, str], list[int]] = {}
+    spellings: dict[Kind, dict[str, list[int]]] = {}
     for place, option in enumerate(options):
-        spellings.setdefault((option.kind, option.answer), []).append(place)
-    found = {}
-    for key, places in spellings.items():
-        scores = [prediction.option_scores[place] for place in places]
-        best = places[scores.index(max(scores))]
-        text = options[best].text.strip()
-        lengths: dict[Length, int] = {
-            "tokens": prediction.option_num_tokens[best],
-            "characters": len(text),
-            "bytes": len(text.encode()),
-        }
-        found[key] = _Answer(log_sum(scores), max(scores), lengths)
-    return found
-
-
-def _scores(answers: Mapping[tuple[Kind, str], _Answer], rule: Scoring) -> dict[str, float]:
-    """Return one score per answer, before calibration."""
+        spellings.setdefault(option.kind, {}).setdefault(option.answer, []).append(place)
     return {
-        name: (one.summed if rule.spellings == "sum" else one.highest)
-        / (one.lengths[rule.length] if rule.length is not None else 1)
-        for (kind, name), one in answers.items()
-        if kind == rule.kind
+        kind: {answer: _answer(prediction, options, places) for answer, places in own.items()}
+        for kind, own in spellings.items()
     }
+
+
+def _answer(prediction: Prediction, options: Sequence[Option], places: Sequence[int]) -> _Answer:
+    scores = [prediction.option_scores[place] for place in places]
+    highest = max(scores)
+    best = places[scores.index(highest)]
+    text = options[best].text.strip()
+    lengths: dict[Length | None, int] = {
+        None: 1,
+        "tokens": prediction.option_num_tokens[best],
+        "characters": len(text),
+        "bytes": len(text.encode()),
+    }
+    return _Answer(log_sum(scores), highest, lengths)
+
+
+def _scores(answers: Mapping[Kind, Mapping[str, _Answer]], rule: Scoring) -> dict[str, float]:
+    """Return one score per answer, before calibration."""
+    own, length = answers[rule.kind], rule.length
+    if rule.spellings == "sum":
+        return {name: one.summed / one.lengths[length] for name, one in own.items()}
+    return {name: one.highest / one.lengths[length] for name, one in own.items()}
 
 
 def _log_shares(scores: Mapping[str, float]) -> dict[str, float]:

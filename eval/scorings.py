@@ -9,6 +9,7 @@ mode can be scored by the rules that need no more than they hold.
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Literal
 
 from eval.aggregation import Aggregation
 from eval.likelihood import DEFAULT, SCORINGS, Chooser, Option, Scoring, scoring, spelled
@@ -60,9 +61,11 @@ def chosen_rule(name: str | None, choosers: Mapping[str, Chooser]) -> Scoring:
 
 def ranked_outcome(found: Outcome, best: Sequence[str], reference: str) -> Outcome:
     """Return what became of a question whose best options are known: one, or several that are tied."""
-    if len(best) > 1:
-        return replace(found, status="tied", answer="/".join(best))
-    return replace(found, correct=best[0] == reference, answer=best[0])
+    return replace(found, status=_status(best), answer="/".join(best), correct=list(best) == [reference])
+
+
+def _status(best: Sequence[str]) -> Literal["read", "tied"]:
+    return "read" if len(best) == 1 else "tied"
 
 
 def with_rules(
@@ -90,12 +93,12 @@ def with_rules(
     for name in (name for name in SCORINGS if name in names):
         best = [choosers[item.id].choose(SCORINGS[name]).best for item in counted]
         outcomes = [
-            ranked_outcome(Outcome(item.id, item.category, group=item.group), own, references[item.id])
+            Outcome(item.id, item.category, own == (references[item.id],), _status(own), group=item.group)
             for item, own in zip(counted, best, strict=True)
         ]
         average = f"{name}_{aggregation.name}"
         aggregates[average] = score_of(outcomes, aggregation, clustered=clustered)
-        others = sum(one.answer != item.answer for one, item in zip(outcomes, counted, strict=True))
+        others = sum("/".join(own) != item.answer for own, item in zip(best, counted, strict=True))
         rules[name] = Rule(average, others, sum(len(own) > 1 for own in best))
     return replace(
         report,
