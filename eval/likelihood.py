@@ -222,8 +222,19 @@ class _Answer:
     """The logarithm of its spellings' probabilities, added up."""
     highest: float
     """That of the likeliest spelling."""
-    lengths: Mapping[Length | None, int]
-    """Of the likeliest spelling, and 1 for none; blanks around it are none of its characters."""
+    text: str
+    """The likeliest spelling."""
+    num_tokens: int
+    """Of the likeliest spelling."""
+
+    def length(self, rule: Length | None) -> int:
+        """Return what a log-likelihood is divided by; blanks around an answer are none of its characters."""
+        if rule is None:
+            return 1
+        if rule == "tokens":
+            return self.num_tokens
+        text = self.text.strip()
+        return len(text) if rule == "characters" else len(text.encode())
 
 
 def _answers(prediction: Prediction, options: Sequence[Option]) -> dict[Kind, dict[str, _Answer]]:
@@ -242,22 +253,15 @@ def _answer(prediction: Prediction, options: Sequence[Option], places: Sequence[
     scores = [prediction.option_scores[place] for place in places]
     highest = max(scores)
     best = places[scores.index(highest)]
-    text = options[best].text.strip()
-    lengths: dict[Length | None, int] = {
-        None: 1,
-        "tokens": prediction.option_num_tokens[best],
-        "characters": len(text),
-        "bytes": len(text.encode()),
-    }
-    return _Answer(log_sum(scores), highest, lengths)
+    return _Answer(log_sum(scores), highest, options[best].text, prediction.option_num_tokens[best])
 
 
 def _scores(answers: Mapping[Kind, Mapping[str, _Answer]], rule: Scoring) -> dict[str, float]:
     """Return one score per answer, before calibration."""
     own, length = answers[rule.kind], rule.length
     if rule.spellings == "sum":
-        return {name: one.summed / one.lengths[length] for name, one in own.items()}
-    return {name: one.highest / one.lengths[length] for name, one in own.items()}
+        return {name: one.summed / one.length(length) for name, one in own.items()}
+    return {name: one.highest / one.length(length) for name, one in own.items()}
 
 
 def _log_shares(scores: Mapping[str, float]) -> dict[str, float]:
