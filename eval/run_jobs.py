@@ -21,6 +21,10 @@ from eval.benchmark import Asked, Benchmark
 from ift.errors import UserError
 
 
+_SECONDS_TO_END = 15.0
+"""How long an interrupted `ift predict` may take to end."""
+
+
 @dataclass(frozen=True)
 class System:
     """A model to ask."""
@@ -131,12 +135,20 @@ def predict(job: Job, further: Sequence[str]) -> None:
 def _call(command: Sequence[str]) -> int:
     """Run a program to its end, which comes with ours at the latest, and return its exit code."""
     process = subprocess.Popen(command)
-    earlier = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+
+    def stop(*_: object) -> None:
+        process.send_signal(signal.SIGINT)  # Lightning lets SIGTERM pass in prediction
+        raise SystemExit(128 + signal.SIGTERM)
+
+    earlier = signal.signal(signal.SIGTERM, stop)
     try:
         return process.wait()
-    except BaseException:
-        process.terminate()
-        process.wait()
+    except BaseException:  # an interruption from the keyboard goes to both
+        try:
+            process.wait(timeout=_SECONDS_TO_END)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
         raise
     finally:
         signal.signal(signal.SIGTERM, earlier)
