@@ -20,7 +20,6 @@ from typing import Any
 from eval.benchmark import Asked, Benchmark
 from ift.errors import UserError
 
-
 _SECONDS_TO_END = 15.0
 """How long an interrupted `ift predict` may take to end."""
 
