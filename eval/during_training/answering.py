@@ -87,8 +87,8 @@ class LiveModel(PredictionModule):
         if long:
             raise UserError(
                 f"max_new_tokens: {len(long)} of {len(prompts)} prompts with their responses are longer than the "
-                f"model's {limit} positions, first '{long[0]}' with {sizes[long[0]]} tokens. Lower max_new_tokens or shots, or "
-                "take those rows out of the data."
+                f"model's {limit} positions, first '{long[0]}' with {sizes[long[0]]} tokens. Lower max_new_tokens or "
+                "shots, or take those rows out of the data."
             )
 
 

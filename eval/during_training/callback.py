@@ -26,8 +26,8 @@ class EvaluateDuringTraining(Callback):
     """Asks a benchmark while a model is trained, and shows its scores beside the loss; training is as without it.
 
     Each rank answers its share of the prompts, greedily, and the first one scores all of them. The scores are
-    curves in TensorBoard (`eval/BENCHMARK/...`) and, with counts, lines of `RUN/evaluation.jsonl`. The last point, which
-    always follows the last step, is what `python -m eval run` gives for the finished run; it stands in the manifest.
+    curves in TensorBoard (`eval/BENCHMARK/...`) and, with counts, lines of `RUN/evaluation.jsonl`. The last point always
+    follows the last step: it is what `python -m eval run` gives for the finished run, and stands in the manifest.
 
     Args:
         benchmark: one that `python -m eval list` shows, scored without a judge.
@@ -97,9 +97,8 @@ class EvaluateDuringTraining(Callback):
         A run that goes on from a checkpoint which was written just before a validation has that made good here.
         """
         step, every = trainer.global_step, self._every_n_steps
-        if (every is not None and step % every == 0) or (
-            every is None and self._resumed and _validates_at(trainer, step)
-        ):
+        due = step % every == 0 if every is not None else self._resumed and _validates_at(trainer, step)
+        if due:
             self._evaluate(trainer, pl_module)
         self._resumed = False
 
