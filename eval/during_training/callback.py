@@ -25,9 +25,9 @@ from ift.records import Prediction, PromptRecord
 class EvaluateDuringTraining(Callback):
     """Asks a benchmark while a model is trained, and shows its scores beside the loss; training is as without it.
 
-    Each rank answers its share of the prompts, greedily, and the first one scores all of them. The scores are
-    curves in TensorBoard (`eval/BENCHMARK/...`) and, with counts, lines of `RUN/evaluation.jsonl`. The last point always
-    follows the last step: it is what `python -m eval run` gives for the finished run, and stands in the manifest.
+    Each rank answers its share of the prompts, greedily, and the first one scores all of them. The scores are curves in
+    TensorBoard (`eval/BENCHMARK/...`) and, with counts, lines of `RUN/evaluation.jsonl`. The last point always follows
+    the last step: it is what `python -m eval run` gives for the finished run, and stands in the manifest.
 
     Args:
         benchmark: one that `python -m eval list` shows, scored without a judge.
@@ -91,6 +91,10 @@ class EvaluateDuringTraining(Callback):
                 num_virtual_tokens=num_virtual_tokens(module.method),
             )
 
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look for points before the first one can be made, by any of these callbacks."""
+        self._begin(trainer)
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Ask after every so many steps, before the next one begins: its clock does not run yet.
 
@@ -140,7 +144,6 @@ class EvaluateDuringTraining(Callback):
 
     def _evaluate(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Ask, unless this step has its point."""
-        self._begin(trainer)
         if trainer.global_step in self._done:
             return
         started = time.monotonic()
