@@ -29,6 +29,8 @@ class Decoding:
     """Width of the beam search."""
     repetition_penalty: float = 1.0
     """Above 1, tokens that stand there already become less likely (Keskar et al. 2019)."""
+    no_repeat_ngram_size: int = 0
+    """No run of so many tokens occurs twice in prompt and response together; 0 forbids none."""
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -43,6 +45,11 @@ class Decoding:
             raise UserError(
                 f"model.decoding.temperature: {self.temperature} is not above 0; greedy is do_sample: false."
             )
+        if self.no_repeat_ngram_size < 0:
+            raise UserError(
+                f"model.decoding.no_repeat_ngram_size: {self.no_repeat_ngram_size} is negative. Give the length of the "
+                "shortest run of tokens that may not occur twice, or 0 to forbid none."
+            )
 
     def options(self) -> dict[str, Any]:
         """Return the arguments for transformers' `generate`."""
@@ -51,6 +58,7 @@ class Decoding:
             "do_sample": self.do_sample,
             "num_beams": self.num_beams,
             "repetition_penalty": self.repetition_penalty,
+            "no_repeat_ngram_size": self.no_repeat_ngram_size,
         }
         if self.do_sample:
             chosen |= {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tiny import make_llama, make_rows, write_json
 
 from ift.data.datamodule import InstructionDataModule
 from ift.data.rows import Source
+from ift.errors import UserError
 from ift.inference.generation import Decoding, generate
 from ift.records import read_predictions
 
@@ -126,6 +128,26 @@ def test_padding_is_masked_by_position(pad: int, trained: Path, base: Path) -> N
     arguments: dict[str, Any] = {"decoding": Decoding(max_new_tokens=8), "stop_token_ids": [2], "pad_token_id": pad}
     together = generate(model, prompts, **arguments)
     assert together == [generate(model, [prompt], **arguments)[0] for prompt in prompts]
+
+
+def test_no_run_of_tokens_occurs_twice(trained: Path, base: Path) -> None:
+    """As transformers understands it: runs of the prompt count too; without it, greedy search repeats itself."""
+    model, tokenizer = load(base, trained / "adapter")
+    prompt = tokenizer("Repeat: river stone lamp").input_ids
+
+    def repeated(size: int) -> int:
+        decoding = Decoding(max_new_tokens=40, no_repeat_ngram_size=size)
+        found = generate(model, [prompt], decoding=decoding, stop_token_ids=[], pad_token_id=0)[0].ids
+        runs = Counter(zip(*([*prompt, *found][start:] for start in range(3)), strict=False))
+        return sum(count > 1 for count in runs.values())
+
+    assert repeated(0) > 0
+    assert repeated(3) == 0
+
+
+def test_a_negative_run_of_tokens_is_refused() -> None:
+    with pytest.raises(UserError, match=r"model\.decoding\.no_repeat_ngram_size: -1 is negative"):
+        Decoding(no_repeat_ngram_size=-1)
 
 
 def test_a_training_source_gives_references(predict: Predicting, rows_file: Path, tmp_path: Path) -> None:
