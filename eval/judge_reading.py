@@ -4,11 +4,12 @@ What cannot be read, and what is out of range, is a `Reading` without a value an
 """
 
 import re
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-_NUMBER = r"(?<![\d.])(\d+(?:\.\d+)?)"
+from eval.judge_scores import JudgeScore, parse_rating, parse_score
+from eval.judge_systems import parse_system_scores
+
 _TAG = re.compile(r"\[\[\s*(.+?)\s*\]\]")
 
 
@@ -22,26 +23,18 @@ class Reading:
 
 
 def read_class_score(reply: str) -> Reading:
-    """Return the score after the first `得分`, from 0 to 1: `0.8`, `0.8分`, `0.8/1`, `80%`."""
-    found = re.search(rf"得分\s*:?\s*{_NUMBER}\s*(%)?", unicodedata.normalize("NFKC", reply))
-    if not found:
-        return Reading(None, "no score in the reply")
-    value = float(found[1])
-    return _within(value / 100 if found[2] else value, 0, 1)
+    """Return the score after the first `得分`, from 0 to 1 (`eval/judge_scores.py` has the rules)."""
+    return _reading(parse_score(reply))
 
 
 def read_system_scores(reply: str, count: int) -> list[Reading]:
-    """Return the scores after `System1:`, `System2:` and so on, from 0 to 10; the last line about a system counts."""
-    text = unicodedata.normalize("NFKC", reply)
-    return [_system_score(text, number) for number in range(1, count + 1)]
+    """Return the scores of `System1`, `System2` and so on, from 0 to 10 (`eval/judge_systems.py` has the rules)."""
+    return [_reading(score) for score in parse_system_scores(reply, count)]
 
 
 def read_rating(reply: str) -> Reading:
-    """Return the rating in `[[8]]`, from 1 to 10; the last one counts."""
-    found = _TAG.findall(unicodedata.normalize("NFKC", reply))
-    if not found or not re.fullmatch(r"\d+(?:\.\d+)?", found[-1]):
-        return Reading(None, "no rating in the reply")
-    return _within(float(found[-1]), 1, 10)
+    """Return the rating in `[[8]]`, from 1 to 10, the first where there are several, as FastChat does."""
+    return _reading(parse_rating(reply))
 
 
 def read_choice(reply: str, names: Sequence[str]) -> str | None:
@@ -53,13 +46,7 @@ def read_choice(reply: str, names: Sequence[str]) -> str | None:
     return alone if alone in names else None
 
 
-def _system_score(text: str, number: int) -> Reading:
-    pattern = rf"^\W*System\s*{number}\s*(?:得分|分数)?\s*[:\-]?\s*\**\s*{_NUMBER}"
-    found = re.findall(pattern, text, flags=re.IGNORECASE | re.MULTILINE)
-    return _within(float(found[-1]), 0, 10) if found else Reading(None, "no score in the reply")
-
-
-def _within(value: float, low: float, high: float) -> Reading:
-    if low <= value <= high:
-        return Reading(value)
-    return Reading(None, f"{value:g} is out of the range {low:g} to {high:g}")
+def _reading(score: JudgeScore) -> Reading:
+    if score.value is not None:
+        return Reading(score.value)
+    return Reading(None, f"{score.status}: {score.note}" if score.note else score.status)

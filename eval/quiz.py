@@ -4,8 +4,8 @@
 likelihood; `generate` lets the model write and reads the letter from the response (`eval/extraction.py`).
 
 Rules: score = share of questions with the right letter. Two options that share the highest likelihood are `tied`, and a
-response that names no single option is `unparsed`; both are counted as wrong and shown. A question whose `答案` is not
-exactly one of its options is asked but excluded, with the reason.
+response that declares no option is `unparsed`; both are counted as wrong and shown. Several declared options are wrong.
+A question whose `答案` is not exactly one of its options is asked but excluded, with the reason.
 """
 
 import math
@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from eval.benchmark import Benchmark
-from eval.extraction import extract_letter
+from eval.extraction import extract_letters
 from eval.report import Outcome, Report, summarize
 from eval.rows import Row, read_rows
 from ift.errors import UserError
@@ -23,7 +23,7 @@ from ift.records import Prediction, PromptRecord
 
 NAME = "quiz"
 PROTOCOL = "alpaca_cot_zero_shot"
-VERSION = 1
+VERSION = 2
 
 # Alpaca-CoT's wording for MMCU.
 PROMPT = "请阅读以下选择题并给出正确选项，不要解释原因。\n{question}\n{options}\n正确答案的序号是：\n"
@@ -84,10 +84,10 @@ def _outcome(prediction: Prediction, row: Row) -> Outcome:
         return Outcome(prediction.id, category, ranked == [reference], "tied" if len(ranked) > 1 else "read")
     if prediction.response is None:
         raise UserError(f"--predictions: '{prediction.id}' has neither 'option_scores' nor a 'response'.")
-    letter = extract_letter(prediction.response, letters)
-    if letter is None:
+    found = extract_letters(prediction.response, letters=letters, kind="single").letters
+    if found is None:
         return Outcome(prediction.id, category, status="unparsed", note=prediction.response)
-    return Outcome(prediction.id, category, letter == reference)
+    return Outcome(prediction.id, category, found == reference, answer=found)
 
 
 def _best(prediction: Prediction, letters: tuple[str, ...]) -> list[str]:

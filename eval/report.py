@@ -40,6 +40,9 @@ class Outcome:
     """What was read from the response."""
     kinds: tuple[str, ...] = ()
     """Labels across categories that are reported apart: `single`, `multi`."""
+    weight: int = 1
+    """Number of units, such as characters, that the value is the mean of. `compare` weights by it, to give again what a
+    benchmark averages over units; `summarize` averages over items."""
 
     @property
     def counts(self) -> bool:

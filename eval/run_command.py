@@ -170,11 +170,14 @@ def _tell_judged(jobs: Sequence[Job], options: argparse.Namespace) -> None:
 def _judge_commands(group: Sequence[Job], folder: Path, options: argparse.Namespace) -> list[str]:
     task = group[0].task
     files = [f"{job.label}={job.predictions / 'predictions.jsonl'}" for job in group]
-    sample = ["--limit", str(options.limit), "--seed", str(options.seed)] if options.limit is not None else []
+    limit = ["--limit", str(options.limit)] if options.limit is not None else []
     protocol = ["--protocol", options.protocol] if options.protocol is not None else []
-    common = [task.benchmark.name, "--data", str(task.data), *protocol, *sample, "--predictions", *files]
+    common = [task.benchmark.name, "--data", str(task.data), *protocol, *limit]
+    seed, answers = [str(options.seed)] if limit else [], ["--predictions", *files]
     judgements = str(folder / "judgements")
+    asked = [*common, *(["--limit-seed", *seed] if seed else []), *answers, "--output", judgements]
+    scored = [*common, *(["--seed", *seed] if seed else []), *answers, "--judgements", judgements]
     return [
-        shlex.join(["python", "-m", "eval", "judge", *common, "--output", judgements]),
-        shlex.join(["python", "-m", "eval", "score", *common, "--judgements", judgements, "--output", str(folder)]),
+        shlex.join(["python", "-m", "eval", "judge", *asked]),
+        shlex.join(["python", "-m", "eval", "score", *scored, "--output", str(folder)]),
     ]

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from eval.benchmark import Asked, Benchmark, get_benchmark, how_asked, prompts_of
+from eval.benchmark import Asked, Benchmark, Prepare, get_benchmark, how_asked, prompts_of
 from eval.matching import match, select
 from eval.output import Sources, asked_of, prompts_hash, refuse_existing, write_report
 from eval.report import Report
@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> None:
         return
     systems = {name: read_predictions(path) for name, path in files.items()}
     asked = asked_of([one for own in systems.values() for one in own])
-    benchmark = _benchmark(options, asked)
+    benchmark = chosen_benchmark(options, asked)
     prompts = _prompts(options, benchmark, asked)
     matched = {name: match(prompts, own) for name, own in systems.items()}
     reports = _judged(options, benchmark, matched) if benchmark.judge else _scored(benchmark, matched, options.data)
@@ -94,23 +94,33 @@ def _score_published(options: argparse.Namespace, files: Mapping[str, Path]) -> 
         _print(folder, report)
 
 
-def _benchmark(options: argparse.Namespace, asked: Asked | None) -> Benchmark:
+def chosen_benchmark(options: argparse.Namespace, asked: Asked | None) -> Benchmark:
     """Return the benchmark under the protocol that was asked for, and refuse predictions of another."""
     if asked is not None and asked.benchmark != options.benchmark:
         raise UserError(f"--predictions: these answer '{asked.benchmark}', not '{options.benchmark}'.")
     protocol = options.protocol or (asked.protocol if asked is not None else None)
     benchmark = get_benchmark(options.benchmark, protocol)
-    if asked is not None and asked.protocol != benchmark.protocol:
+    if asked is not None:
+        _check_asked(benchmark, get_benchmark(options.benchmark, asked.protocol), asked)
+    return benchmark
+
+
+def _check_asked(benchmark: Benchmark, before: Benchmark, asked: Asked) -> None:
+    """Refuse answers to other prompts than the benchmark's own; a protocol with the same prompts will do."""
+    if asked.protocol != benchmark.protocol and _prepare(before, asked) is not _prepare(benchmark, asked):
         raise UserError(
             f"--protocol: '{benchmark.protocol}', but the predictions were asked under '{asked.protocol}', whose "
             "prompts differ. Prepare and predict again, or leave --protocol out."
         )
-    if asked is not None and asked.version != benchmark.version:
+    if asked.version != before.version:
         raise UserError(
             f"--predictions: asked under version {asked.version} of {asked.protocol}; this is version "
-            f"{benchmark.version}, whose scores may differ. Prepare and predict again."
+            f"{before.version}, whose scores may differ. Prepare and predict again."
         )
-    return benchmark
+
+
+def _prepare(benchmark: Benchmark, asked: Asked) -> Prepare | None:
+    return benchmark.prepare if asked.mode is None else benchmark.modes.get(asked.mode)
 
 
 def _prompts(options: argparse.Namespace, benchmark: Benchmark, asked: Asked | None) -> list[PromptRecord]:

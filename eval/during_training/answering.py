@@ -19,13 +19,16 @@ from ift.models.loading import max_positions
 from ift.records import Prediction, PromptRecord, write_jsonl
 
 
-def read_prompts(records: Iterable[PromptRecord], datamodule: Any, *, batch_size: int) -> PromptDataModule:
+def read_prompts(
+    records: Iterable[PromptRecord], datamodule: Any, *, batch_size: int, join_options: bool
+) -> PromptDataModule:
     """Return prompts as `ift predict` reads them, with base model and template of a run's data.
 
     Args:
         records: the prompts.
         datamodule: the run's `InstructionDataModule`.
         batch_size: prompts that go through the model at once.
+        join_options: whether options are tokenized together with the text before them.
 
     Raises:
         UserError: a prompt that the template cannot say.
@@ -39,6 +42,7 @@ def read_prompts(records: Iterable[PromptRecord], datamodule: Any, *, batch_size
             template=datamodule.template or TOKENIZER_TEMPLATE,
             template_options=datamodule.template_options,
             batch_size=batch_size,
+            join_options=join_options,
         )
         prompts.load()
     return prompts
@@ -78,11 +82,16 @@ class LiveModel(PredictionModule):
             with undisturbed(model):
                 return [answer for number, batch in enumerate(batches) for answer in self.predict_step(batch, number)]
         finally:
-            self.model = None
+            self.model = self._scorer = None
+
+    def _num_virtual_tokens(self) -> int:
+        return self._virtual
 
     def _check_sizes(self, prompts: Sequence[Prompt]) -> None:
         limit = max_positions(self.base)
-        sizes = {prompt.id: self._virtual + len(prompt.ids) + self._longest_answer(prompt) for prompt in prompts}
+        # What stands alone is read in windows as long as the model's positions.
+        bounded = [prompt for prompt in prompts if not prompt.standing_alone]
+        sizes = {prompt.id: self._virtual + len(prompt.ids) + self._longest_answer(prompt) for prompt in bounded}
         long = [name for name, size in sizes.items() if limit is not None and size > limit]
         if long:
             raise UserError(

@@ -40,6 +40,8 @@ class EvaluateDuringTraining(Callback):
         every_n_steps: asks before the first step and after every so many; none asks after each validation.
         max_new_tokens: longest response, in tokens, where the model writes.
         batch_size: prompts that go through the model at once.
+        join_options: whether options are tokenized together with the text before them, as `data.join_options` of
+            `ift predict`.
         name: of the curves, where a benchmark is asked in two ways; the benchmark's own where not given.
     """
 
@@ -55,6 +57,7 @@ class EvaluateDuringTraining(Callback):
         every_n_steps: int | None = None,
         max_new_tokens: int = 256,
         batch_size: int = 8,
+        join_options: bool = False,
         name: str | None = None,
     ) -> None:
         self.name = name or benchmark
@@ -68,6 +71,7 @@ class EvaluateDuringTraining(Callback):
             self._asked = how_asked(self._benchmark, mode=mode, shots=shots)
         self._data, self._limit, self._seed = Path(data).expanduser(), limit, seed
         self._every_n_steps, self._max_new_tokens, self._batch_size = every_n_steps, max_new_tokens, batch_size
+        self._join_options = join_options
         self._points: PointFile | None = None
         self._done: set[int] = set()
         self._resumed = False
@@ -86,7 +90,12 @@ class EvaluateDuringTraining(Callback):
             module: Any = pl_module
             self._model = LiveModel(
                 module.base,
-                read_prompts(self._records, trainer.datamodule, batch_size=self._batch_size),  # type: ignore[attr-defined]
+                read_prompts(
+                    self._records,
+                    trainer.datamodule,  # type: ignore[attr-defined]
+                    batch_size=self._batch_size,
+                    join_options=self._join_options,
+                ),
                 max_new_tokens=self._max_new_tokens,
                 num_virtual_tokens=num_virtual_tokens(module.method),
             )

@@ -22,6 +22,7 @@ from ift.errors import UserError
 from ift.inference.module import PredictionModule
 from ift.inference.prediction_folder import PredictionFolder, PredictionWriter
 from ift.inference.prompts import PromptDataModule
+from ift.inference.windows import Windows
 from ift.models.trained_run import base_of_run, merged_adapters_of
 
 
@@ -131,6 +132,10 @@ class PredictCLI(IftCLI):
             "seed": self.model.seed,
             "batch_size": self.datamodule.batch_size,
         }
+        if self.datamodule.join_options:
+            identity["join_options"] = True
+        if self.model.windows != Windows():
+            identity["windows"] = vars(self.model.windows)
         if self.model.merged_chain:
             identity["merged_adapters"] = [one.files for one in self.model.merged_chain]
         return identity | ({"quantization": asdict(quantization)} if quantization is not None else {})

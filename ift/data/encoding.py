@@ -165,6 +165,12 @@ class Encoder:
         self._loses_blank = tokenizer.decode(self._ids([" a"])[0]) == "a"
 
     @property
+    def start_token_id(self) -> int:
+        """Id before the first token of a text that nothing stands before: begin-of-text, else end-of-text."""
+        begin = self.tokenizer.bos_token_id
+        return int(begin) if begin is not None else self.end_token_id
+
+    @property
     def pad_token_id(self) -> int:
         """Id for padding; padding is masked by position, so that any id serves."""
         pad = self.tokenizer.pad_token_id
@@ -229,6 +235,29 @@ class Encoder:
         """Return the ids that a model reads before it writes the last response."""
         (example,) = self.encode([self.template.render(conversation.prompt)])
         return [int(token) for token in example.input_ids]
+
+    def option_ids(self, conversation: Conversation, options: Sequence[str]) -> tuple[list[int], list[list[int]]]:
+        """Return the ids of a prompt and of texts that continue it, each tokenized together with what is before it.
+
+        As in lm-evaluation-harness: the text that the prompt ends with is tokenized with each option behind it, and
+        the option's ids are those beyond the ids of that text alone; blanks at its end go to the options. Without
+        special tokens inside the prompt, that text is all of it. By `prompt_ids` and `response_ids`, each is tokenized
+        on its own instead, as in training; SentencePiece tokenizers then write a blank before an option.
+
+        Raises:
+            RowError: an option has no ids of its own, as its characters belong to the last token of the prompt.
+        """
+        *head, tail = [*self.template.render(conversation.prompt), Segment("")]
+        if head and self._is_text(head[-1]):
+            *head, tail = head
+        before = tail.text.rstrip()
+        (example,) = self.encode([head])
+        alone, *joined = self._text_ids([before, *(tail.text + option for option in options)])
+        own = [ids[len(alone) :] for ids in joined]
+        for option, ids in zip(options, own, strict=True):
+            if not ids:
+                raise RowError(f"the tokenizer makes one token of the option {option!r} and the text before it")
+        return [*map(int, example.input_ids), *alone], own
 
     def response_ids(self, text: str) -> list[int]:
         """Return the ids of a response, as they follow a prompt in training, without end-of-text."""

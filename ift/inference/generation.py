@@ -1,11 +1,10 @@
-"""Answer prompts: free generation, or the likelihood of given options."""
+"""Answer prompts by free generation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch.nn import functional as F
 
 from ift.errors import UserError
 from ift.models.calling import calling_of
@@ -127,32 +126,3 @@ def _until_stop(ids: list[int], stop_token_ids: list[int]) -> Generated:
         if token in stop_token_ids:
             return Generated(ids[:position], "stop")
     return Generated(ids, "length")
-
-
-@torch.no_grad()
-def option_scores(model: Any, prompts: Sequence[list[int]], options: Sequence[list[list[int]]]) -> list[list[float]]:
-    """Return the summed natural-log likelihood of each option's tokens after its prompt.
-
-    Args:
-        model: a causal language model in evaluation mode.
-        prompts: token ids of `n` prompts.
-        options: for each prompt, the token ids of its options (as a response has them, without end-of-text).
-
-    Returns:
-        For each prompt, one score per option, computed in float32.
-    """
-    rows = [(prompt, option) for prompt, own in zip(prompts, options, strict=True) for option in own]
-    longest = max(len(prompt) + len(option) for prompt, option in rows)
-    input_ids = torch.zeros((len(rows), longest), dtype=torch.int64)
-    keep = torch.zeros_like(input_ids, dtype=torch.bool)
-    for row, (prompt, option) in enumerate(rows):
-        input_ids[row, : len(prompt) + len(option)] = torch.tensor(prompt + option)
-        # The logits at a position are about the next one.
-        keep[row, len(prompt) - 1 : len(prompt) + len(option) - 1] = True
-    # Padding on the right of a causal model: no option's position attends to it, so no mask is needed.
-    inputs = {"input_ids": input_ids.to(model.device), "use_cache": False}
-    logits = calling_of(model).logits(model, inputs, keep.to(model.device))
-    targets = torch.tensor([token for _, option in rows for token in option], device=logits.device)
-    likelihood = -F.cross_entropy(logits.float(), targets, reduction="none")
-    sums = iter(float(part.sum()) for part in torch.split(likelihood, [len(option) for _, option in rows]))
-    return [[next(sums) for _ in own] for own in options]

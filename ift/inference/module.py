@@ -7,8 +7,10 @@ from lightning.pytorch import LightningModule
 
 from ift.errors import UserError
 from ift.hub import check_base
-from ift.inference.generation import Decoding, generate, option_scores
+from ift.inference.generation import Decoding, generate
+from ift.inference.likelihood import Scorer
 from ift.inference.prompts import Prompt, PromptBatch
+from ift.inference.windows import Windows, cut
 from ift.models.adapters import num_virtual_tokens
 from ift.models.loading import Dtype, check_vocabulary, load_base_model, max_positions, read_config
 from ift.models.merging import merge_adapters
@@ -30,6 +32,7 @@ class PredictionModule(LightningModule):
         quantization: holds the base model's weights in 4 or 8 bits; a run's own with `--run`.
         decoding: how responses are written.
         seed: of sampling, mixed with the number of the batch; follows `seed_everything`.
+        windows: how texts that stand alone are cut to be scored.
     """
 
     def __init__(
@@ -41,6 +44,7 @@ class PredictionModule(LightningModule):
         quantization: Quantization | None = None,
         decoding: Decoding = Decoding(),  # noqa: B008 (frozen)
         seed: int = 0,
+        windows: Windows = Windows(),  # noqa: B008 (frozen)
     ) -> None:
         super().__init__()
         check_base("model.base", base)
@@ -48,8 +52,9 @@ class PredictionModule(LightningModule):
         self.quantization = quantization
         self.merged_chain = _chain(base, merged_adapters or [], adapter)
         self.base, self.adapter, self.dtype_name = base, adapter, dtype
-        self.decoding, self.seed = decoding, seed
+        self.decoding, self.seed, self.windows = decoding, seed, windows
         self.model: Any = None
+        self._scorer: Scorer | None = None
 
     def configure_model(self) -> None:
         """Load the base model and the adapter; does nothing twice."""
@@ -100,28 +105,47 @@ class PredictionModule(LightningModule):
     def _rank(self, prompts: list[Prompt]) -> dict[str, Prediction]:
         if not prompts:
             return {}
-        options = [[self._encoder.response_ids(option) for option in prompt.options] for prompt in prompts]
-        scores = option_scores(self.model, [prompt.ids for prompt in prompts], options)
-        return {
-            prompt.id: Prediction(
+        answers: dict[str, Prediction] = {}
+        for prompt, scores in zip(prompts, self._scores(prompts), strict=True):
+            answers[prompt.id] = Prediction(
                 id=prompt.id,
                 prompt=self._shown(prompt),
                 options=prompt.options,
-                option_scores=tuple(own_scores),
-                option_num_tokens=tuple(len(option) for option in own),
+                option_scores=tuple(scores),
+                option_num_tokens=tuple(len(option) for option in prompt.option_ids),
                 reference=prompt.reference,
                 meta=prompt.meta,
             )
-            for prompt, own_scores, own in zip(prompts, scores, options, strict=True)
-        }
+        return answers
+
+    def _scores(self, prompts: list[Prompt]) -> list[list[float]]:
+        if self._scorer is None:
+            datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+            self._scorer = Scorer(self.model, rows_at_once=datamodule.batch_size)
+        ranked = [prompt for prompt in prompts if not prompt.standing_alone]
+        found = self._scorer.scores([prompt.ids for prompt in ranked], [prompt.option_ids for prompt in ranked])
+        by_id = {prompt.id: scores for prompt, scores in zip(ranked, found, strict=True)}
+        for prompt in prompts:
+            if prompt.standing_alone:
+                by_id[prompt.id] = [self._text_score(prompt, option) for option in prompt.option_ids]
+        return [by_id[prompt.id] for prompt in prompts]
+
+    def _text_score(self, prompt: Prompt, ids: list[int]) -> float:
+        """Return the likelihood of a text of any length, each of its tokens predicted once."""
+        assert self._scorer is not None
+        length, stride = self.windows.within(self._positions())
+        windows = list(cut(ids, begin=prompt.ids[-length:], length=length, stride=stride))
+        found = self._scorer.scores([before for before, _ in windows], [[own] for _, own in windows])
+        return sum(score for (score,) in found)
 
     def _shown(self, prompt: Prompt) -> str:
         return str(self._encoder.tokenizer.decode(prompt.ids, skip_special_tokens=False))
 
     def _check_lengths(self, prompts: list[Prompt]) -> None:
-        limit = max_positions(self.base)
-        virtual = num_virtual_tokens(trained(self.adapter)) if self.adapter is not None else 0
-        sizes = [(virtual + len(prompt.ids) + self._longest_answer(prompt), prompt) for prompt in prompts]
+        limit, virtual = max_positions(self.base), self._num_virtual_tokens()
+        self.windows.within(self._positions())
+        bounded = [prompt for prompt in prompts if not prompt.standing_alone]
+        sizes = [(virtual + len(prompt.ids) + self._longest_answer(prompt), prompt) for prompt in bounded]
         long = [(length, prompt) for length, prompt in sizes if limit is not None and length > limit]
         if long:
             length, prompt = long[0]
@@ -135,7 +159,15 @@ class PredictionModule(LightningModule):
     def _longest_answer(self, prompt: Prompt) -> int:
         if not prompt.options:
             return self.decoding.max_new_tokens
-        return max(len(self._encoder.response_ids(option)) for option in prompt.options)
+        return max(map(len, prompt.option_ids))
+
+    def _num_virtual_tokens(self) -> int:
+        return num_virtual_tokens(trained(self.adapter)) if self.adapter is not None else 0
+
+    def _positions(self) -> int | None:
+        """Return how many tokens of a text the model can read at once."""
+        limit = max_positions(self.base)
+        return limit - self._num_virtual_tokens() if limit is not None else None
 
 
 def _chain(base: str, folders: list[str], adapter: str | None) -> list[MergedAdapter]:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Sampler
 
+from ift.data.conversation import Conversation
 from ift.data.duplicates import conversation_digest
 from ift.data.encoding import Encoder, load_tokenizer, make_renderer
 from ift.data.layouts import RowError, resolve_layout
@@ -26,8 +27,12 @@ class Prompt:
     id: str
     ids: list[int]
     options: tuple[str, ...]
+    option_ids: tuple[list[int], ...]
+    """Token ids of each option."""
     reference: str | None
     meta: dict[str, Any]
+    standing_alone: bool = False
+    """Whether the options are whole texts that no request stands before; they may be of any length."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +55,13 @@ class PromptDataModule(LightningDataModule):
         path: local `.json` or `.jsonl` file, or hub id.
         base: folder or hub id whose tokenizer is used; follows `model.base`.
         layout: of the rows; a last response is the reference. Rows of layout messages may hold `options` to rank,
-            `reference` and `meta`.
+            `reference` and `meta`; with one empty message of the assistant, the options are texts that stand alone.
         template: as for training; from a run folder, the one it was trained with.
         template_options: likewise.
         tokenizer: folder or hub id of another tokenizer than the base model's.
-        batch_size: prompts that go through the model at once.
+        batch_size: prompts, or options to rank, that go through the model at once.
+        join_options: whether options are tokenized together with the text before them, as lm-evaluation-harness does;
+            else as responses in training are, on their own.
     """
 
     def __init__(
@@ -66,6 +73,7 @@ class PromptDataModule(LightningDataModule):
         template_options: dict[str, bool | str] | None = None,
         tokenizer: str | None = None,
         batch_size: int = 8,
+        join_options: bool = False,
     ) -> None:
         super().__init__()
         if batch_size < 1:
@@ -76,6 +84,7 @@ class PromptDataModule(LightningDataModule):
         self.template = resolve_template("data.template", template)
         self.template_options = template_options or {}
         self.base, self.tokenizer_name, self.batch_size = base, tokenizer, batch_size
+        self.join_options = join_options
         self.done: Container[str] = ()
         """Ids that an interrupted run has answered already."""
         self._digest = hashlib.sha256()
@@ -111,16 +120,22 @@ class PromptDataModule(LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader[PromptBatch]:
         """Yield this rank's batches that hold a prompt without an answer; one without prompts if there is none."""
-        size = self.batch_size
-        batches = [
-            PromptBatch(number, tuple(self.prompts[start : start + size]))
-            for number, start in enumerate(range(0, len(self.prompts), size))
-        ]
+        batches = [PromptBatch(number, tuple(prompts)) for number, prompts in enumerate(self._batches())]
         open_batches = [batch for batch in batches if any(prompt.id not in self.done for prompt in batch.prompts)]
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         # Never empty: Lightning skips a rank without batches, and the others would wait for it at the end for ever.
         own: Any = open_batches[rank::world_size] or [PromptBatch(0, ())]
         return DataLoader(own, batch_size=None, sampler=_InOrder(len(own)), collate_fn=_identity)
+
+    def _batches(self) -> Iterator[list[Prompt]]:
+        """Yield the prompts in parts that depend on the file only, so that any number of devices answers alike."""
+        start = 0
+        while start < len(self.prompts):
+            end = start + self.batch_size
+            while end < start + _RANKED_AT_ONCE and _all_ranked(self.prompts[start : end + 1]):
+                end += 1
+            yield self.prompts[start:end]
+            start = end
 
     def _read(self) -> Iterator[Prompt]:
         seen: set[str] = set()
@@ -141,24 +156,48 @@ class PromptDataModule(LightningDataModule):
             raise conversation
         if more:
             raise RowError("the row holds several conversations, and a prompt is one")
-        if not conversation.prompt.messages:
-            raise RowError("the row holds no request")
         meta = dict(conversation.meta)
         options, reference = meta.pop("options", None) or (), meta.pop("reference", None)
+        standing_alone = not conversation.prompt.messages
+        if standing_alone and (conversation.response or not options):
+            raise RowError("the row holds no request")
         if not isinstance(options, list | tuple) or not all(isinstance(option, str) and option for option in options):
             raise RowError("'options' must be a list of texts")
         if reference is not None and not isinstance(reference, str):
             raise RowError(f"'reference' must be text, found {type(reference).__name__}")
+        ids, option_ids = self._ids(conversation, options)
+        if reference is None and not standing_alone:
+            reference = conversation.response
         prompt = Prompt(
             id=conversation.id or f"{Path(self.source.path).stem}-{number:06d}",
-            ids=self.encoder.prompt_ids(conversation),
+            ids=ids,
             options=tuple(options),
-            reference=reference if reference is not None else conversation.response,
+            option_ids=tuple(option_ids),
+            reference=reference,
             meta=meta.pop("meta", None) or meta,
+            standing_alone=standing_alone,
         )
         told = [prompt.id, conversation_digest(conversation.prompt).hex(), options, prompt.reference, prompt.meta]
         self._digest.update(json.dumps(told, default=str).encode() + b"\n")
         return prompt
+
+    def _ids(self, conversation: Conversation, options: Sequence[str]) -> tuple[list[int], list[list[int]]]:
+        """Return the ids of prompt and options; where nothing stands before a text, one token does."""
+        if options and self.join_options:
+            ids, option_ids = self.encoder.option_ids(conversation, options)
+        else:
+            ids = self.encoder.prompt_ids(conversation)
+            option_ids = [self.encoder.response_ids(option) for option in options]
+        return (ids or [self.encoder.start_token_id]) if options else ids, option_ids
+
+
+_RANKED_AT_ONCE = 64
+"""Prompts in a batch where all are to be ranked: those that share examples then share their computation, too, and no
+more than `batch_size` texts go through the model at once all the same."""
+
+
+def _all_ranked(prompts: Sequence[Prompt]) -> bool:
+    return all(prompt.options and not prompt.standing_alone for prompt in prompts)
 
 
 class _InOrder(Sampler[int]):

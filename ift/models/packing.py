@@ -84,7 +84,7 @@ def row_layout_for(model_type: str, attention: str, *, adapter: Any = None) -> R
     """
     if model_type not in EXACT_FAMILIES:
         return RowLayoutChoice("grouped", f"'{model_type}' models are not known to keep the examples of a row apart")
-    if adapter is not None and (reason := _obstacle_in(adapter)):
+    if adapter is not None and (reason := obstacle_in(adapter)):
         return RowLayoutChoice("grouped", reason)
     if attention in FLASH and model_type in ATTENTION_WITHOUT_POSITIONS:
         return RowLayoutChoice("grouped", f"{attention} does not learn of positions in '{model_type}' models")
@@ -95,7 +95,12 @@ def row_layout_for(model_type: str, attention: str, *, adapter: Any = None) -> R
     return RowLayoutChoice("packed", f"'{model_type}' models keep the examples of a row apart by their positions")
 
 
-def _obstacle_in(adapter: Any) -> str:
+def obstacle_in(adapter: Any) -> str:
+    """Return why an adapter may treat a token otherwise behind other tokens than alone; empty where it does not.
+
+    Args:
+        adapter: a `peft.PeftConfig`.
+    """
     peft_type = str(getattr(adapter.peft_type, "value", adapter.peft_type))
     if peft_type not in EXACT_ADAPTERS:
         return f"{peft_type} adapters are not known to treat each example of a row as if alone"

@@ -48,10 +48,10 @@ def test_likelihoods_are_scored_by_their_maximum_and_ties_are_wrong(quiz_file: P
 
 
 def test_responses_are_scored_by_their_letter_and_unparsed_ones_are_wrong(quiz_file: Path) -> None:
-    responses = ["答案是A", "A和B", "b", "A", "A"]
+    responses = ["答案是A", "维生素B", "b", "A", "A"]
     report = quiz.score([written(index, response) for index, response in enumerate(responses)], quiz_file)
     assert (report.overall.n, report.overall.score) == (3, pytest.approx(2 / 3))
-    assert dict(report.unparsed) == {"quiz-00001": "A和B"}
+    assert dict(report.unparsed) == {"quiz-00001": "维生素B"}
     assert (report.answers, report.finish_reasons) == ("generated", {"stop": 5})
 
 

@@ -332,14 +332,19 @@ def test_a_judged_benchmark_says_what_comes_next(
     assert eval_main(run_arguments(quiz_file, tuned, out, "--with-base", "--limit", "3")) == 0
     lines = [line.strip() for line in capsys.readouterr().out.splitlines() if line.startswith("    ")]
     files = {name: f"{name}={out}/{name}/quiz/predictions/predictions.jsonl" for name in ("tuned", "base")}
-    common = f"quiz --data {quiz_file} --limit 3 --seed 0 --predictions"
+    common = f"quiz --data {quiz_file} --limit 3"
     groups = {f"{out}/{name}/quiz": own for name, own in files.items()}
     if not single:
         groups = {f"{out}/judged/quiz": " ".join(files.values())}
     expected = []
     for folder, own in groups.items():
-        expected.append(f"python -m eval judge {common} {own} --output {folder}/judgements")
-        expected.append(f"python -m eval score {common} {own} --judgements {folder}/judgements --output {folder}")
+        expected.append(
+            f"python -m eval judge {common} --limit-seed 0 --predictions {own} --output {folder}/judgements"
+        )
+        expected.append(
+            f"python -m eval score {common} --seed 0 --predictions {own} --judgements {folder}/judgements "
+            f"--output {folder}"
+        )
     assert lines == expected and not list(out.rglob("report.json"))
 
 

@@ -12,7 +12,8 @@ from tiny import make_rows, write_json
 from training.families import make_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ift.inference.generation import Decoding, generate, option_scores
+from ift.inference.generation import Decoding, generate
+from ift.inference.likelihood import option_scores
 from ift.models.adapters import attach
 from ift.models.methods import METHODS, as_method
 

@@ -1,0 +1,1 @@
+"""Systems beside one another: report folders in, tables and charts with tests out."""

@@ -1,0 +1,122 @@
+"""GSM8K: grade-school word problems in English whose answer is one number, written after `####`.
+
+K. Cobbe et al., "Training Verifiers to Solve Math Word Problems" (2021). Data: `test.jsonl` (`question`, `answer` with
+`#### n` at its end), its folder, or the id on a hub (`openai/gsm8k`); worked examples are the first of `train.jsonl`
+beside it.
+
+Protocol `lm_eval`: prompts and rules of lm-evaluation-harness 0.4.13 (`gsm8k`), which reports two accuracies of the
+same responses: `strict_match`, the headline, takes the number after the first `####`; `flexible_extract` takes the last
+number that stands anywhere, so that it also finds the answer of a model that was not shown the form. Numbers are equal
+without `,`, `$` and a full stop at the end. A response counts up to `Question:`, `</s>` or `<|im_end|>`, where
+lm-evaluation-harness stops. One thing differs: it draws the worked examples at random for each question, here they are
+the first ones.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from eval.aggregation import Aggregation, micro
+from eval.benchmark import Benchmark
+from eval.report import Outcome, Report, summarize
+from eval.rows import Row, read_rows
+from ift.errors import UserError
+from ift.records import Prediction, PromptRecord
+
+NAME = "gsm8k"
+SHOTS = (5, *(number for number in range(9) if number != 5))
+"""The default of lm-evaluation-harness first; the paper's few-shot prompts have 8."""
+
+_QUESTION = "Question: {question}\nAnswer:"
+_SHOT = _QUESTION + " {answer}\n\n"
+_STOPS = ("Question:", "</s>", "<|im_end|>")
+_STRICT = re.compile(r"#### (\-?[0-9\.\,]+)")
+_FLEXIBLE = re.compile(r"(?:-?[$0-9.,]{2,})|(?:-?[0-9]+)")
+
+
+def prepare(path: Path, *, shots: int = SHOTS[0]) -> Iterator[PromptRecord]:
+    """Yield one prompt per problem, after `shots` solved ones."""
+    solved = _read(path, "train")[:shots] if shots else []
+    if len(solved) < shots:
+        raise UserError(f"--shots: {shots}: the training problems beside {path} are {len(solved)}. Give fewer.")
+    examples = "".join(_SHOT.format(question=row.text("question"), answer=row.text("answer")) for row in solved)
+    for row in _read(path, "test"):
+        message = {"role": "user", "content": examples + _QUESTION.format(question=row.text("question"))}
+        yield PromptRecord(row.id(NAME), (message,), reference=_reference(row))
+
+
+def score(predictions: Sequence[Prediction], path: Path) -> Report:
+    """Compare the numbers in the responses with those of the data, strictly and flexibly."""
+    strict, flexible = (
+        summarize(
+            [_outcome(prediction, pattern) for prediction in predictions],
+            predictions,
+            aggregations=(Aggregation(name, micro),),
+        )
+        for name, pattern in (("strict_match", _STRICT), ("flexible_extract", _FLEXIBLE))
+    )
+    name, headline = strict.headline
+    both = {name: headline, **dict([flexible.headline])}
+    note = f"flexible_extract finds no number in {len(flexible.unparsed)} responses."
+    return replace(strict, aggregates={**both, **strict.aggregates}, notes=(note,))
+
+
+def read_number(response: str, pattern: re.Pattern[str]) -> str | None:
+    """Return the number that a response gives, normalised; the first that is marked, or the last of all."""
+    for stop in _STOPS:
+        response = response.split(stop)[0]
+    found: list[str] = pattern.findall(response)
+    if not found:
+        return None
+    return normalize(found[0] if pattern is _STRICT else found[-1])
+
+
+def normalize(number: str) -> str:
+    """Return the number without signs that do not count."""
+    return number.strip().replace(",", "").replace("$", "").removesuffix(".").lower()
+
+
+def _outcome(prediction: Prediction, pattern: re.Pattern[str]) -> Outcome:
+    if not prediction.reference:
+        return Outcome(prediction.id, NAME, status="excluded", note="no final answer after '####'")
+    if prediction.response is None:
+        raise UserError(f"--predictions: '{prediction.id}' has no 'response'; this benchmark needs generated text.")
+    number = read_number(prediction.response, pattern)
+    if number is None:
+        return Outcome(prediction.id, NAME, status="unparsed", note=prediction.response)
+    return Outcome(prediction.id, NAME, number == normalize(prediction.reference), answer=number)
+
+
+def _reference(row: Row) -> str:
+    _, mark, number = row.text("answer").rpartition("#### ")
+    return number.strip() if mark else ""
+
+
+def _read(path: Path, split: str) -> list[Row]:
+    """Return the rows of a split from `<split>.jsonl` at or beside the path, or from a hub."""
+    if path.is_file():
+        return read_rows(path if split == "test" else path.parent / f"{split}.jsonl")
+    if path.is_dir():
+        return read_rows(path / f"{split}.jsonl")
+    import datasets
+
+    try:
+        rows = datasets.load_dataset(path.as_posix(), "main", split=split)
+    except Exception as error:  # whatever a hub, a cache or a loading script may raise
+        raise UserError(
+            f"--data: {path}: no such file, and no data set that `datasets` can load "
+            f"({type(error).__name__}: {error}). Give test.jsonl, its folder, or an id on the hub."
+        ) from error
+    return [Row(f"{path} {split} [{index}]", index, dict(row)) for index, row in enumerate(rows)]
+
+
+BENCHMARK = Benchmark(
+    name=NAME,
+    protocol="lm_eval",
+    version=1,
+    description="word problems with a number as answer, as lm-evaluation-harness 0.4.13; 0 to 8 shots (default 5)",
+    prepare=prepare,
+    score=score,
+    shots=SHOTS,
+)

@@ -1,0 +1,163 @@
+"""What judges write, and what is read from it: the tables are in `data/`, the properties below."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import yaml
+
+from eval.judge_numbers import clean
+from eval.judge_orders import parse_order, parse_verdict
+from eval.judge_scores import JudgeScore, parse_rating, parse_score
+from eval.judge_systems import parse_system_scores
+
+DATA = Path(__file__).parent / "data"
+SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
+SCORES = yaml.safe_load((DATA / "judge_scores.yaml").read_text(encoding="utf-8"))
+SYSTEMS = yaml.safe_load((DATA / "judge_systems.yaml").read_text(encoding="utf-8"))
+VERDICTS = yaml.safe_load((DATA / "judge_verdicts.yaml").read_text(encoding="utf-8"))
+
+
+def shown(score: JudgeScore) -> float | str:
+    """Return the value, or the status where there is none."""
+    assert (score.value is None) == (score.status != "read")
+    return score.status if score.value is None else score.value
+
+
+def test_the_tables_are_large() -> None:
+    replies = [row["reply"] for row in (*SCORES, *SYSTEMS, *(one for part in VERDICTS.values() for one in part))]
+    assert len(replies) >= 250 and len({row["reply"] for row in SCORES}) == len(SCORES)
+
+
+@pytest.mark.parametrize("row", SCORES, ids=lambda row: row["reply"][:40])
+def test_one_answer(row: dict[str, str | float]) -> None:
+    assert shown(parse_score(str(row["reply"]))) == row["score"]
+
+
+@pytest.mark.parametrize("row", SYSTEMS, ids=lambda row: row["reply"][:40])
+def test_several_systems(row: dict[str, object]) -> None:
+    expected = row["scores"]
+    assert isinstance(expected, list)
+    assert [shown(score) for score in parse_system_scores(str(row["reply"]), len(expected))] == expected
+
+
+@pytest.mark.parametrize("row", VERDICTS["ratings"], ids=lambda row: row["reply"][:40])
+def test_ratings(row: dict[str, str | float]) -> None:
+    assert shown(parse_rating(str(row["reply"]))) == row["score"]
+
+
+@pytest.mark.parametrize("row", VERDICTS["verdicts"], ids=lambda row: row["reply"][:40])
+def test_verdicts(row: dict[str, str]) -> None:
+    verdict = parse_verdict(row["reply"])
+    assert (verdict.winner or verdict.status) == row["verdict"]
+
+
+@pytest.mark.parametrize("row", VERDICTS["orders"], ids=lambda row: row["reply"][:40])
+def test_orders(row: dict[str, object]) -> None:
+    ranks = row["ranks"]
+    count = len(ranks) if isinstance(ranks, list) else row["count"]
+    assert isinstance(count, int)
+    order = parse_order(str(row["reply"]), count)
+    assert order.ranks == (tuple(ranks) if isinstance(ranks, list) else None)
+    assert order.status == ("read" if ranks else "unparsed")
+
+
+LABELS = ["得分", "评分", "分数", "最终得分", "模型回答的得分", "Score", "The score", "**得分**", "【得分】"]
+SEPARATORS = ["：", ":", " ", ": ", " = ", "：\n", "为", "是：", "： **", "：`"]
+TAILS = ["", "。", "\n理由：回答正确。", "；解释", " 因为只有2个要点", "\n\n1. 完整\n2. 通顺"]
+
+
+def test_every_score_in_every_wording_is_read_back() -> None:
+    generator = random.Random(0)
+    for _ in range(3000):
+        hundredths = generator.randrange(101)
+        value = f"{hundredths / 100:g}"
+        wordings = [value, f"{value}分", f"{value}/1", f"{hundredths}%", f"{hundredths}/100", f"{value} 分（满分1分）"]
+        parts = [generator.choice(part) for part in (LABELS, SEPARATORS, wordings, TAILS)]
+        if not parts[0].isascii() and generator.random() < 0.2:
+            parts[2] = parts[2].translate({ord(digit): chr(ord(digit) + 0xFEE0) for digit in "0123456789./%"})
+        reply = "".join(parts)
+        assert shown(parse_score(reply)) == pytest.approx(hundredths / 100, abs=1e-12), reply
+
+
+def test_every_system_in_every_wording_is_read_back() -> None:
+    generator = random.Random(1)
+    names = ["System{}", "System {}", "系统{}", "**System {}**", "Assistant {}", "助手 {}"]
+    forms = ["{}", "{}分", "{}/10", "{} / 10", "({}分)", "**{}**"]
+    separators = ["：", ": ", " - ", " ", "得分：", "\n"]
+    for _ in range(2000):
+        count = generator.randrange(2, 6)
+        scores = [generator.randrange(41) / 4 for _ in range(count)]
+        name, form, separator = (generator.choice(part) for part in (names, forms, separators))
+        ends = ["；解释：好\n", "\n", "；", "，理由是内容完整。\n"]
+        order = generator.sample(range(count), count)
+        reply = "".join(
+            name.format(place + 1) + separator + form.format(f"{scores[place]:g}") + generator.choice(ends)
+            for place in order
+        )
+        assert [shown(score) for score in parse_system_scores(reply, count)] == scores, reply
+
+
+def test_a_score_out_of_range_is_never_brought_into_it() -> None:
+    generator = random.Random(2)
+    for _ in range(500):
+        value = generator.choice([generator.uniform(1.001, 100), -generator.uniform(0.001, 5)])
+        reply = (
+            f"{generator.choice(['得分：', 'Score: ', '评分为：'])}{value:.3f}{generator.choice(['', '分', '。理由'])}"
+        )
+        assert parse_score(reply).status == "out of range", reply
+    assert parse_score("得分：8", maximum=10).value == 8
+    assert parse_score("得分：0.5", minimum=1, maximum=5).status == "out of range"
+
+
+def test_any_text_has_an_answer_and_none_is_a_crash() -> None:
+    generator = random.Random(3)
+    pieces = '得分 System1 系统2 : ： 0.8 8 / 10 % [[ ]] ( ） - ~ \n 1. 满分 分 < > > = | { } " , ， 。 十 点 ½ <think>'
+    for _ in range(4000):
+        reply = "".join(generator.choices(pieces.split(" "), k=generator.randrange(14)))
+        for score in (parse_score(reply), parse_rating(reply), *parse_system_scores(reply, 3)):
+            assert score.value is None or 0 <= score.value <= 10
+        parse_verdict(reply), parse_order(reply, 2)
+
+
+def test_long_replies_are_read_in_time() -> None:
+    for piece in ("得分：", "System1 ", "1 ", "[", "{", "| ", "((", "System1 > ", "得分（", "<think>"):
+        text = clean(piece * 1000)
+        assert parse_score(text).value in (None, 1.0) or piece == "1 "
+        parse_system_scores(text, 5), parse_order(text, 5), parse_rating(text), parse_verdict(text)
+
+
+def test_the_note_tells_of_other_scores() -> None:
+    assert parse_score("得分：0.8\n得分：0.9").note == "2 different scores; the first counts"
+    assert parse_score("得分：0.8\n得分：0.8").note == ""
+    assert "range" in parse_score("得分：0.7-0.8").note
+    (first, _) = parse_system_scores("System1: 8\nSystem1: 9\nSystem2: 7", 2)
+    assert first.note == "8, 9"
+
+
+@pytest.mark.real_data
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs the shared judge replies")
+def test_llmzoos_published_orders() -> None:
+    """All 70 replies of gpt-3.5-turbo over four systems give the published order."""
+    path = SHARED / "llmzoo_judge_replies" / "review_zh__zh__general__review.jsonl"
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert len(rows) == 70
+    for row in rows:
+        assert parse_order(row["text"], 4).ranks == tuple(row["order"])
+        # No such reply scores a system as a whole (single aspects are rated, systems enumerated); none is made up.
+        assert {score.status for score in parse_system_scores(row["text"], 4)} == {"unparsed"}
+
+
+@pytest.mark.real_data
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs the shared judge prompts")
+def test_the_judges_instructions_hold_no_score() -> None:
+    """Belle-Eval's and MT-Bench's own prompts restate scales and formats; none of that is a score."""
+    for line in (SHARED / "belle_eval" / "eval_prompt.json").read_text(encoding="utf-8").splitlines():
+        prompt = json.loads(line)["prompt"]
+        assert parse_score(prompt).status == "unparsed", prompt
+        assert parse_score(prompt + "得分：0.5").value == 0.5
+    for line in (SHARED / "mt_bench" / "judge_prompts.jsonl").read_text(encoding="utf-8").splitlines():
+        template = json.loads(line)["system_prompt"]
+        if "[[A]]" in template:
+            assert parse_verdict(template).status == "contradictory"
