@@ -140,8 +140,7 @@ def _score(job: Job, options: argparse.Namespace) -> None:
     arguments = argparse.Namespace(
         benchmark=job.task.benchmark.name,
         data=job.task.data,
-        # With a name, a path may hold an equals sign.
-        predictions=[f"{job.label}={job.predictions / 'predictions.jsonl'}"],
+        predictions=[job.named_answers],
         output=job.folder,
         protocol=options.protocol,
         judgements=None,
@@ -168,16 +167,28 @@ def _tell_judged(jobs: Sequence[Job], options: argparse.Namespace) -> None:
 
 
 def _judge_commands(group: Sequence[Job], folder: Path, options: argparse.Namespace) -> list[str]:
-    task = group[0].task
-    files = [f"{job.label}={job.predictions / 'predictions.jsonl'}" for job in group]
+    task, lines = group[0].task, []
+    for job in group:
+        lines += _turn_commands(job, options.further) if job.in_turns else []
     limit = ["--limit", str(options.limit)] if options.limit is not None else []
     protocol = ["--protocol", options.protocol] if options.protocol is not None else []
     common = [task.benchmark.name, "--data", str(task.data), *protocol, *limit]
-    seed, answers = [str(options.seed)] if limit else [], ["--predictions", *files]
+    seed, answers = [str(options.seed)] if limit else [], ["--predictions", *(job.named_answers for job in group)]
     judgements = str(folder / "judgements")
     asked = [*common, *(["--limit-seed", *seed] if seed else []), *answers, "--output", judgements]
     scored = [*common, *(["--seed", *seed] if seed else []), *answers, "--judgements", judgements]
+    lines.append(shlex.join(["python", "-m", "eval", "judge", *asked]))
+    return [*lines, shlex.join(["python", "-m", "eval", "score", *scored, "--output", str(folder)])]
+
+
+def _turn_commands(job: Job, further: Sequence[str]) -> list[str]:
+    """Return the commands that ask the second turn, with the model's own first answer before it."""
+    first, prompts = str(job.predictions / "predictions.jsonl"), str(job.folder / "prompts_2.jsonl")
+    second = job.folder / "predictions_2"
+    places = ["--data.path", prompts, "--output_dir", str(second)]
+    passes = ["--predictions", first, str(second / "predictions.jsonl")]
     return [
-        shlex.join(["python", "-m", "eval", "judge", *asked]),
-        shlex.join(["python", "-m", "eval", "score", *scored, "--output", str(folder)]),
+        shlex.join(["python", "-m", "eval.conversations", "next", "--predictions", first, "--output", prompts]),
+        shlex.join(["ift", "predict", *job.system.arguments, *further, *places]),
+        shlex.join(["python", "-m", "eval.conversations", "join", *passes, "--output", str(job.answers)]),
     ]

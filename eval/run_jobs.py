@@ -62,6 +62,22 @@ class Job:
         return self.system.name or Path(self.system.arguments[1]).resolve().name
 
     @property
+    def in_turns(self) -> bool:
+        """Whether conversations were asked, of which one pass answers the first turn only."""
+        with (self.folder / "prompts.jsonl").open(encoding="utf-8") as file:
+            return any("turns" in json.loads(line)["meta"] for line in file)
+
+    @property
+    def answers(self) -> Path:
+        """The file with all answers."""
+        return self.folder / "answers.jsonl" if self.in_turns else self.predictions / "predictions.jsonl"
+
+    @property
+    def named_answers(self) -> str:
+        """The file as `--predictions` takes it; behind a name, a path may hold an equals sign."""
+        return f"{self.label}={self.answers}"
+
+    @property
     def is_scored(self) -> bool:
         """Whether the report is there."""
         return (self.folder / "report.json").is_file()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,7 +18,10 @@ from tiny import ROOT, make_rows, write_json
 
 from eval.__main__ import main as eval_main
 from eval.benchmark import Judge, get_benchmark
+from eval.conversations import answers_of
+from eval.conversations import main as conversations_main
 from ift.cli import main as ift_main
+from ift.records import read_predictions
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 CPU = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.enable_progress_bar=false"]
@@ -338,14 +342,31 @@ def test_a_judged_benchmark_says_what_comes_next(
         groups = {f"{out}/judged/quiz": " ".join(files.values())}
     expected = []
     for folder, own in groups.items():
-        expected.append(
-            f"python -m eval judge {common} --limit-seed 0 --predictions {own} --output {folder}/judgements"
-        )
-        expected.append(
-            f"python -m eval score {common} --seed 0 --predictions {own} --judgements {folder}/judgements "
-            f"--output {folder}"
-        )
+        judgements = f"{folder}/judgements"
+        expected.append(f"python -m eval judge {common} --limit-seed 0 --predictions {own} --output {judgements}")
+        scored = f"{common} --seed 0 --predictions {own} --judgements {judgements} --output {folder}"
+        expected.append(f"python -m eval score {scored}")
     assert lines == expected and not list(out.rglob("report.json"))
+
+
+def test_the_commands_for_a_judge_and_for_second_turns_work(
+    tuned: Path, tmp_path: Path, predicted: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Up to the judge's, which needs one."""
+    turns = [{"question_id": n, "category": "writing", "turns": [f"Repeat {n}.", "Again."]} for n in range(3)]
+    questions = tmp_path / "question.jsonl"
+    questions.write_text("".join(json.dumps(one) + "\n" for one in turns), encoding="utf-8")
+    out = tmp_path / "out"
+    capsys.readouterr()
+    asked = ["--data", str(questions), "--run", str(tuned), "--output", str(out)]
+    assert eval_main(["run", "mt_bench", *asked, "--", *PREDICT]) == 0
+    lines = [shlex.split(line) for line in capsys.readouterr().out.splitlines() if line.startswith("    ")]
+    assert [line[3] for line in lines] == ["next", str(tuned), "join", "judge", "score"]
+    assert conversations_main(lines[0][3:]) == 0 and ift_main(lines[1][1:]) == 0
+    assert conversations_main(lines[2][3:]) == 0
+    joined = read_predictions(out / "answers.jsonl")
+    assert [len(answers_of(one)) for one in joined] == [2, 2, 2]
+    assert all(f"run={out}/answers.jsonl" in line for line in lines[3:])
 
 
 @pytest.mark.slow
