@@ -7,23 +7,23 @@ named after the sets (`jec-qa-kd.jsonl`), or one such file under any name; rows 
 Protocol `official_zero_shot`: the benchmark's zero-shot prompt. An answer is right where its letters are exactly those
 of `label`, in any order; headline is the mean over sets, and questions with one and with several right letters are
 also reported apart. `--mode choice` (default) ranks the letters; in a set that has a question with several right ones,
-all combinations of letters, by mean log-likelihood per token, because the likelihood of a longer text is never higher
-than that of its beginning. `--mode generate` reads the letters from a response; nothing is guessed (the original takes
-every capital letter it finds). `partial_credit` gives half for some of the right letters and no wrong one, as the
-gaokao's 6, 3 and 0 points, averaged over sets too.
+all combinations of letters, by the likelihood that these are the whole answer (`eval/answer_sets.py`). `--mode
+generate` reads the letters from a response; nothing is guessed (the original takes every capital letter it finds).
+`partial_credit` gives half for some of the right letters and no wrong one, as the gaokao's 6, 3 and 0 points, averaged
+over sets too.
 """
 
-import math
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
 from pathlib import Path
 
 from eval.aggregation import MACRO
+from eval.answer_sets import best_sets, options_of_sets
 from eval.benchmark import Benchmark
-from eval.choice_scores import log_sum_exp
+from eval.extraction import Kind, extract_letters
+from eval.likelihood import choose, spelled, texts
 from eval.report import Outcome, Report, summarize
 from eval.rows import Row, read_rows
 from ift.errors import UserError
@@ -43,7 +43,6 @@ SETS = (
     "gaokao-mathqa",
 )
 _LETTERS = "ABCDEFG"
-_SPELLINGS = ("{}", " {}")
 
 
 @dataclass(frozen=True)
@@ -75,17 +74,12 @@ class Set:
         """Whether answers may have several letters: at least one question has several right ones."""
         return any(item.kind == "multi" for item in self.items)
 
-    def answers(self, item: Item) -> tuple[str, ...]:
-        """Return the answers that can be ranked: the letters, or all their combinations, short ones first."""
-        longest = len(item.letters) if self.combines else 1
-        return tuple("".join(own) for size in range(1, longest + 1) for own in combinations(item.letters, size))
-
 
 def prepare(path: Path) -> Iterator[PromptRecord]:
     """Yield one prompt per question, the answers to be ranked."""
     for own in read_sets(path):
         for item in own.items:
-            yield _prompt(item, tuple(one.format(answer) for answer in own.answers(item) for one in _SPELLINGS))
+            yield _prompt(item, _options(own, item))
 
 
 def prepare_generate(path: Path) -> Iterator[PromptRecord]:
@@ -118,24 +112,6 @@ def read_sets(path: Path) -> list[Set]:
             f"--data: {path}: none of AGIEval's Chinese choice sets lies there: {', '.join(SETS)} (.jsonl)."
         )
     return [Set(file.stem, tuple(_item(file.stem, row) for row in read_rows(file))) for file in files]
-
-
-def read_letters(response: str, letters: Sequence[str]) -> frozenset[str] | None:
-    """Return the letters that a response names as the answer, or `None` where it names none or contradicts itself.
-
-    Accepted: letters alone, with or without separators and brackets (`AC`, `A、C`, `(A)(C)`), before the first blank
-    line or as the whole; or declared (`答案是A和C`, `应选ABD`), all declarations being equal.
-    """
-    text = unicodedata.normalize("NFKC", response).strip()
-    one = "[" + "".join(letters) + "]"
-    many = rf"{one}(?:[\s,、/&+;.()\[\]【】和与及]*{one})*"
-    for part in (text.split("\n\n")[0], text):
-        alone = re.fullmatch(rf"[(\[【“\"'*\s]*({many})[)\]】”\"'*.。,、:;!\s]*", part)
-        if alone:
-            return frozenset(re.findall(one, alone[1]))
-    declared = rf"(?:答案\s*(?:应该|应当|应)?(?:是|为|选)?\s*:?|(?<!不)选择?)\s*[(\[【“\"'*]*({many})(?![A-Za-z0-9])"
-    named = {frozenset(re.findall(one, found)) for found in re.findall(declared, text)}
-    return named.pop() if len(named) == 1 else None
 
 
 def _item(name: str, row: Row) -> Item:
@@ -182,28 +158,24 @@ def _outcome(prediction: Prediction, own: Set, item: Item) -> Outcome:
     elif prediction.response is None:
         raise UserError(f"--predictions: '{prediction.id}' has neither 'option_scores' nor a 'response'.")
     else:
-        letters = read_letters(prediction.response, item.letters)
+        kind: Kind = "multi" if own.combines else "single"
+        found = extract_letters(prediction.response, letters=item.letters, kind=kind).letters
+        letters = None if found is None else frozenset(found)
     if letters is None:
         note = prediction.response or ""
         return Outcome(prediction.id, item.set, status="unparsed", note=note, kinds=(item.kind,))
     return Outcome(prediction.id, item.set, letters == item.right, kinds=(item.kind,), answer="".join(sorted(letters)))
 
 
+def _options(own: Set, item: Item) -> tuple[str, ...]:
+    return options_of_sets(item.letters) if own.combines else texts(spelled(item.letters))
+
+
 def _best(prediction: Prediction, own: Set, item: Item) -> list[str]:
     """Return the answers of the highest score: one, or several that are tied."""
-    answers = own.answers(item)
-    options = tuple(one.format(answer) for answer in answers for one in _SPELLINGS)
-    scores, tokens = prediction.option_scores, prediction.option_num_tokens
-    if prediction.options != options or {len(scores), len(tokens)} != {len(options)} or any(map(math.isnan, scores)):
-        raise UserError(
-            f"--predictions: '{prediction.id}' needs one score and one number of tokens for each of the options "
-            f"{list(options)}; found options {list(prediction.options)} with scores {list(scores)}."
-        )
     if own.combines:
-        scores = tuple(value / number for value, number in zip(scores, tokens, strict=True))
-    combine = max if own.combines else log_sum_exp
-    by_answer = {answer: combine(scores[2 * i : 2 * i + 2]) for i, answer in enumerate(answers)}
-    return [answer for answer, value in by_answer.items() if value == max(by_answer.values())]
+        return best_sets(prediction, item.letters)
+    return list(choose(prediction, spelled(item.letters)).best)
 
 
 def _partial(outcome: Outcome, item: Item) -> float:
@@ -220,7 +192,7 @@ def _notes(path: Path, sets: Sequence[Set]) -> list[str]:
     if combining:
         notes.append(
             f"Several letters may be right in {', '.join(combining)}; where options were ranked, all combinations of "
-            "letters were, by mean log-likelihood per token."
+            "letters were."
         )
     if path.is_dir():
         missing = [name for name in SETS if name not in {own.name for own in sets}]

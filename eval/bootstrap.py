@@ -1,7 +1,9 @@
-"""Bootstrap intervals of aggregated scores: items drawn again inside their categories, and categories too if asked.
+"""Bootstrap intervals of aggregated scores: items drawn again inside their categories, or whole categories.
 
-B. Efron and R. J. Tibshirani, "An Introduction to the Bootstrap" (1993), percentile intervals; two-stage resampling of
-clustered data as in A. C. Davison and D. V. Hinkley, "Bootstrap Methods and their Application" (1997), section 3.8.
+B. Efron and R. J. Tibshirani, "An Introduction to the Bootstrap" (1993), percentile intervals. Where categories are a
+sample themselves, whole categories are drawn, their items as they are: drawing the items again too would count their
+chance twice, as the spread between categories holds it already (A. C. Davison and D. V. Hinkley, "Bootstrap Methods and
+their Application", 1997, section 3.8).
 """
 
 import math
@@ -15,6 +17,9 @@ from eval.aggregation import Cell
 
 RESAMPLES = 2000
 SEED = 20_231_011
+FEWEST_CLUSTERS = 12
+"""Categories from which they are taken as a sample. The least p value of swapping n of them is 2 / 2ⁿ, so that with
+fewer the plainest difference would be lost in a correction for a hundred comparisons. Fewer are taken as fixed."""
 
 
 @dataclass(frozen=True)
@@ -44,51 +49,43 @@ def bootstrap_intervals(
     Args:
         samples: one per category, each with at least one value.
         functions: by name; a resample for which one returns NaN counts for none.
-        clustered: whether the categories of a group are themselves a sample (subjects of an exam) and drawn again too;
-            otherwise they are fixed (task classes) and only their items are.
+        clustered: whether the categories are themselves a sample (subjects of an exam) and drawn whole, inside their
+            groups; otherwise they are fixed (task classes) and their items are drawn. A category that is alone in its
+            group is always fixed.
         resamples: number of bootstrap samples.
         seed: the same seed gives the same intervals.
     """
     generator = np.random.default_rng(seed)
-    drawn = _draw_clusters(samples, resamples, generator) if clustered else [list(samples)] * resamples
-    totals = _draw_totals(samples, drawn, generator)
+    groups = [sample.group for sample in samples]
+    whole = [clustered and groups.count(group) > 1 for group in groups]
+    chosen = _choose(groups, whole, resamples, generator)
+    totals = np.array([sample.cell.total for sample in samples])[chosen]
+    for place, sample in enumerate(samples):
+        if not whole[place]:
+            totals[:, place] = _sums(sample.values, resamples, generator)
     results: dict[str, list[float]] = {name: [] for name in functions}
-    for chosen, sums in zip(drawn, totals, strict=True):
-        cells = [
-            Cell(sample.category, sample.group, len(sample.values), total)
-            for sample, total in zip(chosen, sums, strict=True)
-        ]
+    for numbers, sums in zip(chosen.tolist(), totals.tolist(), strict=True):
+        drawn = [samples[number] for number in numbers]
+        cells = [Cell(one.category, one.group, len(one.values), total) for one, total in zip(drawn, sums, strict=True)]
         for name, function in functions.items():
             results[name].append(function(cells))
     return {name: _percentiles(values) for name, values in results.items()}
 
 
-def _draw_clusters(samples: Sequence[Sample], resamples: int, generator: np.random.Generator) -> list[list[Sample]]:
-    groups: dict[str, list[Sample]] = {}
-    for sample in samples:
-        groups.setdefault(sample.group, []).append(sample)
-    drawn: list[list[Sample]] = [[] for _ in range(resamples)]
-    for own in groups.values():
-        choices = generator.integers(len(own), size=(resamples, len(own)))
-        for row, numbers in zip(drawn, choices.tolist(), strict=True):
-            row.extend(own[number] for number in numbers)
-    return drawn
+def enough_clusters(groups: Sequence[str]) -> bool:
+    """Return whether there are enough categories to take them as a sample, given the group of each."""
+    return sum(groups.count(group) > 1 for group in groups) >= FEWEST_CLUSTERS
 
 
-def _draw_totals(
-    samples: Sequence[Sample], drawn: Sequence[Sequence[Sample]], generator: np.random.Generator
-) -> list[list[float]]:
-    """Return the sum of a fresh draw of items for every place in every resample."""
-    places: dict[tuple[str, str], list[tuple[int, int]]] = {(sample.group, sample.category): [] for sample in samples}
-    for row, chosen in enumerate(drawn):
-        for column, sample in enumerate(chosen):
-            places[sample.group, sample.category].append((row, column))
-    totals = [[0.0] * len(chosen) for chosen in drawn]
-    for sample in samples:
-        own = places[sample.group, sample.category]
-        for (row, column), total in zip(own, _sums(sample.values, len(own), generator).tolist(), strict=True):
-            totals[row][column] = total
-    return totals
+def _choose(
+    groups: Sequence[str], whole: Sequence[bool], resamples: int, generator: np.random.Generator
+) -> NDArray[np.int64]:
+    """Return which category stands in every place of every resample, `(resamples, places)`."""
+    chosen = np.tile(np.arange(len(groups)), (resamples, 1))
+    for group in dict.fromkeys(group for group, drawn in zip(groups, whole, strict=True) if drawn):
+        own = np.array([place for place, name in enumerate(groups) if name == group])
+        chosen[:, own] = own[generator.integers(len(own), size=(resamples, len(own)))]
+    return chosen
 
 
 def _sums(values: Sequence[float], times: int, generator: np.random.Generator) -> NDArray[np.float64]:

@@ -13,13 +13,11 @@ validation split (1,346 questions) is scored unless the path names another. Thre
   order is the same where each spelling is one token), mean over questions.
 """
 
-import math
-
 from eval.aggregation import MACRO, MICRO, Aggregation, micro
 from eval.benchmark import Benchmark
 from eval.choice_exam import Exam, Subject
 from eval.choice_prompts import OPTIONS, Wording, asking
-from eval.choice_scores import Marking, Ranking, log_sum_exp, scoring
+from eval.choice_scores import Marking, Ranking, scoring
 
 _GROUPS = {
     "STEM": {
@@ -129,20 +127,21 @@ CHINESE_LLAMA_ALPACA = Wording(
     _HEADER, _QUESTION + "\n答案是什么？ ", _QUESTION + "\n答案：{answer}\n\n", header_alone=False
 )
 
-_BOTH = ("{}", " {}")
+_BOTH = Ranking()
+_ONE_BLANK = Ranking(blanks=(" ",), first_of_ties=True)
 _SHOTS = range(6)
-_choice = asking(EXAM, OFFICIAL, spellings=_BOTH)
+_choice = asking(EXAM, OFFICIAL, options=_BOTH.options)
 
 _LM_EVAL = Benchmark(
     name="ceval",
     protocol="lm_eval",
     version=1,
     description="as lm-evaluation-harness 0.4.13: likelihood of ' A' to ' D', mean over questions; 0 to 5 shots",
-    prepare=asking(EXAM, LM_EVAL, spellings=(" {}",)),
+    prepare=asking(EXAM, LM_EVAL, options=_ONE_BLANK.options),
     score=scoring(
         EXAM,
         Marking(
-            Ranking((" {}",), max, first_of_ties=True),
+            _ONE_BLANK,
             # Every choice is one character long, so that normalising by length changes nothing.
             (MICRO, MACRO, Aggregation("acc", micro), Aggregation("acc_norm", micro)),
             group_score=MICRO,
@@ -158,8 +157,8 @@ _CHINESE_LLAMA_ALPACA = Benchmark(
     protocol="chinese_llama_alpaca",
     version=1,
     description="as Chinese-LLaMA-Alpaca ran it: logits of both spellings added, mean over questions; 0 to 5 shots",
-    prepare=asking(EXAM, CHINESE_LLAMA_ALPACA, spellings=_BOTH),
-    score=scoring(EXAM, Marking(Ranking(_BOTH, math.fsum), (MICRO, MACRO), group_score=MICRO)),
+    prepare=asking(EXAM, CHINESE_LLAMA_ALPACA, options=_BOTH.options),
+    score=scoring(EXAM, Marking(Ranking(multiplies=True), (MICRO, MACRO), group_score=MICRO)),
     shots=_SHOTS,
 )
 
@@ -171,7 +170,7 @@ BENCHMARK = Benchmark(
     prepare=_choice,
     score=scoring(
         EXAM,
-        Marking(Ranking(_BOTH, log_sum_exp), (MACRO, MICRO), group_score=MACRO, part="hard", part_subjects=_HARD),
+        Marking(_BOTH, (MACRO, MICRO), group_score=MACRO, part="hard", part_subjects=_HARD),
     ),
     modes={
         "choice": _choice,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from eval.benchmark import Prepare
 from eval.choice_exam import LETTERS, Exam, Question, read_paper
+from eval.likelihood import Option, texts
 from ift.records import PromptRecord
 
 OPTIONS = "\nA. {A}\nB. {B}\nC. {C}\nD. {D}"
@@ -42,17 +43,16 @@ class Wording:
         )
 
 
-def asking(exam: Exam, wording: Wording, *, spellings: Sequence[str] = (), reading: str = "letter") -> Prepare:
+def asking(exam: Exam, wording: Wording, *, options: Sequence[Option] = (), reading: str = "letter") -> Prepare:
     """Return the function that makes the prompts of an exam.
 
     Args:
         exam: what is asked.
         wording: how.
-        spellings: how a letter is written in the options to be ranked, with `{}` for the letter; empty to have the
-            model write.
+        options: what is to be ranked; empty to have the model write.
         reading: how the letter is to be found in what it writes; goes into `meta`.
     """
-    options = spelled(spellings)
+    ranked = texts(options)
 
     def prepare(path: Path, *, shots: int = 0) -> Iterator[PromptRecord]:
         paper = read_paper(exam, path, shots=shots)
@@ -63,14 +63,9 @@ def asking(exam: Exam, wording: Wording, *, spellings: Sequence[str] = (), readi
             yield PromptRecord(
                 id=question.id,
                 messages=({"role": "user", "content": text},),
-                options=options,
+                options=ranked,
                 reference=question.answer,
-                meta={"category": question.subject} | ({} if options else {"reading": reading}),
+                meta={"category": question.subject} | ({} if ranked else {"reading": reading}),
             )
 
     return prepare
-
-
-def spelled(spellings: Sequence[str]) -> tuple[str, ...]:
-    """Return the options to rank: every spelling of A, then of B and so on."""
-    return tuple(spelling.format(letter) for letter in LETTERS for spelling in spellings)

@@ -1,52 +1,46 @@
 """The score of an exam: which letter was answered, and the averages over subjects."""
 
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from eval.aggregation import MACRO, Aggregation
 from eval.choice_exam import LETTERS, Exam, Paper, Question, read_paper
-from eval.choice_prompts import spelled
-from eval.extraction import extract_letter
+from eval.extraction import extract_letters
+from eval.likelihood import Option, choose, spelled
 from eval.report import Outcome, Report, summarize
 from ift.errors import UserError
 from ift.records import Prediction
 
+_NEXT_REASONING = "答案：让我们一步一步思考"
+"""How the answer to C-Eval's next question begins."""
+
 
 @dataclass(frozen=True)
 class Ranking:
-    """How the likelihoods of a letter's spellings become the letter's score."""
+    """How the likelihoods of a letter's spellings become its score: their likelihoods are added up."""
 
-    spellings: tuple[str, ...]
-    """With `{}` for the letter."""
-    combine: Callable[[Sequence[float]], float]
-    """From the spellings' summed log-likelihoods to the letter's score."""
+    blanks: tuple[str, ...] = ("", " ")
+    """What stands before a letter, one spelling each."""
+    multiplies: bool = False
+    """Whether the likelihoods are multiplied instead, which is to add up log-likelihoods."""
     first_of_ties: bool = False
     """Whether letters of equal score are decided for the first, as `argmax` does, rather than reported as tied."""
 
+    @property
+    def options(self) -> tuple[Option, ...]:
+        """Every spelling of A, then of B and so on."""
+        return spelled(LETTERS, blanks=self.blanks)
+
     def best(self, prediction: Prediction) -> list[str]:
         """Return the letters of the highest score: one, or several that are tied."""
-        options, scores = spelled(self.spellings), prediction.option_scores
-        if prediction.options != options or len(scores) != len(options) or any(map(math.isnan, scores)):
-            raise UserError(
-                f"--predictions: '{prediction.id}' needs one score for each of the options {list(options)}; "
-                f"found options {list(prediction.options)} with scores {list(scores)}."
-            )
-        per_letter = len(self.spellings)
-        letters = {
-            letter: self.combine(scores[i * per_letter : (i + 1) * per_letter]) for i, letter in enumerate(LETTERS)
-        }
-        return [letter for letter, value in letters.items() if value == max(letters.values())]
-
-
-def log_sum_exp(values: Sequence[float]) -> float:
-    """Return the logarithm of the summed likelihoods of some log-likelihoods."""
-    highest = max(values)
-    if highest == -math.inf:
-        return highest
-    return highest + math.log(math.fsum(math.exp(value - highest) for value in values))
+        choice = choose(prediction, self.options)
+        if not self.multiplies:
+            return list(choice.best)
+        scored = list(zip(self.options, prediction.option_scores, strict=True))
+        sums = {letter: math.fsum(own for option, own in scored if option.answer == letter) for letter in LETTERS}
+        return [letter for letter, value in sums.items() if value == max(sums.values())]
 
 
 @dataclass(frozen=True)
@@ -87,20 +81,25 @@ def scoring(exam: Exam, marking: Marking) -> Callable[[Sequence[Prediction], Pat
     return score
 
 
-def read_letter(response: str, reading: str) -> str | None:
-    """Return the letter that a response names, or `None`; nothing is guessed.
+def read_letter(response: str, reading: str, options: Sequence[str] = ()) -> str | None:
+    """Return the letter that a response names, several that it names together, or `None`; nothing is guessed.
+
+    A model that was shown worked examples may go on with a question of its own, which must not answer for the one that
+    was asked: what a response begins with counts, up to the first blank line, where it is a letter; after reasoning,
+    the reasoning counts, up to the next one.
 
     Args:
         response: the generated text.
-        reading: `letter`: the letter stands alone before the first blank line (what follows explains it, or is the
-            next question that a model invents after worked examples), or is declared anywhere; `cot`: the last
-            所以答案是X。 or 答案是X。, else as `letter`.
+        reading: `letter`, or `cot` for an answer after reasoning.
+        options: the texts of A to D, one of which may stand for its letter.
     """
     if reading == "cot":
-        named = re.findall(r"答案[是为]\s*[:：]?\s*([ABCD])(?![A-Za-z])", response)
-        if named:
-            return str(named[-1])
-    return extract_letter(response.strip().split("\n\n")[0], LETTERS) or extract_letter(response, LETTERS)
+        begun = response.find(_NEXT_REASONING, 1)
+        return extract_letters(response if begun < 0 else response[:begun], kind="single", options=options).letters
+    first = extract_letters(response.strip().split("\n\n")[0], kind="single")
+    if first.rule in ("letters_only", "leading_letter"):
+        return first.letters
+    return extract_letters(response, kind="single", options=options).letters
 
 
 def _outcome(prediction: Prediction, question: Question, paper: Paper, marking: Marking) -> Outcome:
@@ -117,7 +116,7 @@ def _outcome(prediction: Prediction, question: Question, paper: Paper, marking: 
         return replace(found, correct=best[0] == question.answer, answer=best[0])
     if prediction.response is None:
         raise UserError(f"--predictions: '{prediction.id}' has neither 'option_scores' nor a 'response'.")
-    letter = read_letter(prediction.response, str(prediction.meta.get("reading", "letter")))
+    letter = read_letter(prediction.response, str(prediction.meta.get("reading", "letter")), question.options)
     if letter is None:
         return replace(found, status="unparsed", note=prediction.response)
     return replace(found, correct=letter == question.answer, answer=letter)

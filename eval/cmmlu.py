@@ -17,7 +17,7 @@ from eval.aggregation import MACRO, MICRO, Aggregation, micro
 from eval.benchmark import Benchmark
 from eval.choice_exam import Exam, Subject
 from eval.choice_prompts import OPTIONS, Wording, asking
-from eval.choice_scores import Marking, Ranking, log_sum_exp, scoring
+from eval.choice_scores import Marking, Ranking, scoring
 
 _GROUPS = {
     "STEM": {
@@ -139,20 +139,21 @@ CHAIN_OF_THOUGHT = Wording(
 )
 LM_EVAL = Wording(_HEADER, _QUESTION + "\n答案：", _QUESTION + "\n答案： {answer}\n\n", strips=True)
 
-_BOTH = ("{}", " {}")
+_BOTH = Ranking()
+_ONE_BLANK = Ranking(blanks=(" ",), first_of_ties=True)
 _SHOTS = range(6)
-_choice = asking(EXAM, OFFICIAL, spellings=_BOTH)
+_choice = asking(EXAM, OFFICIAL, options=_BOTH.options)
 
 _LM_EVAL = Benchmark(
     name="cmmlu",
     protocol="lm_eval",
     version=1,
     description="as lm-evaluation-harness 0.4.13: likelihood of ' A' to ' D', mean over questions; 0 to 5 shots",
-    prepare=asking(EXAM, LM_EVAL, spellings=(" {}",)),
+    prepare=asking(EXAM, LM_EVAL, options=_ONE_BLANK.options),
     score=scoring(
         EXAM,
         Marking(
-            Ranking((" {}",), max, first_of_ties=True),
+            _ONE_BLANK,
             # Every choice is one character long, so that normalising by length changes nothing.
             (MICRO, MACRO, Aggregation("acc", micro), Aggregation("acc_norm", micro)),
             group_score=MICRO,
@@ -172,7 +173,7 @@ BENCHMARK = Benchmark(
     score=scoring(
         EXAM,
         Marking(
-            Ranking(_BOTH, log_sum_exp),
+            _BOTH,
             (MACRO, MICRO),
             group_score=MACRO,
             part="china_specific",

@@ -17,7 +17,7 @@ _ITEM = re.compile(
     re.IGNORECASE,
 )
 _TIGHT = re.compile(
-    r"[ \t]*(?:、|/|&|\+|\||·|和|与|及|以及|跟|还有|,?[ \t]*\band\b|或者?|,?[ \t]*\bor\b)[ \t]*"
+    r"[ \t]*(?:、|/|&|\+|和|与|及|以及|跟|还有|,?[ \t]*\band\b|或者?|,?[ \t]*\bor\b)[ \t]*"
     r"|[ \t]*(?=[(\[【][ \t]*[A-H][ \t]*[)\]】])"
 )
 _LOOSE = re.compile(r"[ \t]*[,;][ \t]*(?:和|以及|and\b[ \t]*|or\b[ \t]*)?|[ \t]+|\.(?=[A-H](?![A-Za-z0-9]))")
@@ -34,7 +34,10 @@ _NOT_SO_EN = (
 )
 DENIED = re.compile(rf"(?:{_NOT_SO_ZH}|{_NOT_SO_EN})", re.IGNORECASE)
 _QUESTIONED = re.compile(r"\s*(?:选项|项)?\s*(?:吗|么|还是|\?|是不是|是否|对不对)")
-_SUPPOSED = re.compile(r"\s*(?:选项|项)?\s*(?:的话|的同学|的学生|的人|的考生|的错误|时,|会导致|的是因为没)")
+_SUPPOSED = re.compile(
+    r"\s*(?:选项|项)?\s*(?:的话|的同学|的学生|的人|的考生|的错误|时,|会导致|的是因为没)"
+    r"|[ \t]+as[ \t]+(?:the|an?|our|its)\b(?![ \t]+(?:\w+[ \t]+){0,2}(?:answer|option|choice|response))"
+)
 _STOP = re.compile(r"[ \t]*(?:$|[。.,;:!、…)\]】}>\"”」』<\n—~|《#$]|\((?!\s*\d+\s*,)|'(?![a-z])|[-–](?![A-Za-z0-9]))")
 _NEXT_NUMBERED = re.compile(r"\s*[(]?\d{1,3}[).、]\s*[(]?[A-H](?![A-Za-z0-9])")
 _NEXT_LABEL = re.compile(r"[ \t]*([.:)])[^\nA-Za-z。,;.]{1,20}[ \t][A-H]\1")

@@ -87,7 +87,9 @@ HEADS = {
     r"it(?:'s|[ \t]+is|[ \t]+must be)[ \t]+)",
     "think_en": rf"{_WORD_START}(?i:I[ \t]+(?:think|believe|guess|suppose)(?:[ \t]+that)?[ \t]+"
     r"it(?:'s|[ \t]+is)[ \t]+)",
-    "best_thing_en": rf"{_WORD_START}(?i:(?:correct|right|best)[ \t]+[a-z]+[ \t]+{_BE}[ \t]*:?[ \t]*)",
+    "best_thing_en": rf"{_WORD_START}(?i:(?:correct|right|best)[ \t]+(?:title|description|summary|statement|"
+    rf"explanation|conclusion|word|phrase|sentence|one|alternative|match|definition|inference|interpretation|item)"
+    rf"[ \t]+{_BE}[ \t]*:?[ \t]*)",
     "correct_option_en": rf"{_WORD_START}(?i:(?:correct|right|best)[ \t]+(?:answer|option|choice|statement)s?"
     rf"{_SPACE}[:=]{_SPACE})",
 }
@@ -116,7 +118,7 @@ ANSWER_CLAIMS = {
 }
 TRUTH_CLAIMS = {
     "is_right_zh": rf"{_SPACE}:?{_SPACE}(?:都|均|才|就|显然|也|完全|更|最|说法|表述|描述|内容|的)*(?:是|为|更|最)*"
-    r"(?:正确|对的|符合|恰当|合适|合理|准确|佳|成立|当选|对(?![一-龥]))|[ \t]*[√✓✔✅]",
+    r"(?:正确|对的|符合|恰当|合适|合理|准确|佳|成立|当选|对(?![一-龥A-Za-z]))|[ \t]*[√✓✔✅]",
     "is_right_en": rf"{_SPACE}{_GLOSS}[ \t]+{_IS_EN}{_ADVERB_EN}(?:the most |most |the )?"
     r"(?:correct|right|true|accurate|appropriate|valid|best)",
 }
@@ -127,9 +129,11 @@ FIRST_LETTER = re.compile(
     r"[A-H](?![a-z0-9_])"
 )
 BEFORE_CLAIM = re.compile(
-    r"(?:^|[^一-龥]|所以|因此|故|只有|则|但|而|且|即|其中|说明|可知|得|知|认为|觉得|综上|综上所述|仅|只|显然|此时|中|出|论|和|与|及)$"
+    r"(?:^|[^一-龥A-Za-z \t]|所以|因此|故|只有|则|但|而|且|即|其中|说明|可知|得|知|认为|觉得|综上|综上所述|仅|只|显然"
+    r"|此时|中|出|论|和|与|及|正确|错误|对|错|(?<![A-Za-z])(?i:so|therefore|thus|hence|that|and|but|only|because|since"
+    r"|while|whereas|think|believe|conclude|then|clearly|actually|both|however|although|though|conclusion|say))[ \t]*$"
 )
-"""What may stand right before letters without the word option; after another word they name a thing (`流向B`)."""
+"""What may stand right before letters that do not say option; after other words they name a thing (`流向B`)."""
 CONCLUDING = re.compile(
     r"(?:综上所述|综上|总之|总的来说|综合来看|综合以上|(?i:in conclusion|overall|in summary|to sum up))[^。.\n]{0,12}$"
 )

@@ -6,19 +6,19 @@ beside it.
 
 Protocol `lm_eval`: prompts and rules of lm-evaluation-harness 0.4.13 (`gsm8k`), which reports two accuracies of the
 same responses: `strict_match`, the headline, takes the number after the first `####`; `flexible_extract` takes the last
-number that stands anywhere, so that it also finds the answer of a model that was not shown the form. Numbers are equal
-without `,`, `$` and a full stop at the end. A response counts up to `Question:`, `</s>` or `<|im_end|>`, where
-lm-evaluation-harness stops. One thing differs: it draws the worked examples at random for each question, here they are
-the first ones.
+number that stands anywhere, so that it also finds the answer of a model that was not shown the form. `number_match` is
+our own third one: declared, boxed or last numbers, compared as numbers (`eval/extraction_numbers.py`). A response
+counts up to `Question:`, `</s>` or `<|im_end|>`, where lm-evaluation-harness stops. One thing differs: it draws the
+worked examples at random for each question, here they are the first ones.
 """
 
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from eval.aggregation import Aggregation, micro
 from eval.benchmark import Benchmark
+from eval.extraction_numbers import extract_number, flexible_extract, parse_number, same_as_reference, strict_match
 from eval.report import Outcome, Report, summarize
 from eval.rows import Row, read_rows
 from ift.errors import UserError
@@ -31,8 +31,9 @@ SHOTS = (5, *(number for number in range(9) if number != 5))
 _QUESTION = "Question: {question}\nAnswer:"
 _SHOT = _QUESTION + " {answer}\n\n"
 _STOPS = ("Question:", "</s>", "<|im_end|>")
-_STRICT = re.compile(r"#### (\-?[0-9\.\,]+)")
-_FLEXIBLE = re.compile(r"(?:-?[$0-9.,]{2,})|(?:-?[0-9]+)")
+
+Reading = Callable[[str, str], tuple[str, bool] | None]
+"""From a response and the reference to the number that was read and whether it is right, or `None`."""
 
 
 def prepare(path: Path, *, shots: int = SHOTS[0]) -> Iterator[PromptRecord]:
@@ -47,45 +48,54 @@ def prepare(path: Path, *, shots: int = SHOTS[0]) -> Iterator[PromptRecord]:
 
 
 def score(predictions: Sequence[Prediction], path: Path) -> Report:
-    """Compare the numbers in the responses with those of the data, strictly and flexibly."""
-    strict, flexible = (
-        summarize(
-            [_outcome(prediction, pattern) for prediction in predictions],
+    """Compare the numbers in the responses with those of the data, in every way of `_READINGS`."""
+    reports = {
+        name: summarize(
+            [_outcome(prediction, right) for prediction in predictions],
             predictions,
             aggregations=(Aggregation(name, micro),),
         )
-        for name, pattern in (("strict_match", _STRICT), ("flexible_extract", _FLEXIBLE))
-    )
-    name, headline = strict.headline
-    both = {name: headline, **dict([flexible.headline])}
-    note = f"flexible_extract finds no number in {len(flexible.unparsed)} responses."
-    return replace(strict, aggregates={**both, **strict.aggregates}, notes=(note,))
+        for name, right in _READINGS.items()
+    }
+    strict = reports["strict_match"]
+    averages = dict(report.headline for report in reports.values())
+    notes = [f"{name} finds no number in {len(report.unparsed)} responses." for name, report in reports.items()]
+    return replace(strict, aggregates={**averages, **strict.aggregates}, notes=tuple(notes))
 
 
-def read_number(response: str, pattern: re.Pattern[str]) -> str | None:
-    """Return the number that a response gives, normalised; the first that is marked, or the last of all."""
-    for stop in _STOPS:
-        response = response.split(stop)[0]
-    found: list[str] = pattern.findall(response)
-    if not found:
-        return None
-    return normalize(found[0] if pattern is _STRICT else found[-1])
+def _lm_eval(read: Callable[[str], str | None]) -> Reading:
+    def compare(response: str, reference: str) -> tuple[str, bool] | None:
+        number = read(response)
+        return None if number is None else (number, same_as_reference(number, reference))
+
+    return compare
 
 
-def normalize(number: str) -> str:
-    """Return the number without signs that do not count."""
-    return number.strip().replace(",", "").replace("$", "").removesuffix(".").lower()
+def _number(response: str, reference: str) -> tuple[str, bool] | None:
+    found, right = extract_number(response).value, parse_number(reference)
+    return None if found is None else (str(found), found == right)
 
 
-def _outcome(prediction: Prediction, pattern: re.Pattern[str]) -> Outcome:
+_READINGS: Mapping[str, Reading] = {
+    "strict_match": _lm_eval(strict_match),
+    "flexible_extract": _lm_eval(flexible_extract),
+    "number_match": _number,
+}
+
+
+def _outcome(prediction: Prediction, reading: Reading) -> Outcome:
     if not prediction.reference:
         return Outcome(prediction.id, NAME, status="excluded", note="no final answer after '####'")
     if prediction.response is None:
         raise UserError(f"--predictions: '{prediction.id}' has no 'response'; this benchmark needs generated text.")
-    number = read_number(prediction.response, pattern)
-    if number is None:
+    response = prediction.response
+    for stop in _STOPS:
+        response = response.split(stop)[0]
+    found = reading(response, prediction.reference)
+    if found is None:
         return Outcome(prediction.id, NAME, status="unparsed", note=prediction.response)
-    return Outcome(prediction.id, NAME, number == normalize(prediction.reference), answer=number)
+    number, right = found
+    return Outcome(prediction.id, NAME, right, answer=number)
 
 
 def _reference(row: Row) -> str:

@@ -30,6 +30,11 @@ _TOTAL = re.compile(r"(?:总|综合|最终|整体|总体|overall|total|final)[\s
 _TOTAL_LABEL = re.compile(
     r"总得分|总分|综合得分|综合评分|最终得分|最终评分|overall(?: score| rating)?|total(?: score)?|final score", re.I
 )
+_JOINED = re.compile(r"[\s,、/|和与及&*]*(?:and)?\s*", re.IGNORECASE)
+_JOINT_GAP = (
+    r"[\s:|\-*=(的,]|得分|分数|评分|分别|为|是|得|打|scores?\b|ratings?\b|are\b|is\b|get\b|receive\b|respectively\b"
+)
+"""Between several systems named in a row, and before their numbers."""
 _NUMBER_BEFORE = re.compile(r"(?:^|\s)[*_]*\d+(?:\.\d+)?(?:\s*分|\s*/\s*10)?[\s*_:\-–—]*\Z")
 _POINTS = re.compile(
     r"(?<![\d.零一二两三四五六七八九十点])(?<!扣)(?<!扣了)(?<!满分)(?<!满分为)(?<!每题)(?<!总分)"
@@ -38,7 +43,7 @@ _POINTS = re.compile(
 """Before a number that is a score by its unit, in a part about one system."""
 _LONGEST_BEFORE = 24
 _PROSE = re.compile(
-    r"[ \t]+(?!points?|pts?|out|because|since|as|and|while|whereas|but|due|for|with|system|assistant)[a-z]"
+    r"[ \t]+(?!points?|pts?|out|because|since|as|and|while|whereas|but|due|for|with|vs|versus|system|assistant)[a-z]"
 )
 """A lower-case word right behind a bare number: `3 errors`, no score."""
 
@@ -197,14 +202,14 @@ def _from_header_table(text: str, mentions: Sequence[Mention], count: int) -> It
 def _from_joint_list(text: str, mentions: Sequence[Mention], count: int) -> Iterator[Found]:
     """Read `System1, System2, System3: 8, 7, 9`: every system named in a row, then exactly as many numbers."""
     number = r"\d+(?:\.\d+)?"
-    further = rf"(?:\s*[,、/;和]\s*(?:and\s+)?{number}(?:\s*分)?)"
-    values = rf"(?P<values>{number}(?:\s*分)?{further}{{{count - 1}}})(?!\s*[,、/]?\s*{number})"
+    further = rf"(?:(?:\s*[,、/;和|]\s*(?:and\s+)?|\s+and\s+|\s+){number}(?:\s*分)?)"
+    values = rf"(?P<values>{number}(?:\s*分)?{further}{{{count - 1}}})(?!\s*[,、/|]?\s*{number}|\.\d|\d)"
     for place in range(len(mentions) - count + 1):
         row = mentions[place : place + count]
         between = [text[left.end : right.start] for left, right in itertools.pairwise(row)]
-        if not all(re.fullmatch(r"[\s,、/和与及&*]*(?:and)?\s*", part) for part in between):
+        if not all(_JOINED.fullmatch(part) for part in between):
             continue
-        match = re.compile(rf"[^\d\n]{{0,30}}?{values}").match(text, row[-1].end)
+        match = re.compile(rf"(?:{_JOINT_GAP}){{0,30}}?{values}", re.IGNORECASE).match(text, row[-1].end)
         if match and len({mention.index for mention in row}) == count and count > 1:
             parts = re.findall(number, match["values"])
             for mention, part in zip(row, parts, strict=True):
@@ -213,10 +218,13 @@ def _from_joint_list(text: str, mentions: Sequence[Mention], count: int) -> Iter
 
 
 def _beside_names(text: str, mentions: Sequence[Mention], count: int) -> Iterator[Found]:
-    starts = {mention.start for mention in mentions}
-    for mention in mentions:
+    for place, mention in enumerate(mentions):
         reading = read_after(text, mention.end, whole_reply=False)
-        if reading is None or any(mention.end <= start < reading.start for start in starts):
+        if reading is None or any(mention.end <= other.start < reading.start for other in mentions[place + 1 :][:1]):
+            continue
+        previous = mentions[place - 1] if place else None
+        # `System1 and System2: 8` may mean both, or an incomplete list: nobody's.
+        if previous and _JOINED.fullmatch(between := text[previous.end : mention.start]) and "\n" not in between:
             continue
         gap = text[mention.end : reading.start]
         labelled = LABEL.search(gap) or reading.out_of is not None
@@ -266,6 +274,8 @@ def _from_section(
         for match in re.finditer(r"总分", part):
             if reading := read_after(part, match.end(), whole_reply=True):
                 totals.append(to_score(part, reading, minimum=minimum, maximum=maximum))
+        other = next((one.start for one in mentions if one.start >= head.end and one.index != index), len(text))
+        part = part[: max(0, other - head.end)]
         for match in () if totals or scores else _POINTS.finditer(part):
             reading = read_after(part, match.end(), whole_reply=False)
             if reading is not None:

@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from eval.aggregation import MACRO, MICRO, Aggregation, Cell, group_macro, group_micro, macro, micro
-from eval.bootstrap import Sample, bootstrap_intervals
+from eval.bootstrap import Sample, bootstrap_intervals, enough_clusters
 from eval.statistics import wilson_interval
 from ift.errors import UserError
 from ift.records import Prediction
 
 Answers = Literal["ranked", "generated"]
 Status = Literal["read", "unparsed", "tied", "excluded", "unread"]
-Method = Literal["wilson", "bootstrap over items", "bootstrap over categories and items"]
+Method = Literal["wilson", "bootstrap over items", "bootstrap over categories"]
 
 _MEANS = (micro, macro, group_micro, group_macro)
 """What all comes to the same mean over the items where there is one category only."""
@@ -121,8 +121,8 @@ def summarize(
 ) -> Report:
     """Return the report over outcomes.
 
-    A share of right answers that is no average of parts has a Wilson interval; everything else is bootstrapped over its
-    items, and over categories too where `clustered`.
+    A share of right answers that is no average of parts has a Wilson interval; everything else is bootstrapped: over
+    whole categories where `clustered` and there are enough of them, else over items.
 
     Args:
         outcomes: one per prediction.
@@ -184,14 +184,14 @@ def _scores(
     outcomes: Sequence[Outcome], functions: Mapping[str, Callable[[Sequence[Cell]], float]], *, clustered: bool
 ) -> dict[str, Score]:
     samples = samples_of(outcomes)
-    clustered = clustered and len(samples) > 1
+    clustered = clustered and enough_clusters([sample.group for sample in samples])
     cells = [sample.cell for sample in samples]
     means = _MEANS if len(cells) == 1 else (micro,)
     wilson = not clustered and _right_or_wrong(outcomes)
     plain = {name for name, function in functions.items() if wilson and function in means}
     others = {name: function for name, function in functions.items() if name not in plain}
     intervals = bootstrap_intervals(samples, others, clustered=clustered) if others else {}
-    method: Method = "bootstrap over categories and items" if clustered else "bootstrap over items"
+    method: Method = "bootstrap over categories" if clustered else "bootstrap over items"
     return {
         name: _mean(outcomes) if name in plain else Score(len(outcomes), function(cells), intervals[name], method)
         for name, function in functions.items()

@@ -5,15 +5,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from eval.aggregation import MICRO, Cell
+from eval.bootstrap import enough_clusters
 from eval.comparison.averages import Average, cells_of, find_average
 from eval.comparison.reports import Item, RunReport
 from eval.comparison.systems import Contest
 
 PartKind = Literal["overall", "group", "kind", "category"]
 _MEAN = Average(MICRO.name, MICRO.function, exact=True)
-_CLUSTERS = 12
-"""Categories from which they are taken as a sample: the least p value of swapping n of them is 2 / 2ⁿ, and with fewer
-the plainest difference would be lost in the correction for a hundred comparisons. Fewer are taken as they are."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ def parts_of(contest: Contest) -> Iterator[Part]:
 
 def _several(items: Sequence[Item], *, clustered: bool) -> bool:
     groups = [group for group, _ in {(item.group, item.category) for item in items}]
-    return clustered and sum(groups.count(group) > 1 for group in groups) >= _CLUSTERS
+    return clustered and enough_clusters(groups)
 
 
 def _average(contest: Contest, name: str, key: tuple[str, str], belongs: Callable[[Item], bool]) -> Average | None:

@@ -10,13 +10,18 @@ from exam_files import write_ceval, write_cmmlu
 import eval.__main__ as program
 from ift.cli import main
 
+ALPACA = ("--data.template=alpaca",)
+CONTINUED = ("--data.template=raw", "--data.join_options=true")
 
-def answer(base: Path, folder: Path, benchmark: str, *options: str) -> dict[str, Any]:
+
+def answer(
+    base: Path, folder: Path, benchmark: str, *options: str, template: tuple[str, ...] = ALPACA
+) -> dict[str, Any]:
     """Prepare, predict and score with the data in `folder`; return the report."""
     prompts, predictions = folder / "prompts.jsonl", folder / "predictions"
     asked = ["prepare", benchmark, "--data", str(folder / "data"), *options, "--output", str(prompts)]
     assert program.main(asked) == 0
-    model = [f"--model.base={base}", f"--data.path={prompts}", "--data.template=alpaca", "--data.batch_size=4"]
+    model = [f"--model.base={base}", f"--data.path={prompts}", *template, "--data.batch_size=4"]
     machine = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.enable_progress_bar=false"]
     decoding = ["--model.decoding.max_new_tokens=4"]
     assert main(["predict", *model, *decoding, *machine, "--output_dir", str(predictions)]) == 0
@@ -40,10 +45,14 @@ def test_ceval_runs_from_questions_to_report(tmp_path: Path, base: Path, mode: s
 
 def test_cmmlu_runs_as_lm_evaluation_harness_does(tmp_path: Path, base: Path) -> None:
     write_cmmlu(tmp_path / "data", {"anatomy": "ABCDA"})
-    report = answer(base, tmp_path, "cmmlu", "--protocol", "lm_eval", "--shots", "1")
+    report = answer(base, tmp_path, "cmmlu", "--protocol", "lm_eval", "--shots", "1", template=CONTINUED)
     assert (report["protocol"], report["shots"], report["headline"]["name"]) == ("lm_eval", 1, "micro")
     lines = (tmp_path / "predictions" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
+    asked = [json.loads(line) for line in (tmp_path / "prompts.jsonl").read_text(encoding="utf-8").splitlines()]
+    # Nothing but begin-of-text around the words of lm-evaluation-harness, and the blank that SentencePiece begins with.
+    texts = [one["messages"][0]["content"] for one in asked]
+    assert {row["prompt"].replace(text, "…") for row, text in zip(rows, texts, strict=True)} == {"<s> …"}
     best = ["ABCD"[row["option_scores"].index(max(row["option_scores"]))] for row in rows]
     assert [row["options"] for row in rows] == [[" A", " B", " C", " D"]] * 5
     right = sum(letter == reference for letter, reference in zip(best, "ABCDA", strict=True))

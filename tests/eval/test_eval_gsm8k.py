@@ -88,12 +88,24 @@ def test_both_accuracies_are_those_of_lm_evaluation_harness(tmp_path: Path, resp
 def test_the_strict_accuracy_leads_and_what_is_missing_is_counted(tmp_path: Path) -> None:
     folder = write(tmp_path, "test", ANSWERS)
     report = gsm8k.score(written(list(gsm8k.prepare(folder, shots=0)), ["#### 5", "1200", "none", "#### 1"]), folder)
-    assert list(report.aggregates)[:2] == ["strict_match", "flexible_extract"]
+    assert list(report.aggregates)[:3] == ["strict_match", "flexible_extract", "number_match"]
     assert report.headline[1].score == report.overall.score == pytest.approx(1 / 3)
     assert report.aggregates["flexible_extract"].score == pytest.approx(2 / 3)
     assert dict(report.unparsed) == {"gsm8k-00001": "1200", "gsm8k-00002": "none"}
     assert dict(report.excluded) == {"no final answer after '####'": 1}
-    assert report.notes == ("flexible_extract finds no number in 1 responses.",)
+    assert report.aggregates["number_match"].score == pytest.approx(2 / 3)
+    assert report.notes == (
+        "strict_match finds no number in 2 responses.",
+        "flexible_extract finds no number in 1 responses.",
+        "number_match finds no number in 1 responses.",
+    )
+
+
+def test_our_own_reading_compares_numbers_and_not_texts(tmp_path: Path) -> None:
+    folder = write(tmp_path, "test", ANSWERS[:3])
+    responses = ["The answer is 5.00 dollars, after 3 steps.", "#### 1200.0", "-7/2"]
+    report = gsm8k.score(written(list(gsm8k.prepare(folder, shots=0)), responses), folder)
+    assert (report.aggregates["number_match"].score, report.aggregates["strict_match"].score) == (1.0, 0.0)
 
 
 def test_a_hub_gives_the_rows_of_its_main_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,4 +138,5 @@ def test_every_real_solution_is_read_as_its_own_answer() -> None:
     rows = [json.loads(line) for line in (SHARED / "test.jsonl").read_text(encoding="utf-8").splitlines()]
     prompts = list(gsm8k.prepare(SHARED, shots=0))
     report = gsm8k.score(written(prompts, [row["answer"] for row in rows]), SHARED)
-    assert (report.overall.n, report.overall.score, report.aggregates["flexible_extract"].score) == (330, 1.0, 1.0)
+    assert report.overall.n == 330
+    assert {name: one.score for name, one in report.aggregates.items()} == dict.fromkeys(report.aggregates, 1.0)

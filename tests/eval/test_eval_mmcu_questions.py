@@ -116,6 +116,13 @@ def test_files_that_are_no_workbooks_are_named(tmp_path: Path) -> None:
         read_questions(tmp_path)
 
 
+def test_one_workbook_is_refused_for_its_folder(tmp_path: Path) -> None:
+    folder = write_mmcu(tmp_path)
+    with pytest.raises(UserError, match="法律.xlsx: one file of MMCU's. Give the folder"):
+        read_questions(folder / "test" / "法律.xlsx")
+    assert read_questions(folder / "test") == read_questions(folder)
+
+
 def test_without_openpyxl_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_mmcu(tmp_path)
     monkeypatch.setitem(sys.modules, "openpyxl", None)

@@ -76,7 +76,7 @@ def test_from_data_to_report(run_eval: Run, answered: list[object], quiz_file: P
     assert facts == {
         "benchmark": "quiz",
         "protocol": "alpaca_cot_zero_shot",
-        "protocol_version": 1,
+        "protocol_version": 2,
         "answers": "generated",
         "mode": "generate",
         "shots": None,
@@ -112,7 +112,7 @@ def test_from_data_to_report(run_eval: Run, answered: list[object], quiz_file: P
 
 def test_the_table_has_the_same_facts(run_eval: Run, answered: list[object], tmp_path: Path) -> None:
     predictions = tmp_path / "predictions.jsonl"
-    predictions.write_text(predictions.read_text(encoding="utf-8").replace('"B"', '"A|B"', 1), encoding="utf-8")
+    predictions.write_text(predictions.read_text(encoding="utf-8").replace('"B"', '"?|?"', 1), encoding="utf-8")
     assert run_eval(*answered).returncode == 0
     text = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
     for line in (
@@ -122,7 +122,7 @@ def test_the_table_has_the_same_facts(run_eval: Run, answered: list[object], tmp
         "| macro | 3 | 0.7500 | 0.5000 – 1.0000 | bootstrap over items |",
         "- excluded: several answers 1, answer is none of the options 1",
         "- unparsed, counted as wrong: 1",
-        '- quiz-00000: "A|B"',
+        '- quiz-00000: "?|?"',
     ):
         assert line in text.splitlines()
 
