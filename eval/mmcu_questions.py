@@ -83,9 +83,7 @@ def read_questions(path: Path) -> list[Question]:
         folder = path / "test" if (path / "test").is_dir() else path
         return _questions(read_workbooks(folder))
     if path.suffix == ".xlsx":
-        raise UserError(
-            f"--data: {path}: one file of MMCU's. Give the folder that holds it, or 'dev' and 'test'."
-        )
+        raise UserError(f"--data: {path}: one file of MMCU's. Give the folder that holds it, or 'dev' and 'test'.")
     return _from_json(path)
 
 

@@ -202,6 +202,16 @@ def test_prompts_are_in_the_tokenizers_own_template(
     assert "<|im_start|>" in answers
 
 
+def test_whole_texts_and_adapters_before_the_text(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Perplexity in windows as long as what virtual tokens leave of the model's positions; the text is longer."""
+    text = tmp_path / "text.txt"
+    text.write_text(" ".join(f"{row['instruction']} {row['output']}" for row in make_rows(60)), encoding="utf-8")
+    prompt = {"class_path": "peft.PromptTuningConfig", "init_args": {"num_virtual_tokens": 5, "task_type": "CAUSAL_LM"}}
+    asked = callback(benchmark="perplexity", data=str(text))
+    run = fit(settings(tmp_path, base, [asked], model={"adapter": prompt}))
+    same_as_the_finished_run(run, "perplexity", tmp_path / "out", monkeypatch, "--data", str(text), "--", *CPU)
+
+
 def test_two_ranks_ask_as_one(base: Path, quiz: Path, exact: Path, tmp_path: Path) -> None:
     plain = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}
     model = {"optimizer": plain, "adapter": {"class_path": "peft.LoraConfig", "init_args": {"r": 4}}}
@@ -222,7 +232,7 @@ def test_two_ranks_ask_as_one(base: Path, quiz: Path, exact: Path, tmp_path: Pat
 def test_a_resumed_run_repeats_and_loses_no_point(
     killed: str, interval: int, base: Path, quiz: Path, exact: Path, tmp_path: Path
 ) -> None:
-    """Checkpoints at steps 2, 4, 6, 8 lie at validations (also at the end of an epoch) and beside them."""
+    """Checkpoints at steps 2 and 4 lie at validations (also at the end of an epoch) and beside them."""
     trainer = {"val_check_interval": interval}
     checkpoint = {"every_n_train_steps": 2, "save_top_k": -1}
     path = settings(tmp_path, base, both(quiz, exact), trainer=trainer, checkpoint=checkpoint)
@@ -231,7 +241,7 @@ def test_a_resumed_run_repeats_and_loses_no_point(
     assert [point["step"] for point in whole if point["name"] == "exact_match"] == list(range(0, 9, interval))
     complete = tmp_path / "complete"
     run.rename(complete)
-    for step in (2, 4, 6):
+    for step in (2, 4):
         shutil.copytree(complete, run)
         shutil.rmtree(run / "adapter")
         for file in (run / "checkpoints").glob("*.ckpt"):
