@@ -18,8 +18,13 @@ from ift.models.calling import calling_of
 
 _MOST_LOGITS = 2**27
 """Numbers in the logits of one forward, 512 MB in float32, unless one text alone needs more."""
+_LEAST_SAVED_TOKENS = 256
+"""The beginning of several questions is run apart only where this saves more tokens: it takes a forward of its own, and
+the questions behind it go together with these only, so that small groups are slower for it."""
 _SLACK_TOKENS = 16
 """Tokens that may be run again so that the options of several questions go through the model together."""
+_MOST_PADDING = 64
+"""Tokens of padding that one more row may bring; above, another forward costs less."""
 
 
 def option_scores(
@@ -46,10 +51,13 @@ class Scorer:
         model: a causal language model in evaluation mode.
         rows_at_once: texts that go through the model together at most.
         shares: whether to compute shared beginnings once; found out from the model where not given.
+        least_saved: the beginning of several questions is run apart where this saves more tokens.
     """
 
-    def __init__(self, model: Any, *, rows_at_once: int, shares: bool | None = None) -> None:
-        self._model, self._rows_at_once = model, rows_at_once
+    def __init__(
+        self, model: Any, *, rows_at_once: int, shares: bool | None = None, least_saved: int = _LEAST_SAVED_TOKENS
+    ) -> None:
+        self._model, self._rows_at_once, self._least_saved = model, rows_at_once, least_saved
         self._calling = calling_of(model)
         self._shares = shares
 
@@ -79,13 +87,13 @@ class Scorer:
         """Return the scores with shared beginnings, and those of each text in full."""
         both = []
         for shares in (True, False):
-            scorer = Scorer(self._model, rows_at_once=self._rows_at_once, shares=shares)
+            scorer = Scorer(self._model, rows_at_once=self._rows_at_once, shares=shares, least_saved=0)
             both.append([score for own in scorer.scores(prompts, options) for score in own])
         return tuple(both)
 
     def _share(self, questions: list[list[Row]], found: "_Sums") -> None:
         stems = [_Stem.of(rows) for rows in questions]
-        for group, length in group_by_prefix([stem.row.ids for stem in stems]):
+        for group, length in group_by_prefix([stem.row.ids for stem in stems], least_saved=self._least_saved):
             past = Past()
             if length:
                 past = self._forward([Row(stems[group[0]].row.ids[:length])], found, past, keep=True)
@@ -114,14 +122,15 @@ class Scorer:
                 self._forward(rows, found, own)
 
     def _chunks(self, rows: list[Row], *, start: int) -> Iterator[list[Row]]:
-        """Yield rows that go through the model together: alike in length, within the bounds of memory."""
+        """Yield rows that go through the model together: alike in length, and no more than memory holds."""
         vocabulary = self._model.get_input_embeddings().weight.shape[0]
         kept_only = self._calling.keep_only
         chunk: list[Row] = []
         logits = 0
         for row in sorted(rows, key=lambda row: len(row.ids)):
             own = (len(row.places) if kept_only else len(row.ids) - start) * vocabulary
-            if chunk and (len(chunk) == self._rows_at_once or logits + own > _MOST_LOGITS):
+            full = len(chunk) == self._rows_at_once or logits + own > _MOST_LOGITS
+            if chunk and (full or len(chunk) * (len(row.ids) - len(chunk[-1].ids)) > _MOST_PADDING):
                 yield chunk
                 chunk, logits = [], 0
             chunk.append(row)

@@ -132,7 +132,7 @@ class PromptDataModule(LightningDataModule):
         start = 0
         while start < len(self.prompts):
             end = start + self.batch_size
-            while end < start + _RANKED_AT_ONCE and _all_ranked(self.prompts[start : end + 1]):
+            while end < start + RANKED_AT_ONCE and _all_ranked(self.prompts[start : end + 1]):
                 end += 1
             yield self.prompts[start:end]
             start = end
@@ -191,7 +191,7 @@ class PromptDataModule(LightningDataModule):
         return (ids or [self.encoder.start_token_id]) if options else ids, option_ids
 
 
-_RANKED_AT_ONCE = 64
+RANKED_AT_ONCE = 64
 """Prompts in a batch where all are to be ranked: those that share examples then share their computation, too, and no
 more than `batch_size` texts go through the model at once all the same."""
 

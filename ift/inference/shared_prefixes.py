@@ -12,9 +12,6 @@ from peft import PeftModel
 from ift.models.calling import calling_of
 from ift.models.packing import obstacle_in
 
-_LEAST_SAVED_TOKENS = 32
-"""A shared beginning is run apart only where this saves more tokens; each forward has a cost of its own."""
-
 
 @dataclass(frozen=True)
 class Row:
@@ -80,12 +77,21 @@ def common_length(one: list[int], two: list[int]) -> int:
     return low
 
 
-def group_by_prefix(texts: Sequence[list[int]]) -> list[tuple[list[int], int]]:
+def group_by_prefix(texts: Sequence[list[int]], *, least_saved: int) -> list[tuple[list[int], int]]:
     """Return groups of texts, as their numbers, with the number of first ids to run once for each group.
 
     The groups are those with which few tokens are run; a text in none that saves enough is in the last one, which has
     no shared ids. Every text is longer than the shared ids of its group.
+
+    Args:
+        texts: token ids.
+        least_saved: shared ids are run apart only where this saves more tokens.
     """
+
+    def saved(between: list[int]) -> int:
+        """Return the tokens saved in a group, from what neighbours share; a forward's own cost is taken off."""
+        return max(0, min(between) * len(between) - least_saved) if between else 0
+
     order = sorted(range(len(texts)), key=lambda number: texts[number])
     shared = [common_length(texts[one], texts[two]) for one, two in pairwise(order)]
     groups: list[tuple[list[int], int]] = []
@@ -99,21 +105,16 @@ def group_by_prefix(texts: Sequence[list[int]]) -> list[tuple[list[int], int]]:
             continue
         least = min(between)
         cut = start + 1 + between.index(least)
-        if _saved(shared[start : cut - 1]) + _saved(shared[cut : end - 1]) > _saved(between):
+        if saved(shared[start : cut - 1]) + saved(shared[cut : end - 1]) > saved(between):
             pending += [(cut, end), (start, cut)]
             continue
         # Texts are sorted, so a first one that is the beginning of all others is the shortest.
         length = min(least, len(texts[order[start]]) - 1)
-        if length * len(between) > _LEAST_SAVED_TOKENS:
+        if length * len(between) > least_saved:
             groups.append((order[start:end], length))
         else:
             rest += order[start:end]
     return groups + ([(rest, 0)] if rest else [])
-
-
-def _saved(between: list[int]) -> int:
-    """Return the tokens saved in a group by what neighbours share; a forward's own cost is taken off."""
-    return max(0, min(between) * len(between) - _LEAST_SAVED_TOKENS) if between else 0
 
 
 Trial = Callable[[Sequence[list[int]], Sequence[Sequence[list[int]]]], tuple[list[float], ...]]

@@ -5,9 +5,10 @@ usage: python scripts/bench/likelihood.py [--shots 0 5] [--options letter text] 
 Needs `pip install lm_eval==0.4.13`, which the rest of the project does not. The model is a random Llama made here, as
 the scores' values do not matter; the questions are made here too, unless FOLDER holds CMMLU's or C-Eval's csv files
 (`dev/` and `test/` or `val/`). Both sides read the same texts and the options' texts behind them; tokenization counts
-on both sides, loading on neither. lm-evaluation-harness runs with each of several batch sizes first, and then with its
-best. Prints questions per second (medians over rounds in which the two take turns), their ratio, and the largest
-difference between the two of a log-likelihood. Exits with 1 where that is more than 0.001.
+on both sides, loading on neither. lm-evaluation-harness first runs some questions with each of several batch sizes, and
+then all with its best. Prints questions per second (medians over rounds in which the two take turns), their ratio, the
+ratio of CPU time (which other work on the machine changes little), and the largest difference between the two of a
+log-likelihood. Exits with 1 where that is more than 0.001.
 """
 
 import argparse
@@ -19,7 +20,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +29,17 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from ift.data.conversation import Conversation, Message
+from ift.data.encoding import Encoder, load_tokenizer
+from ift.data.templates import TEMPLATES
 from ift.inference.likelihood import Scorer
-from ift.inference.prompts import PromptDataModule
+from ift.inference.prompts import RANKED_AT_ONCE
 
 LETTERS = "ABCD"
-BATCH_SIZES = (1, 4, 8, 16, 32)
+BATCH_SIZE = 8
+"""Of `ift predict`, its default."""
+BATCH_SIZES = (1, 2, 4, 8, 16, 32)
+"""Of lm-evaluation-harness: the best is taken."""
 Row = dict[str, str]
 
 
@@ -123,68 +131,77 @@ def make_base(folder: Path, texts: Sequence[str], arguments: argparse.Namespace)
     LlamaForCausalLM(config).save_pretrained(str(folder))
 
 
-def score_here(model: Any, path: Path, base: Path, batch_size: int) -> list[float]:
-    """Return all scores, from the file to the numbers, as `ift predict` computes them."""
-    module = PromptDataModule(str(path), str(base), template="raw", join_options=True, batch_size=batch_size)
-    module.load()
-    scorer = Scorer(model, rows_at_once=batch_size)
+def read_prompts(path: Path) -> list[tuple[str, list[str]]]:
+    """Return the text of each prompt and of its options."""
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [(line["messages"][0]["content"], line["options"]) for line in lines]
+
+
+def score_here(scorer: Scorer, encoder: Encoder, asked: Sequence[tuple[str, list[str]]]) -> list[float]:
+    """Return all scores, from texts to numbers, in the parts in which `ift predict` computes them."""
     found: list[float] = []
-    for batch in module.predict_dataloader():
-        ids = [prompt.ids for prompt in batch.prompts]
-        for scores in scorer.scores(ids, [prompt.option_ids for prompt in batch.prompts]):
+    for start in range(0, len(asked), RANKED_AT_ONCE):
+        part = asked[start : start + RANKED_AT_ONCE]
+        encoded = [encoder.option_ids(Conversation((Message("user", text),)), options) for text, options in part]
+        for scores in scorer.scores([ids for ids, _ in encoded], [options for _, options in encoded]):
             found += scores
     return found
 
 
-def score_there(harness: Any, path: Path) -> list[float]:
+def score_there(harness: Any, asked: Sequence[tuple[str, list[str]]]) -> list[float]:
     """Return all scores by lm-evaluation-harness's own call for multiple choice."""
     from lm_eval.api.instance import Instance  # type: ignore[import-not-found]
 
-    requests = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        prompt = json.loads(line)
-        for number, option in enumerate(prompt["options"]):
-            texts = (prompt["messages"][0]["content"], option)
-            requests.append(Instance(request_type="loglikelihood", doc={}, arguments=texts, idx=number))
+    requests = [
+        Instance(request_type="loglikelihood", doc={}, arguments=(text, option), idx=number)
+        for text, options in asked
+        for number, option in enumerate(options)
+    ]
     return [score for score, _ in harness.loglikelihood(requests, disable_tqdm=True)]
 
 
-def seconds_of(call: Any) -> tuple[float, list[float]]:
-    """Return how long a call takes, and its result."""
-    started = time.perf_counter()
-    result = call()
-    return time.perf_counter() - started, result
+@dataclass(frozen=True)
+class Run:
+    """One pass over all questions."""
+
+    scores: list[float]
+    wall_seconds: float
+    cpu_seconds: float
+    """Of all threads: what the pass would take with the machine to itself, times the threads."""
 
 
-def compare(model: Any, base: Path, path: Path, arguments: argparse.Namespace) -> tuple[float, str]:
+def run(call: Callable[[], list[float]]) -> Run:
+    """Return the result and the cost of a call."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    scores = call()
+    return Run(scores, time.perf_counter() - wall, time.process_time() - cpu)
+
+
+def compare(model: Any, tokenizer: Any, asked: list[tuple[str, list[str]]], rounds: int) -> tuple[float, str]:
     """Return the largest difference of a score, and a line of results."""
     from lm_eval.models.huggingface import HFLM  # type: ignore[import-not-found]
-    from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(str(base))
+    encoder = Encoder(tokenizer, TEMPLATES["raw"])
 
-    def there(batch_size: int) -> Any:
-        harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, device="cpu", max_length=4096)
-        return lambda: score_there(harness, path)
+    def there(size: int, asked: list[tuple[str, list[str]]]) -> Run:
+        harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=size, device="cpu", max_length=4096)
+        return run(lambda: score_there(harness, asked))
 
-    def here(batch_size: int) -> Any:
-        return lambda: score_here(model, path, base, batch_size)
+    def here(size: int, asked: list[tuple[str, list[str]]]) -> Run:
+        scorer = Scorer(model, rows_at_once=size, shares=True)
+        return run(lambda: score_here(scorer, encoder, asked))
 
-    best_there = min(BATCH_SIZES, key=lambda size: seconds_of(there(size))[0])
-    best_here = min(BATCH_SIZES, key=lambda size: seconds_of(here(size))[0])
-    times: dict[str, list[float]] = {"here": [], "there": []}
-    scores: dict[str, list[float]] = {}
-    for _ in range(arguments.rounds):
-        for name, call in (("here", here(best_here)), ("there", there(best_there))):
-            seconds, scores[name] = seconds_of(call)
-            times[name].append(seconds)
-    number = len(path.read_text(encoding="utf-8").splitlines())
-    rates = {name: number / statistics.median(own) for name, own in times.items()}
-    ratio = statistics.median(two / one for one, two in zip(times["here"], times["there"], strict=True))
-    difference = max(abs(one - two) for one, two in zip(scores["here"], scores["there"], strict=True))
+    some = asked[:: max(1, len(asked) // 24)]
+    best_there = min(BATCH_SIZES, key=lambda size: there(size, some).cpu_seconds)
+    pairs = [(here(BATCH_SIZE, asked), there(best_there, asked)) for _ in range(rounds)]
+    differences = (abs(one - two) for one, two in zip(pairs[0][0].scores, pairs[0][1].scores, strict=True))
+    rates = [len(asked) / statistics.median(one.wall_seconds for one in side) for side in zip(*pairs, strict=True)]
+    wall = statistics.median(two.wall_seconds / one.wall_seconds for one, two in pairs)
+    cpu = statistics.median(two.cpu_seconds / one.cpu_seconds for one, two in pairs)
+    difference = max(differences)
     return difference, (
-        f"ift {rates['here']:7.2f} questions/s (batch {best_here}), "
-        f"lm_eval {rates['there']:7.2f} (batch {best_there}), ratio {ratio:5.2f}, largest difference {difference:.1e}"
+        f"ift {rates[0]:7.2f} questions/s, lm_eval {rates[1]:7.2f} (batch {best_there}), ratio {wall:5.2f} "
+        f"(of CPU time {cpu:5.2f}), largest difference {difference:.1e}"
     )
 
 
@@ -216,13 +233,14 @@ def main() -> int:
         make_base(base, [block(row) for parts in rows.values() for part in parts for row in part], arguments)
         from transformers import LlamaForCausalLM
 
+        tokenizer = load_tokenizer("base", str(base))
         model = LlamaForCausalLM.from_pretrained(str(base), dtype=torch.float32).eval()
         for options in arguments.options:
             for shots in arguments.shots:
                 path = Path(folder) / f"{options}-{shots}.jsonl"
                 asked = prompts(rows, shots=shots, options=options)
                 path.write_text("".join(json.dumps(one, ensure_ascii=False) + "\n" for one in asked), encoding="utf-8")
-                difference, line = compare(model, base, path, arguments)
+                difference, line = compare(model, tokenizer, read_prompts(path), arguments.rounds)
                 worst = max(worst, difference)
                 print(f"{options:<6} {shots}-shot: {line}", flush=True)
     return 1 if worst > 1e-3 else 0

@@ -195,6 +195,7 @@ TWO_ROUNDS = {
     "q1 [/INST]r1⟩⟨[INST] q2 [/INST]r2⟩",
     "vigogne": f"⟨{VIGOGNE}### Instruction:\nq1\n\n### Réponse:\nr1⟩\n\n### Instruction:\nq2\n\n### Réponse:\nr2⟩",
     "plain": "⟨q1\nr1⟩\nq2\nr2⟩",
+    "raw": "⟨q1r1⟩q2r2⟩",
     "vicuna": f"⟨{VICUNA} USER: q1 ASSISTANT:r1⟩USER: q2 ASSISTANT:r2⟩",
     "belle": "Human: \nq1\n\nAssistant: \nr1⟩Human: \nq2\n\nAssistant: \nr2⟩",
     "firefly": "⟨q1⟩r1⟩q2⟩r2⟩",

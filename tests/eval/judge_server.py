@@ -85,13 +85,13 @@ def judge_server(
                 self.wfile.write(b'{"choices": [{"mess')
                 self.close_connection = True
             elif what == "hang":
-                time.sleep(1.0)
+                time.sleep(2.5)
                 self.close_connection = True
             elif what == "drip":  # bytes keep coming, the reply never ends
                 self.send_response(200)
                 self.send_header("Content-Length", "4000")
                 self.end_headers()
-                for _ in range(40):
+                for _ in range(60):
                     self.wfile.write(b" " * 32)
                     self.wfile.flush()
                     time.sleep(0.05)

@@ -1,6 +1,7 @@
 """Option likelihood: what texts share is run once, and every score is that of its text alone."""
 
 import random
+from pathlib import Path
 from typing import Any
 
 import peft
@@ -11,7 +12,9 @@ from training.families import VOCABULARY, make_model
 from ift.inference.likelihood import Scorer, option_scores
 from ift.inference.shared_prefixes import common_length, group_by_prefix
 from ift.models.adapters import attach
+from ift.models.loading import load_base_model
 from ift.models.methods import METHODS, as_method
+from ift.models.quantization import Quantization
 
 # Windows of 7 tokens (mistral, gemma2), positions from ALiBi (bloom, mpt), learned ones (gpt2, opt), rotary ones.
 FAMILIES = (
@@ -49,7 +52,8 @@ def alone(model: Any, prompt: list[int], option: list[int]) -> float:
 
 def check(model: Any, *, rows_at_once: int = 4, tolerance: float = 1e-4) -> None:
     prompts, options = questions()
-    found = option_scores(model, prompts, options, rows_at_once=rows_at_once)
+    # However little it saves, so that all that can be shared is.
+    found = Scorer(model, rows_at_once=rows_at_once, least_saved=0).scores(prompts, options)
     for prompt, own, scores in zip(prompts, options, found, strict=True):
         assert scores == pytest.approx([alone(model, prompt, option) for option in own], abs=tolerance)
 
@@ -149,12 +153,22 @@ def test_a_question_is_run_once_for_all_its_options() -> None:
     assert (counted.forwards, counted.tokens) == (2, 57 + 3 * 3)
 
 
+def test_a_beginning_that_saves_little_is_run_with_each_question() -> None:
+    model = make_model("llama")
+    counted = Counted(model)
+    scores = option_scores(model, [[5] * 20 + [6], [5] * 20 + [7]], [[[1], [2]]] * 2)
+    scorer = Scorer(model, rows_at_once=8, shares=True)
+    counted.forwards = 0
+    assert scorer.scores([[5] * 20 + [6], [5] * 20 + [7]], [[[1], [2]]] * 2) == scores
+    assert counted.forwards == 1
+
+
 def test_groups_share_what_they_say() -> None:
     rng = random.Random(1)
     for _ in range(200):
         starts = [[rng.randrange(3) for _ in range(rng.randrange(60))] for _ in range(3)]
         texts = [rng.choice(starts) + [rng.randrange(3) for _ in range(rng.randrange(1, 9))] for _ in range(12)]
-        groups = group_by_prefix(texts)
+        groups = group_by_prefix(texts, least_saved=rng.randrange(40))
         assert sorted(number for group, _ in groups for number in group) == list(range(12))
         for group, length in groups:
             assert all(texts[number][:length] == texts[group[0]][:length] for number in group)
@@ -167,3 +181,22 @@ def test_common_length() -> None:
         one, two = ([rng.randrange(2) for _ in range(rng.randrange(9))] for _ in range(2))
         expected = next((k for k, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), min(len(one), len(two)))
         assert common_length(one, two) == expected
+
+
+@pytest.mark.parametrize("scheme", ["nf4", "int8"])
+def test_quantized_weights(scheme: str, tmp_path: Path) -> None:
+    make_model("llama").save_pretrained(str(tmp_path))
+    model = load_base_model("model.base", str(tmp_path), "float32", quantization=Quantization(scheme)).eval()
+    assert Scorer(model, rows_at_once=4).shares
+    check(model)
+
+
+def test_rounded_weights_pass_the_trial_too() -> None:
+    """Scores in bfloat16 differ by its rounding, and by no more than those of padded batches do."""
+    model = make_model("llama").bfloat16()
+    assert Scorer(model, rows_at_once=4).shares
+    prompts, options = questions()
+    shared = Scorer(model, rows_at_once=4, least_saved=0).scores(prompts, options)
+    whole = Scorer(model, rows_at_once=4, shares=False).scores(prompts, options)
+    differences = [abs(a - b) for one, two in zip(shared, whole, strict=True) for a, b in zip(one, two, strict=True)]
+    assert max(differences) < 1 < sum(abs(score) for own in whole for score in own) / len(differences)
