@@ -65,7 +65,7 @@ def asking(exam: Exam, wording: Wording, *, options: Sequence[Option] = (), read
                 messages=({"role": "user", "content": text},),
                 options=ranked,
                 reference=question.answer,
-                meta={"category": question.subject} | ({} if ranked else {"reading": reading}),
+                meta={"category": question.subject} | ({"join_options": True} if ranked else {"reading": reading}),
             )
 
     return prepare

@@ -20,7 +20,7 @@ from ift.records import Prediction, PromptRecord, write_jsonl
 
 
 def read_prompts(
-    records: Iterable[PromptRecord], datamodule: Any, *, batch_size: int, join_options: bool
+    records: Iterable[PromptRecord], datamodule: Any, *, batch_size: int, join_options: bool | None
 ) -> PromptDataModule:
     """Return prompts as `ift predict` reads them, with base model and template of a run's data.
 
@@ -28,7 +28,7 @@ def read_prompts(
         records: the prompts.
         datamodule: the run's `InstructionDataModule`.
         batch_size: prompts that go through the model at once.
-        join_options: whether options are tokenized together with the text before them.
+        join_options: whether options are tokenized together with the text before them; `None`: as the prompts say.
 
     Raises:
         UserError: a prompt that the template cannot say.

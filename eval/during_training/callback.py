@@ -57,7 +57,7 @@ class EvaluateDuringTraining(Callback):
         every_n_steps: int | None = None,
         max_new_tokens: int = 256,
         batch_size: int = 8,
-        join_options: bool = False,
+        join_options: bool | None = None,
         name: str | None = None,
     ) -> None:
         self.name = name or benchmark

@@ -132,8 +132,8 @@ class PredictCLI(IftCLI):
             "seed": self.model.seed,
             "batch_size": self.datamodule.batch_size,
         }
-        if self.datamodule.join_options:
-            identity["join_options"] = True
+        if self.datamodule.join_options is not None:
+            identity["join_options"] = self.datamodule.join_options
         if self.model.windows != Windows():
             identity["windows"] = vars(self.model.windows)
         if self.model.merged_chain:
