@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval import compare_command, extract_command, judge_command, run_command, score_command
+from eval import agree_command, compare_command, extract_command, judge_command, run_command, score_command
 from eval.benchmark import find_benchmarks, get_benchmark, how_asked, prompts_of
 from eval.matching import select
 from ift.errors import exit_code
@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--seed", type=int, default=0, metavar="S", help="of that sample (default: 0)")
     command.set_defaults(run=_prepare)
 
-    for one in (judge_command, score_command, run_command, compare_command, extract_command):
+    for one in (judge_command, score_command, run_command, compare_command, agree_command, extract_command):
         one.add_parser(commands, common)
     return parser
 
