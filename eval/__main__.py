@@ -38,7 +38,8 @@ def _prepare(options: argparse.Namespace) -> None:
     print(f"{options.output}: {count} prompts")
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser = argparse.ArgumentParser(prog="python -m eval", description=__doc__)
