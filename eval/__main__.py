@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval import compare_command, extract_command, judge_command, score_command
+from eval import agree_command, compare_command, extract_command, judge_command, run_command, score_command
 from eval.benchmark import find_benchmarks, get_benchmark, how_asked, prompts_of
 from eval.matching import select
 from ift.errors import exit_code
@@ -14,7 +14,12 @@ from ift.records import write_jsonl
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code: 0, or 2 for a mistake of the user."""
-    options = _parser().parse_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    end = given.index("--") if "--" in given else len(given)
+    parser = _parser()
+    options = parser.parse_args(given[:end], argparse.Namespace(further=given[end + 1 :]))
+    if options.further and options.run is not run_command.run:
+        parser.error("what stands behind '--' is for `ift predict`, which only `run` calls")
     return exit_code(lambda: options.run(options), debug=options.debug)
 
 
@@ -33,7 +38,8 @@ def _prepare(options: argparse.Namespace) -> None:
     print(f"{options.output}: {count} prompts")
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser = argparse.ArgumentParser(prog="python -m eval", description=__doc__)
@@ -53,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--seed", type=int, default=0, metavar="S", help="of that sample (default: 0)")
     command.set_defaults(run=_prepare)
 
-    for one in (judge_command, score_command, compare_command, extract_command):
+    for one in (judge_command, score_command, run_command, compare_command, agree_command, extract_command):
         one.add_parser(commands, common)
     return parser
 

@@ -143,7 +143,7 @@ def _prompt(item: Item, options: tuple[str, ...]) -> PromptRecord:
         messages=({"role": "user", "content": item.prompt},),
         options=options,
         reference="".join(sorted(item.right)),
-        meta={"category": item.set},
+        meta={"category": item.set} | ({"join_options": True} if options else {}),
     )
 
 

@@ -47,7 +47,7 @@ def _baseline(question: PromptRecord, calibration: Calibration, number: int, tex
         id=f"{question.id}/{calibration}-{number}",
         messages=({"role": "user", "content": text},),
         options=question.options,
-        meta={"category": question.meta["category"], OF: question.id, _FOR: calibration},
+        meta={**question.meta, OF: question.id, _FOR: calibration},
     )
 
 

@@ -116,7 +116,7 @@ def find_benchmarks() -> dict[str, Benchmark]:
     """Return the benchmarks of this folder by name."""
     found: dict[str, Benchmark] = {}
     for module in pkgutil.iter_modules(benchmarks_folder.__path__):
-        if module.name.startswith("_"):
+        if module.name.startswith("_") or module.ispkg:  # a package is no benchmark, and may need torch
             continue
         benchmark = getattr(importlib.import_module(f"eval.{module.name}"), "BENCHMARK", None)
         if not isinstance(benchmark, Benchmark):

@@ -8,7 +8,7 @@ validation split (1,346 questions) is scored unless the path names another. Thre
   `eval/likelihood.py`; `generate` reads the letter from a response, `cot` after reasoning that 让我们一步一步思考
   begins.
 - `lm_eval`: prompt and score of lm-evaluation-harness 0.4.13 (`ceval-valid`): likelihood of ` A` to ` D`, mean over
-  questions. Its header lacks 考试. Predict with `--data.template=raw --data.join_options=true`.
+  questions. Its header lacks 考试. Predict with `--data.template=raw`.
 - `chinese_llama_alpaca`: the runner of Chinese-LLaMA-Alpaca with its instruction template: the question ends with
   答案是什么？, no header without worked examples, the logits of both spellings added up (as log-likelihoods, whose
   order is the same where each spelling is one token), mean over questions.

@@ -9,7 +9,7 @@ from eval.benchmark import Prepare
 from eval.choice_exam import LETTERS, Exam, Paper, Question, read_paper
 from eval.likelihood import CONTENT_FREE, Option, texts
 from eval.scorings import lettered_and_full
-from ift.records import PromptRecord
+from ift.records import Json, PromptRecord
 
 OPTIONS = "\nA. {A}\nB. {B}\nC. {C}\nD. {D}"
 """The four options, as all protocols write them."""
@@ -65,7 +65,8 @@ def asking(exam: Exam, wording: Wording, *, options: Sequence[Option] = (), read
         paper = read_paper(exam, path, shots=shots)
         for question in paper.questions:
             text = wording.prompt(*_subject(paper, question), question)
-            yield _prompt(question, text, options=ranked, meta={} if ranked else {"reading": reading})
+            meta: dict[str, Json] = {"join_options": True} if ranked else {"reading": reading}
+            yield _prompt(question, text, options=ranked, meta=meta)
 
     return prepare
 
@@ -81,8 +82,9 @@ def asking_for_every_rule(exam: Exam, wording: Wording) -> Prepare:
         for question in paper.questions:
             before = _subject(paper, question)
             free = [replace(question, text=text, options=(text,) * len(LETTERS)) for text in CONTENT_FREE]
+            text, options = wording.prompt(*before, question), texts(every_option(question))
             yield Calibrated(
-                _prompt(question, wording.prompt(*before, question), options=texts(every_option(question)), meta={}),
+                _prompt(question, text, options=options, meta={"join_options": True}),
                 {"pmi": (wording.premise,), "contextual": [wording.prompt(*before, one) for one in free]},
             )
 
@@ -106,7 +108,7 @@ def _subject(paper: Paper, question: Question) -> tuple[str, Sequence[Question]]
     return paper.exam.subjects[question.subject].chinese, paper.examples.get(question.subject, ())
 
 
-def _prompt(question: Question, text: str, *, options: tuple[str, ...], meta: dict[str, str]) -> PromptRecord:
+def _prompt(question: Question, text: str, *, options: tuple[str, ...], meta: dict[str, Json]) -> PromptRecord:
     return PromptRecord(
         id=question.id,
         messages=({"role": "user", "content": text},),

@@ -6,7 +6,7 @@ H. Li et al., "CMMLU: Measuring massive multitask language understanding in Chin
   of both spellings of a letter (`A` and ` A`); `scorings` asks for every rule of `eval/likelihood.py`; `generate`
   reads the letter from a response, `cot` after reasoning that 逐步分析并给出答案选项 asks for.
 - `lm_eval`: prompt and score of lm-evaluation-harness 0.4.13 (`cmmlu`): likelihood of ` A` to ` D`, mean over
-  questions. Predict with `--data.template=raw --data.join_options=true`.
+  questions. Predict with `--data.template=raw`.
 
 Two things of the original are left out on purpose. It takes a random letter where it finds none: here such a response
 is `unparsed`. And it drops the longest worked examples where a prompt is over 2,048 tokens: that needs the tokenizer,

@@ -16,6 +16,7 @@ from eval.extraction_lists import extract_answers
 from eval.extraction_numbers import extract_number, flexible_extract, strict_match
 from eval.judge_scores import JudgeScore, parse_rating, parse_score
 from eval.judge_systems import parse_system_scores
+from eval.judge_verdicts import parse_verdict
 from eval.ordering import extract_ordering
 from eval.rows import Row, read_rows
 from ift.errors import UserError, unknown_name
@@ -52,6 +53,11 @@ def _order(reply: str, count: int) -> Reading:
     return Reading(list(found.ranks) if found.ranks else None, found.status)
 
 
+def _verdict(reply: str, count: int) -> Reading:
+    found = parse_verdict(reply)
+    return Reading(found.winner, found.status)
+
+
 def _number(reply: str, count: int) -> Reading:
     found = extract_number(reply)
     whole = found.value is not None and found.value.denominator == 1
@@ -86,6 +92,7 @@ RULES: Mapping[str, Callable[[str, int], Reading]] = {
     "rating": lambda reply, count: _score(parse_rating(reply)),
     "systems": _systems,
     "order": _order,
+    "verdict": _verdict,
 }
 """From a reply and the number of questions or systems in it to what it says."""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from eval.benchmark import how_asked, prompts_of
 from eval.judge_client import Asking, ask_judge
-from eval.judge_endpoint import Endpoint, read_key
+from eval.judge_endpoint import Endpoint, check_library, read_key
 from eval.judge_estimate import Estimate, Prices
 from eval.judge_local import LocalJudge, ask_local_judge
 from eval.matching import match, select
@@ -156,6 +156,8 @@ def _asking(options: argparse.Namespace) -> Asking:
         timeout_seconds=options.timeout,
         insecure_key=options.insecure_key,
     )
+    if not options.offline:
+        check_library()
     return Asking(
         endpoint,
         None if options.offline else read_key(options.key_variable, endpoint, os.environ),

@@ -16,8 +16,6 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
-import requests
-
 from ift.errors import UserError
 
 _RETRIED = {408, 409, 425, 429}
@@ -124,12 +122,30 @@ def read_key(variable: str, endpoint: Endpoint, environment: Mapping[str, str]) 
     return key
 
 
+def check_library() -> None:
+    """Refuse to begin where the library for requests is not installed.
+
+    Raises:
+        UserError: it is not.
+    """
+    _library()
+
+
+def _library() -> Any:
+    try:
+        import requests
+    except ImportError as error:
+        raise UserError("judge: asking an endpoint needs requests. Install it: pip install 'ift[eval]'.") from error
+    return requests
+
+
 class Connection:
     """Asks one endpoint; one per thread."""
 
     def __init__(self, endpoint: Endpoint, key: str | None) -> None:
         self._endpoint, self._key = endpoint, key
-        self._session = requests.Session()
+        self._requests = _library()
+        self._session = self._requests.Session()
         # No proxy between this machine and itself. The key is set by `auth`, which also keeps a .netrc out.
         self._session.trust_env = not endpoint.is_loopback
         self._url = endpoint.base_url.rstrip("/") + "/chat/completions"
@@ -164,9 +180,9 @@ class Connection:
                     if time.monotonic() > deadline:
                         raise UnavailableError(f"no whole reply within {self._endpoint.timeout_seconds:g} seconds")
                 return response.status_code, response.headers, bytes(content)
-        except requests.exceptions.SSLError as error:
+        except self._requests.exceptions.SSLError as error:
             raise UserError(f"--base-url: no safe connection to {self._url}: {self._scrub(str(error))}") from None
-        except (requests.exceptions.RequestException, OSError) as error:
+        except (self._requests.exceptions.RequestException, OSError) as error:
             raise UnavailableError(f"{type(error).__name__}: {self._scrub(str(error))}") from None
 
     def _authorize(self, request: Any) -> Any:

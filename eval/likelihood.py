@@ -3,8 +3,9 @@
 A benchmark asks for options with `spelled` (or its own list of `Option`), puts their `texts` into
 `PromptRecord.options` and gives the same options with the prediction to `choose`. Several spellings of one answer are
 several options; with a SentencePiece tokenizer "A" and " A" are different tokens, and which of them a model expects
-behind "答案：" depends on the model. (`ift predict` must then tokenize them as a continuation, with
-`--data.join_options=true`; to responses of their own, SentencePiece adds a blank, also to "A".)
+behind "答案：" depends on the model. (They must then be
+tokenized as a continuation: `"join_options": True` in a prompt's `meta` says so. To responses of their own,
+SentencePiece adds a blank, also to "A".)
 
 Rules, by name, in any combination that `scoring` accepts, such as `letter_sum` or `text_max_characters`:
 

@@ -85,7 +85,8 @@ def _prompt(question: Question, text: str, *, options: tuple[str, ...] = (), sys
         messages=(*before, {"role": "user", "content": text}),
         options=options,
         reference=question.answer,
-        meta={"category": question.subject.name, "group": question.subject.discipline},
+        meta={"category": question.subject.name, "group": question.subject.discipline}
+        | ({"join_options": True} if options else {}),
     )
 
 

@@ -17,7 +17,8 @@ _ROLE = (
     r"(?:AI|智能)?(?:助手|助理|系统|模型|回答|答案|回复|候选))"
 )
 _SYSTEM = rf"[\[(\"']*(?:{_ROLE})?[ \t]*[#_]?[ \t]*\d{{1,2}}(?![\d.]*\d)[\])\"']*"
-_SIGN = r"&gt;=?|&lt;=?|>{1,3}=?|<{1,3}=?|={1,3}|[≥≤≫≪≈~]"
+_BETTER, _WORSE = "优于|好于|强于|胜过", "不如|劣于|差于|逊于"
+_SIGN = rf"{_BETTER}|{_WORSE}|" + r"&gt;=?|&lt;=?|>{1,3}=?|<{1,3}=?|={1,3}|[≥≤≫≪≈~]"
 _CHAIN = re.compile(rf"(?<![\w.]){_SYSTEM}(?:\s*(?:{_SIGN})\s*{_SYSTEM})+", re.IGNORECASE)
 _NAMED = re.compile(_ROLE, re.IGNORECASE)
 _NUMBER = re.compile(r"\d{1,2}")
@@ -94,6 +95,6 @@ def _ranks(chain: str, count: int) -> tuple[int, ...] | None:
 
 
 def _direction(sign: str) -> str:
-    if sign[0] in "<≤≪" or sign.startswith("&lt"):
+    if sign[0] in "<≤≪" or sign.startswith("&lt") or re.fullmatch(_WORSE, sign):
         return "<"
-    return ">" if sign[0] in ">≥≫&" else "="
+    return ">" if sign[0] in ">≥≫&" or re.fullmatch(_BETTER, sign) else "="

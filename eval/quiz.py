@@ -83,7 +83,9 @@ def _calibrated(row: Row) -> Calibrated:
         PROMPT.format(question=text, options="\n".join(f"{letter}:{text}" for letter in _letters(row)))
         for text in CONTENT_FREE
     ]
-    return Calibrated(_prompt(row, texts(_every_option(row))), {"pmi": (PREMISE,), "contextual": free})
+    asked = _prompt(row, texts(_every_option(row)))
+    joined = replace(asked, meta={**asked.meta, "join_options": True})  # several spellings: as the text goes on
+    return Calibrated(joined, {"pmi": (PREMISE,), "contextual": free})
 
 
 def _lettered(row: Row) -> tuple[Option, ...]:

@@ -135,7 +135,7 @@ def _prompts(options: argparse.Namespace, benchmark: Benchmark, asked: Asked | N
 
 def _rule(options: argparse.Namespace, benchmark: Benchmark) -> dict[str, str]:
     """Return what `score` is told of the rule for likelihoods: nothing where the benchmark decides."""
-    name: str | None = getattr(options, "scoring", None)  # other commands that score know no such option
+    name: str | None = options.scoring
     if name is None:
         return {}
     if not benchmark.scorings:

@@ -1,6 +1,7 @@
 """The command line: finds the command and calls it. Imports nothing heavy until a command needs it."""
 
 import importlib
+import os
 import sys
 
 from ift import __version__
@@ -59,4 +60,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {unknown_name('command', command, COMMANDS)}", file=sys.stderr)
         return 2
     module = COMMANDS[command][0]
+    # Class paths and row functions may lie in the folder that ift is started in, as with `python -m ift`; last, so that
+    # a file there takes the place of no installed package.
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
     return exit_code(lambda: importlib.import_module(module).run(command, rest), debug=debug)

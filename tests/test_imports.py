@@ -64,12 +64,23 @@ def test_training_takes_generation_only_from_inference() -> None:
         assert all(name.startswith("ift.inference.generation") for name in own), path
 
 
+DURING_TRAINING = ROOT / "eval" / "during_training"
+"""A callback inside training: it answers with the model that is trained, and knows its prompts and its run folder."""
+
+
 @pytest.mark.parametrize("folder", ["eval", "tokenizer"])
 def test_programs_import_the_library_for_records_and_errors_only(folder: str) -> None:
     for path in python_files(folder):
-        assert own_modules(path) <= {"records", "errors"}, path
+        more = {"artifacts", "data", "inference", "models"} if path.parent == DURING_TRAINING else set()
+        assert own_modules(path) <= {"records", "errors"} | more, path
         others = {"eval", "tokenizer", "scripts", "tests"} - {folder}
         assert not {name.split(".")[0] for name in imported(path)} & others, path
+
+
+def test_nothing_in_eval_needs_what_is_for_training() -> None:
+    for path in python_files("eval"):
+        if path.parent != DURING_TRAINING:
+            assert not {name for name in imported(path) if name.startswith("eval.during_training")}, path
 
 
 def test_no_module_has_the_name_of_a_grab_bag_or_an_installed_package() -> None:

@@ -4,6 +4,7 @@ A change to them is a change for every user: rename nothing lightly, and say so 
 `IFT_UPDATE_GOLDEN=1 pytest tests/test_public_surface.py` writes the lists anew; the commit then shows what changed.
 """
 
+import argparse
 import dataclasses
 import os
 from pathlib import Path
@@ -71,3 +72,21 @@ def test_fields(kind: Any) -> None:
 def test_names() -> None:
     compare("layouts", sorted(LAYOUTS))
     compare("templates", sorted([*TEMPLATES, TOKENIZER_TEMPLATE]))
+
+
+def test_commands_of_eval() -> None:
+    from eval.__main__ import make_parser
+    from eval.benchmark import find_benchmarks
+
+    (subparsers,) = [action for action in make_parser()._actions if isinstance(action, argparse._SubParsersAction)]
+    found = [
+        " ".join([name, *action.option_strings] if action.option_strings else [name, action.dest])
+        for name, parser in sorted(subparsers.choices.items())
+        for action in parser._actions
+        if "--help" not in action.option_strings
+    ]
+    compare("eval_commands", found)
+    compare(
+        "eval_benchmarks",
+        [f"{name} {protocol}" for name, one in find_benchmarks().items() for protocol in one.all_protocols()],
+    )

@@ -6,6 +6,7 @@ import inspect
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, get_args
 
 import yaml
@@ -211,7 +212,8 @@ def _check_class(place: str, class_path: str | None) -> None:
         module = importlib.import_module(module_name)
     except ImportError as error:
         raise UserError(
-            f"{place}: '{class_path}' cannot be imported ({error}). Give 'package.module.Class'."
+            f"{place}: '{class_path}' cannot be imported ({error}). Give 'package.module.Class', and start ift in the "
+            f"folder that holds the package (now {Path.cwd()})."
         ) from error
     if not hasattr(module, name):
         raise UserError(f"{place}: '{module_name}' has no '{name}'.{nearest(name, _class_names(module))}")

@@ -26,8 +26,12 @@ from ift.inference.windows import Windows
 from ift.models.trained_run import base_of_run, merged_adapters_of
 
 
-def run_settings(run: RunFolder) -> dict[str, Any]:
+def run_settings(run: RunFolder, *, untuned: bool = False) -> dict[str, Any]:
     """Return the keys that a run folder decides, as a configuration.
+
+    Args:
+        run: a finished one.
+        untuned: take its base model without anything trained, and the rest as the run has it.
 
     Raises:
         UserError: no run folder, an unfinished one, or one whose base model has changed since.
@@ -45,6 +49,10 @@ def run_settings(run: RunFolder) -> dict[str, Any]:
         "data.tokenizer": str(run.tokenizer),
         "model.dtype": manifest["dtype"],
     }
+    if untuned:
+        nothing = {"model.adapter": None, "model.merged_adapters": None}
+        name = base_of_run("run", run, manifest["base"])
+        return settings | nothing | {"model.base": name, "model.quantization": manifest.get("quantization")}
     if manifest["adapter"] is None:
         return settings | {"model.base": str(run.model)}
     name = base_of_run("run", run, manifest["base"])
@@ -66,13 +74,16 @@ class PredictCLI(IftCLI):
             "--run", type=str | None, default=None, help="a run folder: its base model, adapter, tokenizer, template"
         )
         parser.add_argument(
+            "--untuned", type=bool, default=False, help="with --run: its base model without anything that was trained"
+        )
+        parser.add_argument(
             "--output_dir", type=str, required=True, help="new folder for predictions.jsonl, or one to continue"
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Let a run folder set the defaults of what it decides."""
-        run = _value_of("run", args)
-        settings = run_settings(RunFolder(run)) if run is not None else {}
+        run, untuned = _value_of("run", args), _value_of("untuned", args) == "true"
+        settings = run_settings(RunFolder(run), untuned=untuned) if run is not None else {}
         parser.set_defaults(settings)
         super().parse_arguments(parser, args)
         for key, value in settings.items():
@@ -80,6 +91,10 @@ class PredictCLI(IftCLI):
                 raise UserError(f"{key}: with --run '{run}' it is decided by that run. Leave one of the two out.")
         if self.config["run"] != run:
             raise UserError("run: name the run folder on the command line (--run RUN), not in a YAML file.")
+        if self.config["untuned"] != untuned:
+            raise UserError("untuned: say it on the command line (--untuned true), not in a YAML file.")
+        if untuned and run is None:
+            raise UserError("untuned: it takes the base model of a run. Give --run, or model.base without it.")
 
     def before_instantiate_classes(self) -> None:
         """Refuse settings that make no sense here."""
@@ -117,8 +132,8 @@ class PredictCLI(IftCLI):
             "seed": self.model.seed,
             "batch_size": self.datamodule.batch_size,
         }
-        if self.datamodule.join_options:
-            identity["join_options"] = True
+        if self.datamodule.join_options is not None:
+            identity["join_options"] = self.datamodule.join_options
         if self.model.windows != Windows():
             identity["windows"] = vars(self.model.windows)
         if self.model.merged_chain:

@@ -61,7 +61,8 @@ class PromptDataModule(LightningDataModule):
         tokenizer: folder or hub id of another tokenizer than the base model's.
         batch_size: prompts, or options to rank, that go through the model at once.
         join_options: whether options are tokenized together with the text before them, as lm-evaluation-harness does;
-            else as responses in training are, on their own.
+            else as responses in training are, on their own. By default what the `meta` of a row says under
+            `join_options`, else false.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class PromptDataModule(LightningDataModule):
         template_options: dict[str, bool | str] | None = None,
         tokenizer: str | None = None,
         batch_size: int = 8,
-        join_options: bool = False,
+        join_options: bool | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1:
@@ -165,7 +166,9 @@ class PromptDataModule(LightningDataModule):
             raise RowError("'options' must be a list of texts")
         if reference is not None and not isinstance(reference, str):
             raise RowError(f"'reference' must be text, found {type(reference).__name__}")
-        ids, option_ids = self._ids(conversation, options)
+        meta = meta.pop("meta", None) or meta
+        joined = bool(meta.get("join_options")) if self.join_options is None else self.join_options
+        ids, option_ids = self._ids(conversation, options, joined=joined)
         if reference is None and not standing_alone:
             reference = conversation.response
         prompt = Prompt(
@@ -174,16 +177,18 @@ class PromptDataModule(LightningDataModule):
             options=tuple(options),
             option_ids=tuple(option_ids),
             reference=reference,
-            meta=meta.pop("meta", None) or meta,
+            meta=meta,
             standing_alone=standing_alone,
         )
         told = [prompt.id, conversation_digest(conversation.prompt).hex(), options, prompt.reference, prompt.meta]
         self._digest.update(json.dumps(told, default=str).encode() + b"\n")
         return prompt
 
-    def _ids(self, conversation: Conversation, options: Sequence[str]) -> tuple[list[int], list[list[int]]]:
+    def _ids(
+        self, conversation: Conversation, options: Sequence[str], *, joined: bool
+    ) -> tuple[list[int], list[list[int]]]:
         """Return the ids of prompt and options; where nothing stands before a text, one token does."""
-        if options and self.join_options:
+        if options and joined:
             ids, option_ids = self.encoder.option_ids(conversation, options)
         else:
             ids = self.encoder.prompt_ids(conversation)

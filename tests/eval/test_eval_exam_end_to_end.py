@@ -11,7 +11,7 @@ import eval.__main__ as program
 from ift.cli import main
 
 ALPACA = ("--data.template=alpaca",)
-CONTINUED = ("--data.template=raw", "--data.join_options=true")
+CONTINUED = ("--data.template=raw",)
 
 
 def answer(

@@ -28,6 +28,7 @@ def write(path: Path, rows: list[dict[str, object]]) -> Path:
         ("score", "得分：80%", 1, 0.8),
         ("rating", "good. Rating: [[7]]", 1, 7.0),
         ("systems", "System1: 8\nSystem2: 6.5", 2, [8.0, 6.5]),
+        ("verdict", "Both are fine. [[C]]", 1, "tie"),
         ("order", "Assistant 2 > Assistant 1 = Assistant 3", 3, [2, 1, 2]),
     ],
 )

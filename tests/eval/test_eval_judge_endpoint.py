@@ -1,6 +1,7 @@
 """Keys, addresses, waits and estimates of the judge's client, each on its own."""
 
 import random
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 from judge_server import judge_server
 
 from eval.judge_client import Asking
-from eval.judge_endpoint import Connection, Endpoint, UnavailableError, read_key, retry_after
+from eval.judge_endpoint import Connection, Endpoint, UnavailableError, check_library, read_key, retry_after
 from eval.judge_estimate import Prices, count_tokens, estimate
 from eval.judge_retry import Backoff
 from ift.errors import UserError
@@ -87,3 +88,9 @@ def test_token_estimates_are_of_the_right_size() -> None:
     for prices in ((1.0, None), (None, 1.0), (-1.0, 1.0), (float("nan"), 1.0)):
         with pytest.raises(UserError, match="--price-input"):
             Prices(*prices)
+
+
+def test_without_requests_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "requests", None)
+    with pytest.raises(UserError, match=r"pip install 'ift\[eval\]'"):
+        check_library()

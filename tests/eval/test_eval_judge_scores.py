@@ -8,9 +8,10 @@ import pytest
 import yaml
 
 from eval.judge_numbers import clean
-from eval.judge_orders import parse_order, parse_verdict
 from eval.judge_scores import JudgeScore, parse_rating, parse_score
 from eval.judge_systems import parse_system_scores
+from eval.judge_verdicts import parse_verdict
+from eval.ordering import extract_ordering
 
 DATA = Path(__file__).parent / "data"
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
@@ -58,7 +59,7 @@ def test_orders(row: dict[str, object]) -> None:
     ranks = row["ranks"]
     count = len(ranks) if isinstance(ranks, list) else row["count"]
     assert isinstance(count, int)
-    order = parse_order(str(row["reply"]), count)
+    order = extract_ordering(str(row["reply"]), count)
     assert order.ranks == (tuple(ranks) if isinstance(ranks, list) else None)
     assert order.status == ("read" if ranks else "unparsed")
 
@@ -118,14 +119,14 @@ def test_any_text_has_an_answer_and_none_is_a_crash() -> None:
         reply = "".join(generator.choices(pieces.split(" "), k=generator.randrange(14)))
         for score in (parse_score(reply), parse_rating(reply), *parse_system_scores(reply, 3)):
             assert score.value is None or 0 <= score.value <= 10
-        parse_verdict(reply), parse_order(reply, 2)
+        parse_verdict(reply), extract_ordering(reply, 2)
 
 
 def test_long_replies_are_read_in_time() -> None:
     for piece in ("得分：", "System1 ", "1 ", "[", "{", "| ", "((", "System1 > ", "得分（", "<think>"):
         text = clean(piece * 1000)
         assert parse_score(text).value in (None, 1.0) or piece == "1 "
-        parse_system_scores(text, 5), parse_order(text, 5), parse_rating(text), parse_verdict(text)
+        parse_system_scores(text, 5), extract_ordering(text, 5), parse_rating(text), parse_verdict(text)
 
 
 def test_the_note_tells_of_other_scores() -> None:
@@ -144,7 +145,7 @@ def test_llmzoos_published_orders() -> None:
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     assert len(rows) == 70
     for row in rows:
-        assert parse_order(row["text"], 4).ranks == tuple(row["order"])
+        assert extract_ordering(row["text"], 4).ranks == tuple(row["order"])
         # No such reply scores a system as a whole (single aspects are rated, systems enumerated); none is made up.
         assert {score.status for score in parse_system_scores(row["text"], 4)} == {"unparsed"}
 

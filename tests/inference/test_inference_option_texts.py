@@ -171,6 +171,11 @@ class TestPredict:
         assert [one["option_scores"] for one in apart] != [one["option_scores"] for one in found]
         identity = json.loads((tmp_path / "out" / "predict.json").read_text(encoding="utf-8"))["identity"]
         assert identity["join_options"] is True
+        path = write_prompts(tmp_path / "saying.jsonl", [row | {"meta": {"join_options": True}} for row in rows])
+        saying = ranked.lines(tmp_path / "saying", f"--data.path={path}")
+        assert [one["option_scores"] for one in saying] == [one["option_scores"] for one in found]
+        against = ranked.lines(tmp_path / "against", f"--data.path={path}", "--data.join_options=false")
+        assert [one["option_scores"] for one in against] == [one["option_scores"] for one in apart]
 
     @pytest.mark.parametrize("stride", [None, 5, 16])
     def test_texts_of_any_length_are_scored_in_windows(

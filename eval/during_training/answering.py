@@ -1,0 +1,121 @@
+"""Answers of a model that is being trained: those of `ift predict`, and training goes on as without them."""
+
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+
+from ift.data.templates import TOKENIZER_TEMPLATE
+from ift.errors import UserError
+from ift.inference.generation import Decoding
+from ift.inference.module import PredictionModule
+from ift.inference.prompts import Prompt, PromptBatch, PromptDataModule
+from ift.models.loading import max_positions
+from ift.records import Prediction, PromptRecord, write_jsonl
+
+
+def read_prompts(
+    records: Iterable[PromptRecord], datamodule: Any, *, batch_size: int, join_options: bool | None
+) -> PromptDataModule:
+    """Return prompts as `ift predict` reads them, with base model and template of a run's data.
+
+    Args:
+        records: the prompts.
+        datamodule: the run's `InstructionDataModule`.
+        batch_size: prompts that go through the model at once.
+        join_options: whether options are tokenized together with the text before them; `None`: as the prompts say.
+
+    Raises:
+        UserError: a prompt that the template cannot say.
+    """
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "prompts.jsonl"
+        write_jsonl(path, records)
+        prompts = PromptDataModule(
+            str(path),
+            base=datamodule.base,
+            template=datamodule.template or TOKENIZER_TEMPLATE,
+            template_options=datamodule.template_options,
+            batch_size=batch_size,
+            join_options=join_options,
+        )
+        prompts.load()
+    return prompts
+
+
+class _Place:
+    """What `PredictionModule` asks its Trainer for."""
+
+    def __init__(self, datamodule: PromptDataModule) -> None:
+        self.datamodule = datamodule
+
+
+class LiveModel(PredictionModule):
+    """Answers with a model that is lent for each answer, and kept by nobody in between.
+
+    Args:
+        base: of the run.
+        prompts: to answer.
+        max_new_tokens: longest response, in tokens.
+        num_virtual_tokens: positions that the run's adapter takes before the text.
+
+    Raises:
+        UserError: a prompt with its response is longer than the model's positions.
+    """
+
+    def __init__(self, base: str, prompts: PromptDataModule, *, max_new_tokens: int, num_virtual_tokens: int) -> None:
+        super().__init__(base, decoding=Decoding(max_new_tokens=max_new_tokens))
+        self.trainer = _Place(prompts)  # type: ignore[assignment]
+        self._virtual = num_virtual_tokens
+        self.batches: list[PromptBatch] = list(prompts.predict_dataloader())
+        self._check_sizes(prompts.prompts)
+
+    def answers(self, model: Any, batches: Iterable[PromptBatch]) -> list[Prediction]:
+        """Return the model's answers to batches of prompts."""
+        self.model = model
+        try:
+            with undisturbed(model):
+                return [answer for number, batch in enumerate(batches) for answer in self.predict_step(batch, number)]
+        finally:
+            self.model = self._scorer = None
+
+    def _num_virtual_tokens(self) -> int:
+        return self._virtual
+
+    def _check_sizes(self, prompts: Sequence[Prompt]) -> None:
+        limit = max_positions(self.base)
+        # What stands alone is read in windows as long as the model's positions.
+        bounded = [prompt for prompt in prompts if not prompt.standing_alone]
+        sizes = {prompt.id: self._virtual + len(prompt.ids) + self._longest_answer(prompt) for prompt in bounded}
+        long = [name for name, size in sizes.items() if limit is not None and size > limit]
+        if long:
+            raise UserError(
+                f"max_new_tokens: {len(long)} of {len(prompts)} prompts with their responses are longer than the "
+                f"model's {limit} positions, first '{long[0]}' with {sizes[long[0]]} tokens. Lower max_new_tokens or "
+                "shots, or take those rows out of the data."
+            )
+
+
+@contextmanager
+def undisturbed(model: Any) -> Iterator[None]:
+    """Put a model into evaluation mode without gradients; behind it, modes and random numbers are as they were."""
+    modes = {module: module.training for module in model.modules()}
+    states: tuple[Any, Any] = random.getstate(), np.random.get_state()
+    cuda = model.device.type == "cuda"
+    try:
+        # Not in inference mode, which Lightning is in while it validates: tensors made there can never be trained with.
+        with torch.random.fork_rng([model.device] if cuda else []), torch.inference_mode(False), torch.no_grad():
+            model.eval()
+            yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        if cuda:
+            torch.cuda.empty_cache()  # keys and values in sizes that training has no use for
