@@ -16,7 +16,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code: 0, or 2 for a mistake of the user."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     end = given.index("--") if "--" in given else len(given)
-    parser = _parser()
+    parser = make_parser()
     options = parser.parse_args(given[:end], argparse.Namespace(further=given[end + 1 :]))
     if options.further and options.run is not run_command.run:
         parser.error("what stands behind '--' is for `ift predict`, which only `run` calls")
