@@ -4,6 +4,9 @@
 with the prompts without content that the calibrated rules need (`eval/baselines.py`). `score --scoring NAME` takes one
 of the rules for headline, parts and items; the report has the average of every rule beside it. Predictions of another
 mode can be scored by the rules that need no more than they hold.
+
+The cost is five prompts per question: itself, one for `pmi`, three for `contextual`. A model runs about five times the
+tokens of `--mode choice`, with or without worked examples (CMMLU, LLaMA's tokenizer), nearly all of them options.
 """
 
 import difflib
