@@ -91,6 +91,7 @@ def _score_published(options: argparse.Namespace, files: Mapping[str, Path]) -> 
     benchmark = get_benchmark(options.benchmark, options.protocol)
     if benchmark.published is None:
         raise UserError(f"--data: {benchmark.name} needs the data that the prompts came from.")
+    _rule(options, benchmark)
     for name, path in files.items():
         folder = options.output if len(files) == 1 else options.output / name
         report = benchmark.published(path)

@@ -269,3 +269,9 @@ def test_rules_that_are_not_offered(
     arguments = ["score", name, "--data", data, "--predictions", file, "--output", tmp_path / "report"]
     code, told = run(capsys, *arguments, *more)
     assert code == 2 and message in told
+
+
+def test_published_answers_take_no_rule(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["score", "mmcu", "--predictions", tmp_path / "published.json", "--output", tmp_path / "report"]
+    code, told = run(capsys, *arguments, "--scoring", "letter_max")
+    assert code == 2 and "--scoring: 'letter_max': mmcu (strict) chooses in one way" in told
