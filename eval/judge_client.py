@@ -6,7 +6,9 @@ alone, so that a wrong key or model costs one request.
 """
 
 import random
+import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -20,13 +22,16 @@ from eval.judge_cache import ReplyCache, reply_key
 from eval.judge_endpoint import Connection, Endpoint, RejectedError, Reply, UnavailableError
 from eval.judge_estimate import Estimate, Prices, estimate
 from eval.judge_folder import Failure, JudgeFolder
-from eval.judge_retry import Backoff, Pacer
+from eval.judge_retry import Backoff, Notices, Pacer
+from eval.judge_usable import quoted
 from eval.output import prompts_hash
 from ift.errors import UserError
 from ift.records import Prediction, PromptRecord
 
 _FIRST_FAILURES = 3
 """So many failures before any success end the run: then the fault is hardly in the prompts."""
+_ATTEMPTS_TO_CONNECT = 2
+"""So many where nobody has ever answered: then the address is wrong or no server runs."""
 
 
 @dataclass(frozen=True)
@@ -117,8 +122,12 @@ def ask_judge(
         run = _Run(folder, cache, asking)
         try:
             run.ask(missing)
-        finally:
+        except BaseException:
             folder.note_counts({"prompts": len(prompts), **run.counts()}, status="running")
+            if not run.failures:
+                folder.discard()
+            raise
+        folder.note_counts({"prompts": len(prompts), **run.counts()}, status="running")
         if run.failures and not asking.accept_failures:
             raise UserError(_told(run.failures, len(prompts), folder))
         order = [prompt.id for prompt in prompts]
@@ -142,7 +151,9 @@ class _Run:
         self._folder, self._cache, self._asking = folder, cache, asking
         self._pacer, self._lock, self._random = Pacer(), threading.Lock(), random.Random()
         self._local = threading.local()
+        self._notices = Notices(_say)
         self._in_a_row = 0
+        self._reached = self._shown = False
         self._totals: Counter[str] = Counter()
         for prediction in folder.replies():
             self._totals.update(_charged(prediction))
@@ -184,22 +195,39 @@ class _Run:
         backoff, reason = self._asking.backoff, ""
         for attempt in range(1, backoff.attempts + 1):
             self._pacer.wait()
+            began = time.monotonic()
             try:
                 reply = self._connection().ask(job.messages)
             except RejectedError as error:
                 return self._fail(job, str(error), attempt)
             except UnavailableError as error:
                 reason = str(error)
+                self._check_reached(error, attempt)
                 if attempt == backoff.attempts:
                     break
-                seconds = backoff.wait_seconds(attempt, error.wait_seconds, self._random)
-                if error.wait_seconds is not None:
-                    self._pacer.hold(error.wait_seconds)
-                self._pacer.wait(seconds)
+                self._wait(error, attempt, lost_seconds=time.monotonic() - began)
             else:
                 self._keep(job, reply, attempt)
                 return True
         return self._fail(job, reason, backoff.attempts)
+
+    def _check_reached(self, error: UnavailableError, attempt: int) -> None:
+        self._reached = self._reached or not error.unreachable
+        if not self._reached and attempt >= _ATTEMPTS_TO_CONNECT:
+            raise UserError(
+                f"--base-url: no connection to {self._asking.endpoint.base_url}: {error}. Start the server there, or "
+                "mend the address."
+            )
+
+    def _wait(self, error: UnavailableError, attempt: int, *, lost_seconds: float) -> None:
+        backoff = self._asking.backoff
+        seconds = backoff.wait_seconds(attempt, error.wait_seconds, self._random)
+        if error.wait_seconds is not None:
+            self._pacer.hold(error.wait_seconds)
+        self._notices.failed(
+            str(error), attempt=attempt, attempts=backoff.attempts, wait_seconds=seconds, lost_seconds=lost_seconds
+        )
+        self._pacer.wait(seconds)
 
     def _connection(self) -> Connection:
         if not hasattr(self._local, "connection"):
@@ -214,6 +242,10 @@ class _Run:
             for first, prompt in zip([True] + [False] * len(job.prompts), job.prompts, strict=False)
         ]
         with self._lock:
+            self._reached = True
+            if not self._shown:  # whoever sees at once that it is no judgement need not pay for the rest
+                self._shown = True
+                _say(f"judge: the first reply: {quoted(reply.text)}")
             self._folder.add(predictions)
             for prediction in predictions:
                 self._totals.update(_charged(prediction))
@@ -237,6 +269,11 @@ class _Run:
     def _last_reason(self) -> str:
         last = next(reversed(self.failures.values()))
         return f"The last reason: {last.reason} (after {last.attempts} attempts). What is answered is kept."
+
+
+def _say(line: str) -> None:
+    """Print a line above the progress bar."""
+    tqdm.write(line, file=sys.stderr)
 
 
 def _prediction(prompt: PromptRecord, reply: Reply, *, key: str, attempts: int) -> Prediction:

@@ -6,11 +6,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from eval.benchmark import how_asked, prompts_of
+from eval.benchmark import Judge, how_asked, prompts_of
 from eval.judge_client import Asking, ask_judge
 from eval.judge_endpoint import Endpoint, check_library, read_key
 from eval.judge_estimate import Estimate, Prices
 from eval.judge_local import LocalJudge, ask_local_judge
+from eval.judge_usable import unusable_replies
 from eval.matching import match, select
 from eval.output import asked_of
 from eval.position_bias import bias_markdown, placed_scores, position_bias
@@ -30,9 +31,9 @@ def add_parser(
     command.add_argument("--output", type=Path, required=True, metavar="DIR", help="gets the judge's raw replies")
     command.add_argument("--protocol", help="as for prepare; where left out, what the predictions say")
     command.add_argument("--limit", type=int, metavar="N", help="only a random sample of N rows; the same as prepare")
-    command.add_argument("--limit-seed", type=int, default=0, metavar="S", help="of that sample (default: 0)")
+    command.add_argument("--seed", type=int, default=0, metavar="S", help="of that sample (default: 0)")
     command.add_argument(
-        "--seed", type=int, default=0, metavar="S", help="of the order of the systems in a message (default: 0)"
+        "--order-seed", type=int, default=0, metavar="S", help="of the order of the systems in a message (default: 0)"
     )
     _add_endpoint(command.add_argument_group("an OpenAI-compatible endpoint"))
     _add_asking(command.add_argument_group("how it is asked"))
@@ -84,13 +85,16 @@ def run(options: argparse.Namespace) -> None:
     local = options.judge_run is not None or options.judge_base is not None
     _check_choice(options, local=local)
     asking = None if local else _asking(options)
-    prompts = judge_prompts(options)
+    benchmark_judge, systems = judged_systems(options)
+    prompts = judge_prompts(options, benchmark_judge, systems)
     if asking is None:
         judge = LocalJudge(options.judge_run, options.judge_base, tuple(options.predict))
         replies = ask_local_judge(prompts, options.output, judge=judge)
     else:
         replies = ask_judge(prompts, options.output, asking=asking, confirm=lambda cost: _confirm(cost, options.yes))
     print(f"{options.output}: {len(replies)} replies")
+    for sentence in unusable_replies(benchmark_judge, replies, systems=systems, data=options.data):
+        print(sentence, file=sys.stderr)
     _report_bias(replies, options.output)
     print(f"score: python -m eval score {options.benchmark} --judgements {options.output} …")
 
@@ -111,26 +115,32 @@ def _report_bias(replies: Sequence[Prediction], output: Path) -> None:
     print(f"{output / 'position_bias.md'}: p {bias.p_value:.4f} over {bias.n_items} items")
 
 
-def judge_prompts(options: argparse.Namespace) -> list[PromptRecord]:
-    """Return what the judge is asked about the predictions, each of which answers exactly the benchmark's prompts."""
+def judged_systems(options: argparse.Namespace) -> tuple[Judge, dict[str, list[Prediction]]]:
+    """Return how the benchmark is judged, and the predictions, which answer exactly its prompts."""
     systems = {name: read_predictions(path) for name, path in named_files(options.predictions).items()}
     asked = asked_of([one for own in systems.values() for one in own])
     benchmark = chosen_benchmark(options, asked)
     if benchmark.judge is None:
         raise UserError(f"benchmark: {benchmark.name} needs no judge. Run `python -m eval score {benchmark.name}`.")
     how = how_asked(benchmark, mode=asked.mode if asked else None, shots=asked.shots if asked else None)
-    matched = _match(options, [*prompts_of(benchmark, options.data, how)], systems)
-    return select(benchmark.judge.ask(matched, options.data, options.seed), limit=None, seed=0)
+    return benchmark.judge, _match(options, [*prompts_of(benchmark, options.data, how)], systems)
+
+
+def judge_prompts(
+    options: argparse.Namespace, judge: Judge, systems: Mapping[str, Sequence[Prediction]]
+) -> list[PromptRecord]:
+    """Return what the judge is asked; every id is there once."""
+    return select(judge.ask(systems, options.data, options.order_seed), limit=None, seed=0)
 
 
 def _match(
     options: argparse.Namespace, prompts: Sequence[PromptRecord], systems: Mapping[str, Sequence[Prediction]]
 ) -> dict[str, list[Prediction]]:
-    chosen = select(prompts, limit=options.limit, seed=options.limit_seed)
+    chosen = select(prompts, limit=options.limit, seed=options.seed)
     ids = {prompt.id for prompt in chosen}
     # Whole prediction files may be judged in part: what lies outside the sample is known, and left out.
-    left_out = {prompt.id for prompt in prompts} - ids
-    return {name: match(chosen, [one for one in own if one.id not in left_out]) for name, own in systems.items()}
+    outside = {prompt.id for prompt in prompts} - ids
+    return {name: match(chosen, own, outside=outside) for name, own in systems.items()}
 
 
 def _check_choice(options: argparse.Namespace, *, local: bool) -> None:
@@ -156,11 +166,15 @@ def _asking(options: argparse.Namespace) -> Asking:
         timeout_seconds=options.timeout,
         insecure_key=options.insecure_key,
     )
+    key = None
     if not options.offline:
         check_library()
+        key = read_key(options.key_variable, endpoint, os.environ)
+        if key is None and options.key_variable:
+            print(f"no key is sent ({options.key_variable} is not set)", file=sys.stderr)
     return Asking(
         endpoint,
-        None if options.offline else read_key(options.key_variable, endpoint, os.environ),
+        key,
         options.cache or options.output.parent / "judge-cache",
         concurrency=options.concurrency,
         prices=Prices(options.price_input, options.price_output),

@@ -23,6 +23,9 @@ _RETRIED = {408, 409, 425, 429}
 _ONE_ITEM = {400, 413, 422}
 """Client errors that can be the fault of one prompt: malformed, too long, refused by a filter."""
 _SHOWN_CHARACTERS = 300
+_COMPLETIONS = "/chat/completions"
+_CONNECT_SECONDS = 10.0
+"""Ample for a connection alone; what takes longer is an address where nobody is."""
 _CHUNK_BYTES = 32
 """Small, for the deadline of a request is looked at between chunks and a slow server fills them slowly."""
 
@@ -51,6 +54,12 @@ class Endpoint:
             raise UserError(
                 f"--base-url: name and password, query or fragment have no place in it (host {parts.hostname}). Put "
                 "the key into an environment variable and name that with --key-variable."
+            )
+        address = self.base_url.rstrip("/")
+        if address.endswith(_COMPLETIONS):
+            raise UserError(
+                f"--base-url: '{self.base_url}': {_COMPLETIONS} is added to it. Give "
+                f"'{address.removesuffix(_COMPLETIONS)}'."
             )
         for name, value in (("temperature", self.temperature), ("timeout", self.timeout_seconds)):
             if value is not None and (not math.isfinite(value) or value < 0):
@@ -88,10 +97,12 @@ class Reply:
 class UnavailableError(Exception):
     """No reply this time; another attempt may bring one."""
 
-    def __init__(self, reason: str, wait_seconds: float | None = None) -> None:
+    def __init__(self, reason: str, wait_seconds: float | None = None, *, unreachable: bool = False) -> None:
         super().__init__(reason)
         self.wait_seconds = wait_seconds
         """What the server asked to wait."""
+        self.unreachable = unreachable
+        """Whether there was not even a connection."""
 
 
 class RejectedError(Exception):
@@ -148,7 +159,7 @@ class Connection:
         self._session = self._requests.Session()
         # No proxy between this machine and itself. The key is set by `auth`, which also keeps a .netrc out.
         self._session.trust_env = not endpoint.is_loopback
-        self._url = endpoint.base_url.rstrip("/") + "/chat/completions"
+        self._url = endpoint.base_url.rstrip("/") + _COMPLETIONS
 
     def ask(self, messages: Sequence[Mapping[str, str]]) -> Reply:
         """Post one chat and return the reply.
@@ -170,7 +181,7 @@ class Connection:
                 self._url,
                 json=self._endpoint.body(messages),
                 auth=self._authorize,
-                timeout=self._endpoint.timeout_seconds,
+                timeout=(min(_CONNECT_SECONDS, self._endpoint.timeout_seconds), self._endpoint.timeout_seconds),
                 allow_redirects=False,
                 stream=True,
             ) as response:
@@ -183,7 +194,16 @@ class Connection:
         except self._requests.exceptions.SSLError as error:
             raise UserError(f"--base-url: no safe connection to {self._url}: {self._scrub(str(error))}") from None
         except (self._requests.exceptions.RequestException, OSError) as error:
-            raise UnavailableError(f"{type(error).__name__}: {self._scrub(str(error))}") from None
+            raise self._unavailable(error) from None
+
+    def _unavailable(self, error: Exception) -> UnavailableError:
+        """Return what an exception of the connection means, in as few words as tell it."""
+        # `requests` wraps the error of urllib3 that tells a connection never made from one that broke.
+        cause = getattr(error.args[0], "reason", None) if error.args else None
+        if type(cause).__name__ in ("NewConnectionError", "NameResolutionError", "ConnectTimeoutError", "ProxyError"):
+            text = str(cause)  # "HTTPConnection(host=…): Failed to establish …"
+            return UnavailableError(self._scrub(text.partition("): ")[2] or text), unreachable=True)
+        return UnavailableError(f"{type(error).__name__}: {self._scrub(str(error))}")
 
     def _authorize(self, request: Any) -> Any:
         if self._key is not None:

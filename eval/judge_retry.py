@@ -3,9 +3,12 @@
 import random
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ift.errors import UserError
+
+_WORTH_SAYING_SECONDS = 2.0
 
 
 class StoppedError(Exception):
@@ -44,6 +47,33 @@ class Backoff:
         full = min(self.longest_seconds, self.first_seconds * 2.0 ** (attempt - 1))
         own = full / 2 + generator.random() * full / 2
         return own if told is None else max(told, own)
+
+
+class Notices:
+    """Says which failed attempts cost time; one line where several threads wait for the same reason."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say, self._lock = say, threading.Lock()
+        self._said_until: dict[str, float] = {}
+
+    def failed(self, reason: str, *, attempt: int, attempts: int, wait_seconds: float, lost_seconds: float) -> None:
+        """Say that another attempt follows, unless that costs hardly any time or is said already.
+
+        Args:
+            reason: of the failure.
+            attempt: number of the attempt that failed, from 1.
+            attempts: the most that there will be.
+            wait_seconds: before the next one.
+            lost_seconds: that the failed one took.
+        """
+        if max(wait_seconds, lost_seconds) < _WORTH_SAYING_SECONDS:
+            return
+        until = time.monotonic() + wait_seconds
+        with self._lock:
+            if until <= self._said_until.get(reason, 0.0):
+                return
+            self._said_until[reason] = until
+        self._say(f"judge: retrying in {wait_seconds:.2g} s (attempt {attempt + 1} of {attempts}): {reason}")
 
 
 class Pacer:

@@ -1,7 +1,7 @@
 """Which prompts a run consists of, and that its predictions answer exactly these."""
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
 from eval.baselines import OF
@@ -39,22 +39,32 @@ def select(prompts: Iterable[PromptRecord], *, limit: int | None, seed: int) -> 
     return [prompt for prompt in everything if prompt.meta.get(OF, prompt.id) in chosen]
 
 
-def match(prompts: Sequence[PromptRecord], predictions: Sequence[Prediction]) -> list[Prediction]:
+def match(
+    prompts: Sequence[PromptRecord], predictions: Sequence[Prediction], *, outside: Collection[str] = ()
+) -> list[Prediction]:
     """Return the predictions in the order of their prompts.
+
+    Args:
+        prompts: of the sample.
+        predictions: one for each.
+        outside: ids of the data outside the sample; predictions for these are left out.
 
     Raises:
         UserError: a prompt without a prediction, a prediction without a prompt, or one made for another reference.
     """
+    everything, predictions = predictions, [one for one in predictions if one.id not in outside]
     by_id = {prediction.id: prediction for prediction in predictions}
     known = {prompt.id for prompt in prompts}
     missing = [prompt.id for prompt in prompts if prompt.id not in by_id]
     unknown = [prediction.id for prediction in predictions if prediction.id not in known]
     if missing or unknown:
+        left_out = len(everything) - len(predictions)
+        more = f" (and {left_out} outside the sample)" if left_out else ""
         found = [_count(missing, "missing"), _count(unknown, "not in the data")]
         raise UserError(
-            f"--predictions: {len(predictions)} predictions for {len(prompts)} prompts: "
-            f"{'; '.join(part for part in found if part)}. Predict every prompt that `prepare` wrote, and score with "
-            "the same --data, --limit and --seed."
+            f"--predictions: {len(predictions)} predictions for {len(prompts)} prompts{more}: "
+            f"{'; '.join(part for part in found if part)}. Predict every prompt that `prepare` wrote, and judge "
+            "and score with the same --data, --limit and --seed."
         )
     changed = [prompt.id for prompt in prompts if by_id[prompt.id].reference not in (None, prompt.reference)]
     if changed:

@@ -171,13 +171,11 @@ def _judge_commands(group: Sequence[Job], folder: Path, options: argparse.Namesp
     task, lines = group[0].task, []
     for job in group:
         lines += _turn_commands(job, options.further) if job.in_turns else []
-    limit = ["--limit", str(options.limit)] if options.limit is not None else []
+    limit = ["--limit", str(options.limit), "--seed", str(options.seed)] if options.limit is not None else []
     protocol = ["--protocol", options.protocol] if options.protocol is not None else []
     common = [task.benchmark.name, "--data", str(task.data), *protocol, *limit]
-    seed, answers = [str(options.seed)] if limit else [], ["--predictions", *(job.named_answers for job in group)]
-    judgements = str(folder / "judgements")
-    asked = [*common, *(["--limit-seed", *seed] if seed else []), *answers, "--output", judgements]
-    scored = [*common, *(["--seed", *seed] if seed else []), *answers, "--judgements", judgements]
+    answers, judgements = ["--predictions", *(job.named_answers for job in group)], str(folder / "judgements")
+    asked, scored = [*common, *answers, "--output", judgements], [*common, *answers, "--judgements", judgements]
     lines.append(shlex.join(["python", "-m", "eval", "judge", *asked]))
     return [*lines, shlex.join(["python", "-m", "eval", "score", *scored, "--output", str(folder)])]
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from eval.benchmark import Asked, Benchmark, Prepare, get_benchmark, how_asked, prompts_of
+from eval.judge_usable import quoted
 from eval.matching import match, select
 from eval.output import Sources, asked_of, prompts_hash, refuse_existing, write_report
 from eval.report import Report
@@ -166,7 +167,13 @@ def _judged(
             "first and give its folder."
         )
     replies = read_predictions(options.judgements / "predictions.jsonl")
-    return benchmark.judge.score(replies, systems, options.data)
+    try:
+        return benchmark.judge.score(replies, systems, options.data)
+    except UserError as error:
+        if not str(error).startswith("nothing to score") or not replies:
+            raise
+        file, first = options.judgements / "predictions.jsonl", quoted(replies[0].response or "")
+        raise UserError(f"{error} The judge's first reply: {first} ({file} holds all).") from error
 
 
 def _print(folder: Path, report: Report) -> None:

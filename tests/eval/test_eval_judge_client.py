@@ -3,9 +3,12 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +16,7 @@ import pytest
 from judge_server import Log, judge_server
 
 from eval.judge_client import Asking, ask_judge
-from eval.judge_endpoint import Endpoint
+from eval.judge_endpoint import Connection, Endpoint, Reply, UnavailableError
 from eval.judge_estimate import Estimate, Prices
 from eval.judge_folder import JudgeFolder
 from eval.judge_retry import Backoff
@@ -156,7 +159,7 @@ def test_what_no_retry_mends_stops_at_once(tmp_path: Path, status: str) -> None:
         ask_judge(prompts, tmp_path / "out", asking=asking_of(url, tmp_path), confirm=agree)
     assert sum(log.asked.values()) == 1
     assert KEY not in str(raised.value) and KEY not in repr(raised.value.__cause__)
-    assert_key_is_nowhere(tmp_path)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()], "the same folder takes the mended command"
 
 
 def test_a_stop_in_the_middle_keeps_what_is_there_and_goes_on(tmp_path: Path) -> None:
@@ -199,6 +202,44 @@ def test_refused_from_the_start_ends_after_three(tmp_path: Path) -> None:
     ):
         ask_judge(prompts_of(*map(str, range(50))), tmp_path / "o", asking=asking_of(url, tmp_path), confirm=agree)
     assert sum(log.asked.values()) == 3
+
+
+def test_an_address_where_nobody_listens_is_told_within_seconds(tmp_path: Path) -> None:
+    with socket.socket() as taken:  # bound, but not listening: the port refuses
+        taken.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
+        asking, began = asking_of(url, tmp_path, backoff=Backoff()), time.monotonic()
+        with pytest.raises(UserError, match=f"no connection to {url}: .*refused") as raised:
+            ask_judge(prompts_of("a", "b"), tmp_path / "out", asking=asking, confirm=agree)
+    assert time.monotonic() - began < 5 and KEY not in str(raised.value)
+    with judge_server() as (url, _):  # the mended address may go into the same folder
+        asking = asking_of(url, tmp_path)
+        assert len(ask_judge(prompts_of("a", "b"), tmp_path / "out", asking=asking, confirm=agree)) == 2
+
+
+def test_a_server_that_restarts_after_its_first_reply_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, refusals = Connection.ask, Counter[str]()
+
+    def ask(self: Connection, messages: Sequence[Mapping[str, str]]) -> Reply:
+        refusals[messages[0]["content"]] += 1
+        if messages[0]["content"] == "b" and refusals["b"] <= 3:
+            raise UnavailableError("refused", unreachable=True)
+        return own(self, messages)
+
+    monkeypatch.setattr(Connection, "ask", ask)
+    with judge_server() as (url, _):
+        replies = ask_judge(prompts_of("a", "b"), tmp_path / "out", asking=asking_of(url, tmp_path), confirm=agree)
+    assert [reply.meta["judge"]["attempts"] for reply in replies] == [1, 4]
+
+
+def test_a_long_wait_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with judge_server() as (url, _):
+        prompts = prompts_of("a fail:500,429after3", "b")
+        ask_judge(prompts, tmp_path / "out", asking=asking_of(url, tmp_path), confirm=agree)
+    waits = [line for line in capsys.readouterr().err.splitlines() if "retrying" in line]
+    assert waits == ["judge: retrying in 3 s (attempt 3 of 6): HTTP 429: slow"]
 
 
 def test_an_outage_in_the_middle_ends_the_run(tmp_path: Path) -> None:

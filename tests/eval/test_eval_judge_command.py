@@ -75,7 +75,7 @@ def test_from_predictions_to_scores(
     base = ["dreamergpt", "--data", data, "--predictions", *predictions]
     with judge_server(respond=prefers_long) as (url, log):
         model = ["--base-url", url, "--model", "m", "--key-variable", "MY_KEY"]
-        assert judge(*base, *model, "--output", tmp_path / "judged", "--seed", 3, "--yes") == 0
+        assert judge(*base, *model, "--output", tmp_path / "judged", "--order-seed", 3, "--yes") == 0
     assert sum(log.asked.values()) == 8 and log.bodies[0]["temperature"] == 0
     assert {header["Authorization"] for header in log.headers} == {f"Bearer {KEY}"}
     replies = read_predictions(tmp_path / "judged" / "predictions.jsonl")
@@ -91,7 +91,7 @@ def test_from_predictions_to_scores(
     assert {item["answer"] for item in items} == {"8", "8.5"}
     # Offline, with the server gone and no key: the same replies from the cache.
     monkeypatch.delenv("MY_KEY")
-    assert judge(*base, *model, "--output", tmp_path / "again", "--seed", 3, "--offline") == 0
+    assert judge(*base, *model, "--output", tmp_path / "again", "--order-seed", 3, "--offline") == 0
     again = read_predictions(tmp_path / "again" / "predictions.jsonl")
     assert [one.response for one in again] == [one.response for one in replies]
     for path in tmp_path.rglob("*"):
@@ -101,10 +101,69 @@ def test_from_predictions_to_scores(
 def test_a_sample_is_judged_alone(data: Path, predictions: list[str], tmp_path: Path) -> None:
     base = ["dreamergpt", "--data", data, "--predictions", *predictions, "--output", tmp_path / "judged", "--yes"]
     with judge_server(respond=prefers_long) as (url, log):
-        assert judge(*base, "--base-url", url, "--model", "m", "--limit", 3, "--limit-seed", 5) == 0
+        assert judge(*base, "--base-url", url, "--model", "m", "--limit", 3, "--seed", 5) == 0
     assert sum(log.asked.values()) == 3
     about = json.loads((tmp_path / "judged" / "judge.json").read_text(encoding="utf-8"))
     assert (about["status"], about["identity"]["prompts"]) == ("finished", 3)
+
+
+def test_one_seed_samples_the_same_rows_for_every_command(
+    data: Path, predictions: list[str], tmp_path: Path, run_eval: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Answers to a sample of `prepare` are judged with the same --limit and --seed."""
+    sample = ["dreamergpt", "--data", data, "--limit", 3, "--seed", 5]
+    assert run_eval("prepare", *sample, "--output", tmp_path / "prompts.jsonl").returncode == 0
+    lines = (tmp_path / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
+    ids = {json.loads(line)["id"] for line in lines}
+    answers = [one for one in read_predictions(tmp_path / "short.jsonl") if one.id in ids]
+    write_jsonl(tmp_path / "sample.jsonl", answers)
+    with judge_server(respond=lambda text: "System1: 7") as (url, _):
+        more = ["--predictions", tmp_path / "sample.jsonl", "--base-url", url, "--model", "m", "--yes"]
+        assert judge(*sample, *more, "--output", tmp_path / "judged") == 0
+        assert judge(*sample[:-1], 6, *more, "--output", tmp_path / "other") == 2
+    assert {reply.meta["item"] for reply in read_predictions(tmp_path / "judged" / "predictions.jsonl")} == ids
+    said = capsys.readouterr().err
+    outside = re.search(r"--predictions: (\d) predictions for 3 prompts .*and (\d) outside the sample", said)
+    assert outside and int(outside[1]) + int(outside[2]) == 3 and "the same --data, --limit and --seed" in said
+
+
+def test_an_unreadable_judge_is_told_at_the_first_reply_and_at_the_end(
+    data: Path, predictions: list[str], tmp_path: Path, run_eval: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = ["dreamergpt", "--data", data, "--predictions", predictions[0]]
+
+    def judged(name: str, respond: Callable[[str], str]) -> str:
+        with judge_server(respond=respond) as (url, _):
+            more = ["--output", tmp_path / name, "--cache", tmp_path / f"{name}-cache"]
+            assert judge(*base, "--base-url", url, "--model", "m", "--yes", *more) == 0
+        return capsys.readouterr().err
+
+    said = judged("none", lambda text: "I cannot judge.")
+    assert "judge: the first reply: 'I cannot judge.'" in said
+    assert "short: no score can be made of the replies" in said and said.count("'I cannot judge.'") == 2
+    said = judged("half", lambda text: "No idea." if "01qa" in text else "System1: 7")
+    assert "short: 4 of 8 items have no usable score of the judge; the first such reply: 'No idea.'" in said
+    assert "usable" not in judged("all", lambda text: "System1: 7")
+    scored = run_eval("score", *base, "--judgements", tmp_path / "none", "--output", tmp_path / "report")
+    assert scored.returncode == 2 and "The judge's first reply: 'I cannot judge.'" in scored.stderr
+
+
+def test_no_key_is_said(
+    data: Path,
+    predictions: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    base = ["dreamergpt", "--data", data, "--predictions", predictions[0], "--model", "m", "--yes"]
+    with judge_server(respond=lambda text: "System1: 7") as (url, _):
+        assert judge(*base, "--base-url", url, "--output", tmp_path / "a") == 0
+        assert "no key is sent (OPENAI_API_KEY is not set)" in capsys.readouterr().err
+        assert judge(*base, "--base-url", url, "--output", tmp_path / "b", "--key-variable", "") == 0
+        monkeypatch.setenv("OPENAI_API_KEY", KEY)
+        assert judge(*base, "--base-url", url, "--output", tmp_path / "c") == 0
+    assert "no key" not in capsys.readouterr().err
 
 
 ENDPOINT = ["--base-url", "http://127.0.0.1:9/v1", "--model", "m"]
@@ -123,6 +182,7 @@ ENDPOINT = ["--base-url", "http://127.0.0.1:9/v1", "--model", "m"]
         ([*ENDPOINT, "--yes", "--concurrency", "0"], "--concurrency: 0"),
         ([*ENDPOINT, "--price-input", "1"], "--price-input"),
         (["--base-url", "https://h/v1", "--model", "m", "--key-variable", "NO_SUCH"], "NO_SUCH is not set"),
+        (["--base-url", "http://127.0.0.1:9/v1/chat/completions", "--model", "m"], "Give 'http://127.0.0.1:9/v1'"),
     ],
 )
 def test_mistakes_ask_nothing_and_leave_nothing(

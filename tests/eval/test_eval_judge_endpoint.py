@@ -11,7 +11,7 @@ from judge_server import judge_server
 from eval.judge_client import Asking
 from eval.judge_endpoint import Connection, Endpoint, UnavailableError, check_library, read_key, retry_after
 from eval.judge_estimate import Prices, count_tokens, estimate
-from eval.judge_retry import Backoff
+from eval.judge_retry import Backoff, Notices
 from ift.errors import UserError
 
 KEY = "sk-test-3f9c0a7e51"
@@ -23,6 +23,22 @@ def test_waits_double_are_drawn_and_never_undercut_the_server() -> None:
         waits = [backoff.wait_seconds(attempt, None, generator) for _ in range(200)]
         assert full / 2 <= min(waits) < 0.6 * full and 0.9 * full < max(waits) <= full
     assert backoff.wait_seconds(1, 30.0, generator) == 30.0
+
+
+def test_waits_worth_knowing_of_are_said_once_for_all_threads() -> None:
+    said: list[str] = []
+    notices = Notices(said.append)
+    notices.failed("busy", attempt=1, attempts=8, wait_seconds=1.0, lost_seconds=0.2)
+    assert not said
+    notices.failed("busy", attempt=1, attempts=8, wait_seconds=30.0, lost_seconds=0.2)
+    notices.failed("busy", attempt=3, attempts=8, wait_seconds=20.0, lost_seconds=0.2)  # ends within the other's
+    notices.failed("busy", attempt=3, attempts=8, wait_seconds=60.0, lost_seconds=0.2)
+    notices.failed("no reply", attempt=1, attempts=8, wait_seconds=0.7, lost_seconds=120.0)
+    assert said == [
+        "judge: retrying in 30 s (attempt 2 of 8): busy",
+        "judge: retrying in 60 s (attempt 4 of 8): busy",
+        "judge: retrying in 0.7 s (attempt 2 of 8): no reply",
+    ]
 
 
 def test_retry_after_in_seconds_and_as_a_date() -> None:
@@ -41,9 +57,20 @@ def test_a_netrc_file_does_not_replace_the_key(tmp_path: Path, monkeypatch: pyte
     assert [headers.get("Authorization") for headers in log.headers] == [f"Bearer {KEY}", None]
 
 
+def test_only_a_connection_never_made_is_unreachable() -> None:
+    with judge_server() as (url, _):
+        for script in ("cut", "500", "hang"):
+            with pytest.raises(UnavailableError) as raised:
+                Connection(Endpoint(url, "m", timeout_seconds=0.5), KEY).ask(
+                    [{"role": "user", "content": f"{script} fail:{script}"}]
+                )
+            assert not raised.value.unreachable, script
+
+
 def test_no_server_is_unavailable_and_says_nothing_of_the_key() -> None:
     with pytest.raises(UnavailableError) as raised:
         Connection(Endpoint("http://127.0.0.1:9/v1", "m", timeout_seconds=0.5), KEY).ask([])
+    assert raised.value.unreachable and "Connection refused" in str(raised.value)
     assert KEY not in repr(raised.value) and raised.value.__suppress_context__
 
 
@@ -54,6 +81,8 @@ def test_no_server_is_unavailable_and_says_nothing_of_the_key() -> None:
         ("https://host/v1?api_key=hunter2", "no place in it"),
         ("me:hunter2@host/v1", "no http"),
         ("host/v1", "no http"),
+        ("https://host/v1/chat/completions", "is added to it. Give 'https://host/v1'"),
+        ("https://host/v1/chat/completions/", "is added to it. Give 'https://host/v1'"),
     ],
 )
 def test_base_urls_without_secrets(url: str, message: str) -> None:

@@ -42,6 +42,16 @@ def test_missing_and_unknown_ids_are_counted_and_named() -> None:
     assert "1 not in the data (other)" in str(caught.value)
 
 
+def test_predictions_outside_the_sample_are_left_out_and_counted() -> None:
+    ids = [prompt.id for prompt in PROMPTS]
+    sample = select(PROMPTS, limit=4, seed=3)
+    chosen = [prompt.id for prompt in sample]
+    outside = [name for name in ids if name not in chosen]
+    assert [one.id for one in match(sample, predictions(ids), outside=outside)] == chosen
+    with pytest.raises(UserError, match=r"1 predictions for 4 prompts \(and 2 outside the sample\): 3 missing"):
+        match(sample, predictions([chosen[0], *outside[:2]]), outside=outside)
+
+
 def test_data_that_changed_after_prepare_is_refused() -> None:
     ids = [prompt.id for prompt in PROMPTS]
     with pytest.raises(UserError, match="9 whose reference differs"):

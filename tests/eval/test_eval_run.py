@@ -343,7 +343,7 @@ def test_a_judged_benchmark_says_what_comes_next(
     expected = []
     for folder, own in groups.items():
         judgements = f"{folder}/judgements"
-        expected.append(f"python -m eval judge {common} --limit-seed 0 --predictions {own} --output {judgements}")
+        expected.append(f"python -m eval judge {common} --seed 0 --predictions {own} --output {judgements}")
         scored = f"{common} --seed 0 --predictions {own} --judgements {judgements} --output {folder}"
         expected.append(f"python -m eval score {scored}")
     assert lines == expected and not list(out.rglob("report.json"))
