@@ -46,6 +46,7 @@ _EARNED = re.compile(
     re.IGNORECASE,
 )
 _LABELLED = re.compile(r"\A(?:(?:the\s+)?(?:scores|ratings)(?:\s+are)?|得分|评分|分数|打分)\s*:\s*", re.IGNORECASE)
+_DENIED = re.compile(r"\b(?:neither|nor|not)\s+\Z", re.IGNORECASE)
 _LONGEST_BEFORE = 24
 _PROSE = re.compile(
     r"[ \t]+(?!points?|pts?|out|because|since|as|and|while|whereas|but|due|for|with|vs|versus|system|assistant)[a-z]"
@@ -226,7 +227,8 @@ def _beside_names(text: str, mentions: Sequence[Mention], count: int) -> Iterato
             continue
         gap = text[mention.end : reading.start]
         labelled = LABEL.search(gap) or reading.out_of is not None
-        if is_anothers(text, mentions, gap, reading):
+        denied = _DENIED.search(text[max(0, mention.start - _LONGEST_BEFORE) : mention.start])
+        if denied or is_anothers(text, mentions, gap, reading):
             continue
         if not labelled and (_PROSE.match(text, reading.end) or _is_enumeration(text, gap, reading)):
             continue

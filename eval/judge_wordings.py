@@ -31,7 +31,7 @@ _CONNECTOR = (
 )
 _JOIN = re.compile(rf"[)\]*_]*\s*{_CONNECTOR}", re.IGNORECASE)
 _BEFORE = re.compile(
-    rf"(?<![\w.])(?P<number>{AMOUNT})(?:\s*分|\s*points?|\s*pts?|\s*%|\s*(?:/|out of)\s*{AMOUNT}(?:\s*分)?)?"
+    rf"(?<![A-Za-z0-9_./])(?<!/ )(?P<number>{AMOUNT})(?:\s*分|\s*points?|\s*pts?|\s*%|\s*(?:/|out of)\s*{AMOUNT}(?:\s*分)?)?"
     rf"[)\]*_]*\s*(?:(?:goes?|is|are)\s+)?(?:for|to|给予|给了|给|归|属于|\()\s*(?:the\s+)?[\"'*_]*\Z",
     re.IGNORECASE,
 )
@@ -45,6 +45,8 @@ _INTRODUCED = re.compile(
 """Before such a number; `rank 1 for System1` and `errors: 3 for System1` are no scores."""
 _SEPARATOR = re.compile(r"[,\n|/;]")
 _CLOSE_BEHIND = re.compile(r"[^,;。.\n|\d]{0,12}\Z")
+_LEADING = re.compile(rf"(?<![A-Za-z0-9_./]){AMOUNT}(?:\s*分|\s*points?|\s*/\s*{AMOUNT})?[\s*_(\-–—=/|]*\Z")
+"""Before the first system of a reply: its numbers may all stand before the names."""
 _JOINED = re.compile(r"[\s,、/|和与及&*]*(?:and)?\s*", re.IGNORECASE)
 _ALL = re.compile(
     r"[\s*,]*(?:(?:are|were|would|should|have)\s+)?(?:both|all|each|均|都|各|同样|同)(?![A-Za-z])", re.IGNORECASE
@@ -71,7 +73,9 @@ def is_anothers(text: str, mentions: Sequence[Mention], gap: str, reading: Readi
     between = text[reading.end : behind.start]
     if _JOIN.fullmatch(between) and not (reading.announced and _SEPARATOR.search(gap) is None):
         return True
-    return _SEPARATOR.search(gap) is not None and not LABEL.search(gap) and _CLOSE_BEHIND.match(between) is not None
+    first = text[max(0, mentions[0].start - _LONGEST_BEFORE) : mentions[0].start]
+    unsure = _SEPARATOR.search(gap) or (_LEADING.search(first) and not reading.announced)
+    return bool(unsure) and not LABEL.search(gap) and _CLOSE_BEHIND.match(between) is not None
 
 
 def before_names(text: str, mentions: Sequence[Mention], count: int) -> Iterator[Found]:

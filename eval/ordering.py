@@ -26,7 +26,10 @@ _SIGN = rf"{_BETTER}|{_WORSE}|" + r"&gt;=?|&lt;=?|>{1,3}=?|<{1,3}=?|={1,3}|[≥�
 _CHAIN = re.compile(rf"(?<![\w.]){_SYSTEM}(?:\s*(?:{_SIGN})\s*{_SYSTEM})+", re.IGNORECASE)
 _NAMED = re.compile(_ROLE, re.IGNORECASE)
 _INDEX = re.compile(r"\d{1,2}|[A-H]")
-_NEGATION = re.compile(r"\bnot\b|n['’]t\b|\bneither\b|\bfalse\b|\bwrong\b|不|并非|没有|未", re.IGNORECASE)
+_NEGATION = re.compile(
+    r"\bnot\b|n['’]t\b|\bneither\b|\b(?:false|wrong)\s+(?:that|to)\b|不(?![过仅但错愧])|并非|没有(?!疑|问)|未",
+    re.IGNORECASE,
+)
 _HANGING = re.compile(rf"\S[ \t]*(?<![-=])(?:{_SIGN})\s*\Z")
 """Before a chain: a comparison whose left side is not a system's name, of which the chain is only the end."""
 _COMPARISON = re.compile(_SIGN)
