@@ -31,7 +31,8 @@ _CONNECTOR = (
 )
 _JOIN = re.compile(rf"[)\]*_]*\s*{_CONNECTOR}", re.IGNORECASE)
 _BEFORE = re.compile(
-    rf"(?<![A-Za-z0-9_./])(?<!/ )(?P<number>{AMOUNT})(?:\s*分|\s*points?|\s*pts?|\s*%|\s*(?:/|out of)\s*{AMOUNT}(?:\s*分)?)?"
+    rf"(?<![A-Za-z0-9_./])(?<!/ )(?P<number>{AMOUNT})"
+    rf"(?:\s*分|\s*points?|\s*pts?|\s*%|\s*(?:/|out of)\s*{AMOUNT}(?:\s*分)?)?"
     rf"[)\]*_]*\s*(?:(?:goes?|is|are)\s+)?(?:for|to|给予|给了|给|归|属于|\()\s*(?:the\s+)?[\"'*_]*\Z",
     re.IGNORECASE,
 )

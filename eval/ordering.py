@@ -23,7 +23,7 @@ _SYSTEM = (
 )
 _BETTER, _WORSE = "优于|好于|强于|胜过", "不如|劣于|差于|逊于"
 _SIGN = rf"{_BETTER}|{_WORSE}|" + r"&gt;=?|&lt;=?|>{1,3}=?|<{1,3}=?|={1,3}|[≥≤≫≪≈~]"
-_CHAIN = re.compile(rf"(?<![\w.]){_SYSTEM}(?:\s*(?:{_SIGN})\s*{_SYSTEM})+", re.IGNORECASE)
+_CHAIN = re.compile(rf"(?<![A-Za-z0-9_.]){_SYSTEM}(?:\s*(?:{_SIGN})\s*{_SYSTEM})+", re.IGNORECASE)
 _NAMED = re.compile(_ROLE, re.IGNORECASE)
 _INDEX = re.compile(r"\d{1,2}|[A-H]")
 _NEGATION = re.compile(
