@@ -12,7 +12,15 @@ from collections.abc import Iterator, Sequence
 
 from eval.judge_numbers import AMOUNT, Reading, clean, read_after
 from eval.judge_scores import LABEL, JudgeScore, to_score
-from eval.judge_wordings import Found, Mention, before_names, is_anothers, numbered_lines, shared_number
+from eval.judge_wordings import (
+    Found,
+    Mention,
+    before_names,
+    is_anothers,
+    numbered_lines,
+    numbers_may_lead,
+    shared_number,
+)
 
 _NAMES = r"systems?|assistants?|models?|系统|助手|助理|模型|回答|答案|answer|response"
 _INDEX = r"\d{1,2}|[一二三四五六七八九十]|(?-i:[A-H])(?![A-Za-z])"
@@ -217,6 +225,7 @@ def _from_joint_list(text: str, mentions: Sequence[Mention], count: int) -> Iter
 
 
 def _beside_names(text: str, mentions: Sequence[Mention], count: int) -> Iterator[Found]:
+    shifted = numbers_may_lead(text, mentions)
     for place, mention in enumerate(mentions):
         reading = read_after(text, mention.end, whole_reply=False)
         if reading is None or any(mention.end <= other.start < reading.start for other in mentions[place + 1 :][:1]):
@@ -229,6 +238,8 @@ def _beside_names(text: str, mentions: Sequence[Mention], count: int) -> Iterato
         labelled = LABEL.search(gap) or reading.out_of is not None
         denied = _DENIED.search(text[max(0, mention.start - _LONGEST_BEFORE) : mention.start])
         if denied or is_anothers(text, mentions, gap, reading):
+            continue
+        if shifted and not (reading.announced or LABEL.search(gap)):
             continue
         if not labelled and (_PROSE.match(text, reading.end) or _is_enumeration(text, gap, reading)):
             continue

@@ -79,6 +79,13 @@ def is_anothers(text: str, mentions: Sequence[Mention], gap: str, reading: Readi
     return bool(unsure) and not LABEL.search(gap) and _CLOSE_BEHIND.match(between) is not None
 
 
+def numbers_may_lead(text: str, mentions: Sequence[Mention]) -> bool:
+    """Return whether a number stands before the first name and none behind the last: each may be the next name's."""
+    if not mentions or read_after(text, mentions[-1].end, whole_reply=False) is not None:
+        return False
+    return re.search(r"\d\D{0,12}\Z", text[max(0, mentions[0].start - 13) : mentions[0].start]) is not None
+
+
 def before_names(text: str, mentions: Sequence[Mention], count: int) -> Iterator[Found]:
     """Read `8/10 for System1, 7/10 for System2`, where no number stands behind a name but the next one's."""
     pairs: list[tuple[Mention, Reading]] = []
