@@ -180,6 +180,8 @@ def test_no_number_goes_to_another_system() -> None:
     before = [
         "{score} for {name}", "{score}/10 to {name}", "{score}分给{name}", "{score} ({name})", "a {score} for {name}",
         "{score} - {name}", "{score}={name}", "{score} {name}", "{score} points go to {name}", "{score}: {name}",
+        "{score}分，{name}", "{score} | {name}", "{score}\n{name}", "({score}) {name}", "with {score}, {name}",
+        "{score} as to {name}", "{score}<-{name}", "{score} @ {name}", "{score}. {name}", "{score}分的是{name}",
     ]  # fmt: skip
     separators = [
         ", ",
