@@ -18,6 +18,8 @@ _EMPHASIS = re.compile(r"\*\*|__|(?<=[=-])>(?=\s*\d)")
 _REASONING = re.compile(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", flags=re.DOTALL | re.IGNORECASE)
 _REASONING_END = re.compile(r"\A.*</think(?:ing)?>", flags=re.DOTALL | re.IGNORECASE)
 
+_REPEATED = re.compile(r"(.{1,16}?)\1{200,}", re.DOTALL)
+
 _ONES = {"零": 0, "〇": 0, "一": 1, "二": 2, "两": 2, "三": 3, "四": 4, "五": 5, "六": 6, "七": 7, "八": 8, "九": 9}
 _ARABIC = r"(?:\d+(?:\.\d+)?|\.\d+)"
 _CHINESE = (
@@ -107,9 +109,17 @@ class Reading:
     """Whether a colon, an equals sign or a verb stands before the number."""
 
 
+def without_repeats(reply: str) -> str:
+    """Return the reply with what repeats hundreds of times in a row (a model that does not stop) cut to 100 times.
+
+    What is read stays the same (no number on a scale has 100 digits), but the work no longer grows with such runs.
+    """
+    return _REPEATED.sub(lambda match: match[1] * 100, reply)
+
+
 def clean(reply: str) -> str:
     """Return the reply in Unicode form NFKC, without the reasoning block that some models write first."""
-    text = _REASONING.sub("", reply)
+    text = _REASONING.sub("", without_repeats(reply))
     text = _REASONING_END.sub("", text).replace("&gt;", ">").replace("&lt;", "<").replace("&nbsp;", " ")
     return _EMPHASIS.sub("", unicodedata.normalize("NFKC", text.translate(_SIGNS)))
 

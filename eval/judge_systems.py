@@ -9,10 +9,18 @@ import itertools
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from eval.judge_numbers import AMOUNT, Reading, clean, read_after
 from eval.judge_scores import LABEL, JudgeScore, to_score
+from eval.judge_wordings import (
+    Found,
+    Mention,
+    before_names,
+    is_anothers,
+    numbered_lines,
+    numbers_may_lead,
+    shared_number,
+)
 
 _NAMES = r"systems?|assistants?|models?|系统|助手|助理|模型|回答|答案|answer|response"
 _INDEX = r"\d{1,2}|[一二三四五六七八九十]|(?-i:[A-H])(?![A-Za-z])"
@@ -41,20 +49,17 @@ _POINTS = re.compile(
     rf"(?={AMOUNT}\s*(?:分(?!钟|析|别|为|类|解|布|之)|/\s*10(?!\d)|out of 10\b))"
 )
 """Before a number that is a score by its unit, in a part about one system."""
+_EARNED = re.compile(
+    rf"\b(?:gets?|got|receives?|earns?|deserves?|awarded)\s+(?={AMOUNT}\s*points?\b(?!\s+(?:of|wrong|right|correct)))",
+    re.IGNORECASE,
+)
+_LABELLED = re.compile(r"\A(?:(?:the\s+)?(?:scores|ratings)(?:\s+are)?|得分|评分|分数|打分)\s*:\s*", re.IGNORECASE)
+_DENIED = re.compile(r"\b(?:neither|nor|not)\s+\Z", re.IGNORECASE)
 _LONGEST_BEFORE = 24
 _PROSE = re.compile(
     r"[ \t]+(?!points?|pts?|out|because|since|as|and|while|whereas|but|due|for|with|vs|versus|system|assistant)[a-z]"
 )
 """A lower-case word right behind a bare number: `3 errors`, no score."""
-
-
-@dataclass(frozen=True)
-class Mention:
-    """A system named in the text."""
-
-    index: int
-    start: int
-    end: int
 
 
 def parse_system_scores(
@@ -63,7 +68,8 @@ def parse_system_scores(
     """Return one score per system, in the order of their numbers.
 
     Read as, whichever the reply is: JSON; a table with a column of scores or a column per system; numbers beside the
-    systems' names; a section per system with one labelled score; a first line of exactly `count` bare numbers.
+    systems' names, behind or before them; a section per system with one labelled score; a line per system or a
+    first line of exactly `count` numbers.
 
     Args:
         reply: the judge's raw text.
@@ -74,18 +80,23 @@ def parse_system_scores(
     text = clean(reply)
     found: dict[int, list[JudgeScore]] = {index: [] for index in range(1, count + 1)}
     mentions = [mention for mention in system_mentions(text) if mention.index <= count]
-    sources = (_from_json, _from_header_table, _from_joint_list, _beside_names, _from_first_line)
-    for source in sources:
-        pairs = list(source(text, mentions, count))
-        if pairs:
-            for index, part, reading in pairs:
-                found[index].append(to_score(part, reading, minimum=minimum, maximum=maximum))
-            break
+    for index, part, reading in _first_found(text, mentions, count):
+        found[index].append(to_score(part, reading, minimum=minimum, maximum=maximum))
     for index, scores in found.items():
         if not scores:
             found[index] = _from_section(text, mentions, index, minimum=minimum, maximum=maximum)
     named = {mention.index for mention in mentions}
     return tuple(_agreed(scores, named=index in named) for index, scores in found.items())
+
+
+def _first_found(text: str, mentions: Sequence[Mention], count: int) -> list[Found]:
+    """Return what the first of the wordings that fits the reply finds."""
+    for source in (_from_json, _from_header_table, _from_joint_list, before_names):
+        if pairs := list(source(text, mentions, count)):
+            return pairs
+    if pairs := [*_beside_names(text, mentions, count), *shared_number(text, mentions, count)]:
+        return pairs
+    return list(numbered_lines(text, mentions, count)) or list(_from_first_line(text, mentions, count))
 
 
 def _agreed(scores: Sequence[JudgeScore], *, named: bool) -> JudgeScore:
@@ -116,10 +127,6 @@ def _index(match: re.Match[str]) -> int:
     return _INDICES.get(index) or int(index)
 
 
-Found = tuple[int, str, Reading]
-"""Number of the system, the text that the reading was taken from, and the reading."""
-
-
 def _from_json(text: str, mentions: Sequence[Mention], count: int) -> Iterator[Found]:
     for value in _json_values(text):
         for key, score in _json_pairs(value):
@@ -136,7 +143,7 @@ def _json_values(text: str) -> Iterator[object]:
     while (opening := re.compile(r"[{\[]").search(text, at)) is not None:
         try:
             value, at = decoder.raw_decode(text, opening.start())
-        except (json.JSONDecodeError, RecursionError):
+        except (ValueError, RecursionError):  # also a number of thousands of digits
             at = opening.end()
             continue
         if isinstance(value, dict | list):
@@ -218,6 +225,7 @@ def _from_joint_list(text: str, mentions: Sequence[Mention], count: int) -> Iter
 
 
 def _beside_names(text: str, mentions: Sequence[Mention], count: int) -> Iterator[Found]:
+    shifted = numbers_may_lead(text, mentions)
     for place, mention in enumerate(mentions):
         reading = read_after(text, mention.end, whole_reply=False)
         if reading is None or any(mention.end <= other.start < reading.start for other in mentions[place + 1 :][:1]):
@@ -228,6 +236,11 @@ def _beside_names(text: str, mentions: Sequence[Mention], count: int) -> Iterato
             continue
         gap = text[mention.end : reading.start]
         labelled = LABEL.search(gap) or reading.out_of is not None
+        denied = _DENIED.search(text[max(0, mention.start - _LONGEST_BEFORE) : mention.start])
+        if denied or is_anothers(text, mentions, gap, reading):
+            continue
+        if shifted and not (reading.announced or LABEL.search(gap)):
+            continue
         if not labelled and (_PROSE.match(text, reading.end) or _is_enumeration(text, gap, reading)):
             continue
         # `8 System1` on a line: the numbers stand before the names, and the next line's is another system's.
@@ -246,8 +259,8 @@ def _is_enumeration(text: str, gap: str, reading: Reading) -> bool:
 
 
 def _from_first_line(text: str, mentions: Sequence[Mention], count: int) -> Iterator[Found]:
-    """Read a first line that holds exactly as many numbers as there are systems: `8 7.5 9`."""
-    line = text.strip().split("\n")[0].strip()
+    """Read a first line that holds exactly as many numbers as there are systems: `8 7.5 9`, `Scores: 8, 7.5, 9`."""
+    line = _LABELLED.sub("", text.strip().split("\n")[0].strip()).strip("[]().。 ")
     parts = re.split(r"\s*[,;、/]\s*|\s+", line)
     if count > 1 and len(parts) == count and all(re.fullmatch(r"\d+(?:\.\d+)?", part) for part in parts):
         for index, part in enumerate(parts, 1):
@@ -266,18 +279,20 @@ def _from_section(
             continue
         stop = next((other.start for other in heads[place + 1 :] if other.index != index), len(text))
         part = text[head.end : stop]
+        inner = system_mentions(part)
         for match in LABEL.finditer(part):
             reading = read_after(part, match.end(), whole_reply=True)
-            if reading is not None:
+            if reading is not None and not is_anothers(part, inner, ",", reading):
                 score = to_score(part, reading, minimum=minimum, maximum=maximum)
                 (totals if _TOTAL.search(part[max(0, match.start() - 12) : match.start()]) else scores).append(score)
         for match in re.finditer(r"总分", part):
             if reading := read_after(part, match.end(), whole_reply=True):
                 totals.append(to_score(part, reading, minimum=minimum, maximum=maximum))
         other = next((one.start for one in mentions if one.start >= head.end and one.index != index), len(text))
-        part = part[: max(0, other - head.end)]
-        for match in () if totals or scores else _POINTS.finditer(part):
+        near = part[: max(0, other - head.end)]
+        points = () if totals or scores else (*_POINTS.finditer(near), *_EARNED.finditer(near))
+        for match in points:
             reading = read_after(part, match.end(), whole_reply=False)
-            if reading is not None:
+            if reading is not None and not is_anothers(part, inner, ",", reading):
                 scores.append(to_score(part, reading, minimum=minimum, maximum=maximum))
     return totals or scores

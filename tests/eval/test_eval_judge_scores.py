@@ -129,6 +129,93 @@ def test_long_replies_are_read_in_time() -> None:
         parse_system_scores(text, 5), extract_ordering(text, 5), parse_rating(text), parse_verdict(text)
 
 
+PIECES = [
+    "9",
+    "[",
+    "(",
+    "{",
+    "]",
+    "[[",
+    "[{",
+    '{"a":',
+    "|",
+    "得分",
+    "1.",
+    "1,",
+    "9分",
+    "<think>",
+    "~",
+    " ",
+    "\n",
+    "十",
+    "\\[",
+]
+
+
+@pytest.mark.parametrize("piece", PIECES)
+def test_a_judge_that_does_not_stop_says_nothing(piece: str) -> None:
+    text = piece * 10_000
+    assert len(clean(text)) <= 101 * len(piece)
+    for score in (parse_score(text), parse_rating(text), *parse_system_scores(text, 3)):
+        assert score.value is None and score.status in ("unparsed", "out of range", "missing")
+    assert parse_verdict(text).status == extract_ordering(text, 3).status == "unparsed"
+
+
+def test_random_digits_and_brackets_are_no_crash() -> None:
+    generator = random.Random(4)
+    for alphabet in ("0123456789", "[](){}【】", "[{(", '0123456789,"[]{}:', "12><= ", "AB> ="):
+        text = "".join(generator.choices(alphabet, k=10_000))
+        systems = f"System1: {text}\nSystem2: 7"
+        assert {one.status for one in parse_system_scores(text, 3)} <= {"missing", "unparsed"}
+        assert parse_system_scores(systems, 2)[1].value in (7, None)
+        assert parse_score(f"得分：{text}").status in ("unparsed", "out of range")
+        assert parse_rating(f"[[{text}]]").status == extract_ordering(text, 3).status == "unparsed"
+    assert parse_system_scores('{"System1": ' + "12345" * 2000 + "}", 2)[0].value is None
+
+
+def test_no_number_goes_to_another_system() -> None:
+    """In any order and wording, with numbers behind or before the names, a score is its system's or it is unread."""
+    generator = random.Random(6)
+    behind = ["{name}: {score}", "{name} {score}", "{name}，{score}分", "{name} gets {score}/10", "{name}（{score}分）"]
+    before = [
+        "{score} for {name}", "{score}/10 to {name}", "{score}分给{name}", "{score} ({name})", "a {score} for {name}",
+        "{score} - {name}", "{score}={name}", "{score} {name}", "{score} points go to {name}", "{score}: {name}",
+        "{score}分，{name}", "{score} | {name}", "{score}\n{name}", "({score}) {name}", "with {score}, {name}",
+        "{score} as to {name}", "{score}<-{name}", "{score} @ {name}", "{score}. {name}", "{score}分的是{name}",
+    ]  # fmt: skip
+    separators = [
+        ", ",
+        "，",
+        "\n",
+        "；",
+        " and ",
+        " ",
+        "; ",
+        " / ",
+        "。",
+        "\n\n",
+        " | ",
+        " - ",
+        "和",
+        ". ",
+        "、",
+        " vs ",
+    ]
+    names = ["System{}", "System {}", "系统{}", "**Assistant {}**"]
+    read = 0
+    for _ in range(4000):
+        count = generator.randrange(2, 5)
+        scores = generator.sample([score / 2 for score in range(9, 21)], count)
+        name, form = generator.choice(names), generator.choice(generator.choice([behind, before]))
+        parts = [form.format(name=name.format(place + 1), score=f"{scores[place]:g}") for place in range(count)]
+        generator.shuffle(parts)
+        reply = generator.choice(["", "Scores: ", "I give ", "结果：\n"]) + generator.choice(separators).join(parts)
+        found = [score.value for score in parse_system_scores(reply, count)]
+        assert all(one in (None, score) for one, score in zip(found, scores, strict=True)), (reply, found)
+        read += sum(one is not None for one in found)
+    assert read > 6000
+
+
 def test_the_note_tells_of_other_scores() -> None:
     assert parse_score("得分：0.8\n得分：0.9").note == "2 different scores; the first counts"
     assert parse_score("得分：0.8\n得分：0.8").note == ""
