@@ -134,6 +134,8 @@ def _declared(text: str, question: _Question) -> Extraction | None:
 
 def _is_another_choice(text: str, last: Reading, readings: Sequence[Reading]) -> bool:
     """Return whether the last declaration stands beside an earlier one: `可能选B，也可能选C`."""
+    if _ALSO_AFTER.match(text, last.end):
+        return True
     others = [
         other
         for other in readings
@@ -281,6 +283,9 @@ _LABEL_LINE = re.compile(
 _ANY_LABEL = re.compile(r"^[-*•>#\s]*\(?([A-H])\)?[ \t]*[.:)][ \t]*(?=\S)", re.MULTILINE)
 _ALSO = re.compile(
     r"(?:[也还又亦](?:有)?(?:可能|可以|或许|许|能|行|大概)[是为]?|或者?|\bor(?: maybe| perhaps)?)[ \t]*$"
+)
+_ALSO_AFTER = re.compile(
+    r"[,;。]?[ \t]*(?:[也还又亦]有?|或者?)(?:可能|可以|或许|许)[是为选]*[ \t]*[A-H](?![A-Za-z0-9])"
 )
 _CORRECTED = re.compile(
     r"更正|修正|改正|纠正|订正|重新|有误|算错|改为|改选|应为|(?i:\b(?:correct(?:ed|ion)|revised|instead|mistake)\b)"

@@ -84,6 +84,11 @@ def _numbered(text: str, count: int, letters: str) -> list[str] | None:
         named = re.findall(f"[{letters}]", found[2])
         if len(set(named)) == len(named) and ("".join(named) != found[2] or named == sorted(named)):
             given.append((int(found[1]), "".join(sorted(named))))
+    heads = {int(head[1]) for head in _PART.finditer(text)}
+    first = min((number for number, _ in given), default=0)
+    while first - 1 in heads:  # `1. A or B`, `2. C`: the first question has no answer, and the second is not the first
+        first -= 1
+        given.append((first, ""))
     placed = _placed(given, count)
     if placed is None or all(placed):
         return placed
@@ -97,7 +102,8 @@ def _numbered_pattern(letters: str) -> str:
         r"(?<![\w.])第?(\d{1,3})[ \t]*(?:题|小题|空)?[ \t]*[)）.、:|-]*[ \t]*(?:(?:正确)?答案|选|(?i:answer))?[ \t]*"
         r"(?:是|为|选|应选|(?i:is))?[ \t]*[:=]?[ \t]*[(\[]?"
         rf"(?>({one}{{2,8}}|{one}(?:(?:[ \t]*[、,&和与及][ \t]*|[ \t]+and[ \t]+){one}(?![A-Za-z0-9_]))*))[)\]]?"
-        rf"(?![A-Za-z0-9_])(?!(?:选项|项)?[ \t]*(?:都|均|全)?(?:不|错|是错)|[ \t]+(?:{_PROSE})\b)"
+        rf"(?![A-Za-z0-9_])(?!(?:选项|项)?[ \t]*(?:都|均|全)?(?:不|错|是错)|[ \t]*(?:或|相比|之间)"
+        rf"|[ \t]+(?:{_PROSE})\b)"
     )
 
 

@@ -39,6 +39,11 @@ SEVERAL = [
     ("1. B\n2. A、C\n3. D,B", ["B", "AC", "BD"]),
     ("1. BA\n2. C\n3. D", ["AB", "C", "D"]),
     ("1. A、B、C都错，选D\n2. C", ["D", "C"]),
+    ("1. A和B相比，选A\n2. C", ["A", "C"]),
+    ("1. A or B\n2. C\n3. D", [None, "C", "D"]),
+    ("1. A或B\n2. C\n3. D", [None, "C", "D"]),
+    ("1. A and the rest\n2. B\n3. C", [None, "B", "C"]),
+    ("1. 无\n2. C\n3. D", [None, "C", "D"]),
 ]
 
 
