@@ -5,12 +5,13 @@ The rules are those that the benchmarks use. What cannot be read stays unread, a
 
 import argparse
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from eval.extraction import extract_letters
+from eval.extraction import Extraction, Kind, extract_letters
 from eval.extraction_legacy import ceval_chain_of_thought, gaokao_multi, last_letter, mmcu_first_match
 from eval.extraction_lists import extract_answers
 from eval.extraction_numbers import extract_number, flexible_extract, strict_match
@@ -22,6 +23,7 @@ from eval.rows import Row, read_rows
 from ift.errors import UserError, unknown_name
 
 _SHOWN = 20
+_MOST_LETTERS = "ABCDEFGH"
 
 
 @dataclass(frozen=True)
@@ -38,27 +40,27 @@ def _score(found: JudgeScore) -> Reading:
     return Reading(found.value, found.status)
 
 
-def _answers(reply: str, count: int) -> Reading:
-    found = extract_answers(reply, count)
+def _answers(reply: str, count: int, letters: str) -> Reading:
+    found = extract_answers(reply, count, letters=letters)
     return Reading([one.letters for one in found], _worst([one.status for one in found]))
 
 
-def _systems(reply: str, count: int) -> Reading:
+def _systems(reply: str, count: int, letters: str) -> Reading:
     found = parse_system_scores(reply, count)
     return Reading([one.value for one in found], _worst([one.status for one in found]))
 
 
-def _order(reply: str, count: int) -> Reading:
+def _order(reply: str, count: int, letters: str) -> Reading:
     found = extract_ordering(reply, count)
     return Reading(list(found.ranks) if found.ranks else None, found.status)
 
 
-def _verdict(reply: str, count: int) -> Reading:
+def _verdict(reply: str, count: int, letters: str) -> Reading:
     found = parse_verdict(reply)
     return Reading(found.winner, found.status)
 
 
-def _number(reply: str, count: int) -> Reading:
+def _number(reply: str, count: int, letters: str) -> Reading:
     found = extract_number(reply)
     whole = found.value is not None and found.value.denominator == 1
     return Reading(None if found.value is None else int(found.value) if whole else str(found.value), found.status)
@@ -68,33 +70,42 @@ def _text(found: str | None) -> Reading:
     return Reading(found, "read" if found is not None else "unparsed")
 
 
-def _letters(read: Callable[[str], object]) -> Callable[[str, int], Reading]:
-    def reading(reply: str, count: int) -> Reading:
-        found = read(reply)
-        return Reading(getattr(found, "letters", None), str(getattr(found, "status", "unparsed")))
+def _option(kind: Kind) -> Callable[[str, int, str], Reading]:
+    def reading(reply: str, count: int, letters: str) -> Reading:
+        found = extract_letters(reply, letters=letters, kind=kind)
+        return Reading(found.letters, found.status)
 
     return reading
 
 
-RULES: Mapping[str, Callable[[str, int], Reading]] = {
-    "letters": _letters(extract_letters),
-    "single": _letters(lambda reply: extract_letters(reply, kind="single")),
-    "multi": _letters(lambda reply: extract_letters(reply, kind="multi")),
+def _published(read: Callable[[str], Extraction]) -> Callable[[str, int, str], Reading]:
+    def reading(reply: str, count: int, letters: str) -> Reading:
+        found = read(reply)
+        return Reading(found.letters, found.status)
+
+    return reading
+
+
+RULES: Mapping[str, Callable[[str, int, str], Reading]] = {
+    "letters": _option("unknown"),
+    "single": _option("single"),
+    "multi": _option("multi"),
     "answers": _answers,
-    "mmcu_first_match": _letters(mmcu_first_match),
-    "last_letter": _letters(last_letter),
-    "gaokao_multi": _letters(gaokao_multi),
-    "ceval_chain_of_thought": _letters(ceval_chain_of_thought),
+    "mmcu_first_match": _published(mmcu_first_match),
+    "last_letter": _published(last_letter),
+    "gaokao_multi": _published(gaokao_multi),
+    "ceval_chain_of_thought": _published(ceval_chain_of_thought),
     "number": _number,
-    "strict_match": lambda reply, count: _text(strict_match(reply)),
-    "flexible_extract": lambda reply, count: _text(flexible_extract(reply)),
-    "score": lambda reply, count: _score(parse_score(reply)),
-    "rating": lambda reply, count: _score(parse_rating(reply)),
+    "strict_match": lambda reply, count, letters: _text(strict_match(reply)),
+    "flexible_extract": lambda reply, count, letters: _text(flexible_extract(reply)),
+    "score": lambda reply, count, letters: _score(parse_score(reply)),
+    "rating": lambda reply, count, letters: _score(parse_rating(reply)),
     "systems": _systems,
     "order": _order,
     "verdict": _verdict,
 }
-"""From a reply and the number of questions or systems in it to what it says."""
+"""From a reply, the number of questions or systems in it and the letters of the options to what it says."""
+_LETTER_RULES = ("letters", "single", "multi", "answers")
 
 
 def add_parser(
@@ -111,6 +122,11 @@ def add_parser(
     command.add_argument(
         "--count", type=int, metavar="N", help="questions or systems per reply (default: as expected, else 1)"
     )
+    command.add_argument(
+        "--letters",
+        metavar="A-G",
+        help=f"letters of the options, for {', '.join(_LETTER_RULES)}: a range or the letters (default: A-D)",
+    )
     command.add_argument("--expected", metavar="KEY", help="the known value to compare with; also as a list of letters")
     command.add_argument("--output", type=Path, metavar="FILE", help="gets one JSON line per reply")
     command.set_defaults(run=run)
@@ -126,7 +142,8 @@ def run(options: argparse.Namespace) -> None:
         raise UserError(
             f"--output: {options.output} exists and nothing is overwritten. Give another path, or remove it."
         )
-    lines = [_line(row, options) for row in _rows(options.file, options.records)]
+    letters = _option_letters(options.letters, options.rule)
+    lines = [_line(row, letters, options) for row in _rows(options.file, options.records)]
     if options.output is not None:
         options.output.parent.mkdir(parents=True, exist_ok=True)
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
@@ -135,6 +152,20 @@ def run(options: argparse.Namespace) -> None:
     print(f"{options.file}: {len(lines)} replies: {', '.join(f'{name} {count}' for name, count in statuses.items())}")
     if options.expected is not None:
         _compare(lines)
+
+
+def _option_letters(given: str | None, rule: str) -> str:
+    """Return the letters that `--letters` names, `A-G` or `ABCDEFG`."""
+    if given is None:
+        return "ABCD"
+    if rule not in _LETTER_RULES:
+        raise UserError(
+            f"--letters: '{rule}' has letters of its own. Leave it away, or read {', '.join(_LETTER_RULES)}."
+        )
+    letters = _MOST_LETTERS[: _MOST_LETTERS.find(given[2:]) + 1] if re.fullmatch("A-[B-H]", given) else given
+    if not letters or not _MOST_LETTERS.startswith(letters):
+        raise UserError(f"--letters: '{given}' is neither a range from A to at most H nor its letters; such as A-G.")
+    return letters
 
 
 def _rows(path: Path, key: str | None) -> list[Row]:
@@ -150,11 +181,11 @@ def _rows(path: Path, key: str | None) -> list[Row]:
     return [Row(f"{path} {key}[{index}]", index, record) for index, record in enumerate(records)]
 
 
-def _line(row: Row, options: argparse.Namespace) -> dict[str, object]:
+def _line(row: Row, letters: str, options: argparse.Namespace) -> dict[str, object]:
     if options.expected is not None and options.expected not in row.fields:
         raise UserError(f"--expected: {row.place} has no '{options.expected}'.")
     expected = row.fields.get(options.expected) if options.expected is not None else None
-    found = RULES[options.rule](row.text(options.field), options.count or _length(expected))
+    found = RULES[options.rule](row.text(options.field), options.count or _length(expected), letters)
     line: dict[str, object] = {"place": row.place, "read": found.value, "status": found.status}
     return line if options.expected is None else line | {"expected": expected}
 
@@ -179,11 +210,9 @@ def _plain(value: object) -> object:
         return None
     if isinstance(value, list):
         return _plain(value[0]) if len(value) == 1 else [_plain(one) for one in value]
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
     try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
+        return float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else value
+    except (ValueError, OverflowError):
         return value
 
 

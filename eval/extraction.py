@@ -1,8 +1,8 @@
 """Finds the option letters that a written response gives as its answer; what does not clearly give one is unparsed.
 
 A response is read in the order of `_STEPS`: the letters alone, what it declares (the last declaration wins, so
-that a chain of thought may come first), a letter that leads the response, the one option it calls right, the text of an
-option, an emphasised letter. Negations, questions, suppositions and mere mentions are no answers, and nothing is ever
+that a chain of thought may come first), a verdict on every option, a letter that leads the response, the one option it
+calls right, the text of an option, an emphasised letter. Negations, questions, suppositions and mere mentions are no answers, and nothing is ever
 guessed. An extractor is part of a benchmark's protocol: a change that can change a reading raises the versions of those
 that use it.
 """
@@ -95,13 +95,19 @@ def _unparsed(rule: str) -> Extraction:
 
 
 def _alone(text: str, question: _Question) -> Extraction | None:
-    text = _FILLER_AFTER.sub("", _FILLER_BEFORE.sub("", text.replace(END, "\n").strip(), count=1), count=1)
+    text = _NUMBER_BEFORE.sub("", text.replace(END, "\n").strip(), count=1)
+    text = _FILLER_AFTER.sub("", _FILLER_BEFORE.sub("", text, count=1), count=1)
     letters = only_letters(text)
     if letters:
-        return _read(letters, "letters_only")
+        return _unparsed("every_option") if _is_every(letters, question) else _read(letters, "letters_only")
     found = scan_list(text, 0)
     hedged = found and found.alternatives and not text[found.end :].strip(" .。")
     return Extraction(None, "alternatives", "contradictory") if hedged else None
+
+
+def _is_every(letters: str, question: _Question) -> bool:
+    """Return whether the letters, with no word of an answer, are all the options of a question with one answer."""
+    return question.kind == "single" and set(letters) == set(question.letters)
 
 
 def _declared(text: str, question: _Question) -> Extraction | None:
@@ -111,8 +117,12 @@ def _declared(text: str, question: _Question) -> Extraction | None:
     last = max(readings, key=_place)
     if last.found is None:
         return _option_text(text, question) or Extraction(None, last.rule, "refused")
-    if last.found.alternatives:
+    if last.found.alternatives or _is_another_choice(text, last, readings):
         return Extraction(None, "alternatives", "contradictory")
+    if last.rule == "last_line" and _is_every(last.found.letters, question):
+        return _unparsed("every_option")
+    if last.rule == "marked" and _marks_differ(text, readings):
+        return Extraction(None, "several_marked", "contradictory")
     retracted = RETRACTED.search(text, last.end)
     if retracted:
         later = _claimed(text[retracted.start() :], question)
@@ -120,6 +130,30 @@ def _declared(text: str, question: _Question) -> Extraction | None:
     if _names_other_text(text, last.found, question):
         return Extraction(None, "letter_and_text_differ", "contradictory")
     return _read(last.found.letters, last.rule)
+
+
+def _is_another_choice(text: str, last: Reading, readings: Sequence[Reading]) -> bool:
+    """Return whether the last declaration stands beside an earlier one: `可能选B，也可能选C`."""
+    if _ALSO_AFTER.match(text, last.end):
+        return True
+    others = [
+        other
+        for other in readings
+        if other.found and last.found and not set(other.found.letters) & set(last.found.letters)
+    ]
+    return bool(others) and bool(_ALSO.search(text, max(0, last.start - 12), last.start))
+
+
+def _marks_differ(text: str, readings: Sequence[Reading]) -> bool:
+    """Return whether several `【答案】` give different letters, and no word between them corrects the first ones."""
+    marked = sorted((reading for reading in readings if reading.rule == "marked"), key=_place)
+    given = [(mark, "".join(sorted(mark.found.letters))) for mark in marked if mark.found]
+    last, letters = given[-1]
+    other = next((mark for mark, named in reversed(given) if named != letters), None)
+    if other is None:
+        return False
+    between = text[other.end : last.end]
+    return not (RETRACTED.search(between) or _CORRECTED.search(between))
 
 
 def _place(reading: Reading) -> tuple[int, int]:
@@ -152,6 +186,21 @@ def _names_other_text(text: str, found: LetterList, question: _Question) -> bool
     return bool(words) and words in others and question.options[own] != words
 
 
+def _judged(text: str, question: _Question) -> Extraction | None:
+    """Return the one option called right where each is judged: `A. 错误 B. 正确`; several only where they are ticked.
+
+    Of several that are called right nothing tells whether the question asks for these.
+    """
+    if not _ALL_JUDGED.fullmatch(text):
+        return None
+    verdicts = [(found["letter"], found["verdict"].lower()) for found in _JUDGED_OPTION.finditer(text)]
+    if sorted(letter for letter, _ in verdicts) != sorted(question.letters):
+        return None
+    right = "".join(letter for letter, verdict in verdicts if verdict in _RIGHT)
+    ticked = question.kind != "single" and all(verdict in _TICKS for _, verdict in verdicts)
+    return _read(right, "judged_options") if len(right) == 1 or (right and ticked) else None
+
+
 def _leading(text: str, question: _Question) -> Extraction | None:
     found_lines = list(_LABEL_LINE.finditer(text))
     labels = "".join(line[1] for line in found_lines)
@@ -160,6 +209,8 @@ def _leading(text: str, question: _Question) -> Extraction | None:
         judged = any(JUDGED.match(text, line.end()) for line in found_lines)
         chosen = len(labels) == len(lines) and len(set(labels)) == len(labels) < len(question.letters) and not judged
         return _read(labels, "option_lines") if chosen and question.kind != "single" else None
+    if len(set(_ANY_LABEL.findall(text))) > 1:
+        return None  # `A、C错误\nB. …`: not even the lines of options are told apart
     found = _lead(text)
     if found is None:
         return _label_line(labels, lines)
@@ -224,11 +275,34 @@ _RUN_ON = re.compile(
     r"<\|im_start\|>)",
     re.IGNORECASE,
 )
-_LABEL_LINE = re.compile(r"^[-*•>#\s]*\(?([A-H])\)?[ \t]*[.、:)][ \t]*(?=\S)(?!\(?[A-H](?![A-Za-z0-9]))", re.MULTILINE)
+_LABEL_LINE = re.compile(
+    r"^[-*•>#\s]*\(?([A-H])\)?[ \t]*[.、:)][ \t]*(?=\S)"
+    r"(?!\(?[A-H](?:\)|选?项|[ \t]*(?:[.、,;:+=/&]|$|[和与及]|[两二三四](?:项|个)|and\b|or\b)))",
+    re.MULTILINE,
+)
+_ANY_LABEL = re.compile(r"^[-*•>#\s]*\(?([A-H])\)?[ \t]*[.:)][ \t]*(?=\S)", re.MULTILINE)
+_ALSO = re.compile(
+    r"(?:[也还又亦](?:有)?(?:可能|可以|或许|许|能|行|大概)[是为]?|或者?|\bor(?: maybe| perhaps)?)[ \t]*$"
+)
+_ALSO_AFTER = re.compile(
+    r"[,;。]?[ \t]*(?:[也还又亦]有?|或者?)(?:可能|可以|或许|许)[是为选]*[ \t]*[A-H](?![A-Za-z0-9])"
+)
+_CORRECTED = re.compile(
+    r"更正|修正|改正|纠正|订正|重新|有误|算错|改为|改选|应为|(?i:\b(?:correct(?:ed|ion)|revised|instead|mistake)\b)"
+)
+_TICKS = "√✓✔✅✗✘✖❌×"
+_RIGHT = ("√", "✓", "✔", "✅", "正确", "对", "true", "correct", "right")
+_JUDGED_OPTION = re.compile(
+    r"(?:选项|(?i:option)[ \t]+)?\(?(?P<letter>[A-H])\)?(?:选?项)?[ \t]*[.、:)]?[ \t]*(?:[是为]|(?i:is)[ \t])?"
+    rf"(?P<verdict>[{_TICKS}]|不正确|不对|正确|错误|错|对|(?i:true|false|correct|incorrect|wrong|right))的?"
+)
+_ALL_JUDGED = re.compile(rf"(?:{re.sub('[?]P<[a-z]+>', '?:', _JUDGED_OPTION.pattern)}[ \t]*(?:[,;.。、\n]\s*)?){{2,8}}")
 _LEAD_END = re.compile(
     r"[ \t]*(?:\n|[.](?![A-Z]\.)|[。:;)\]<]|、(?![A-H])|[-–—]+[ \t]|\((?!\s*\d+,)"
-    r"|,?[ \t]*(?:because|since|as\b|因|由于|理由|原因|这|解析|解释|说明|选项[,。是]))"
+    r"|,?[ \t]*(?:because|since|as\b|因|由于|理由|原因|这|解析|解释|说明|选项[,。是])"
+    r"|,?[ \t]*(?:而不是|而非|并非|rather than\b)|,[ \t]*(?:不是|不选|(?:and )?not\b))"
 )
+_NUMBER_BEFORE = re.compile(r"^[(]?\d{1,3}[).、:][ \t]*(?=[^\n]*$)")
 _FILLER_BEFORE = re.compile(
     r"(?:only|both|just|probably|maybe|perhaps|likely|definitely|clearly|(?:it|that)(?:'s| is| would be)|i think|"
     r"应该|可能|大概|我觉得|我认为|只有|就?是)[ \t,]*(?=[(\[\"'“]?[A-H](?![A-Za-z]))",
@@ -252,6 +326,7 @@ _EMPHASISED = re.compile(
 _STEPS: tuple[Callable[[str, _Question], Extraction | None], ...] = (
     _alone,
     _declared,
+    _judged,
     _leading,
     _claimed,
     _option_text,

@@ -155,10 +155,7 @@ def _list(items: list[re.Match[str]], joints: list[str]) -> LetterList | None:
         items[0].start("run"),
         items[-1].end(),
         alternatives=any(_ALTERNATIVE.search(joint) for joint in joints),
-        marked=all(
-            item["prefix"].strip() not in ("", "选") or item["suffix"] or (item["open"] and item["close"])
-            for item in items
-        ),
+        marked=all(_is_marked(item) for item in items),
     )
 
 

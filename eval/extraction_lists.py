@@ -75,13 +75,36 @@ def _ranges(text: str, count: int, letters: str) -> list[str] | None:
 
 
 def _numbered(text: str, count: int, letters: str) -> list[str] | None:
-    """Read a letter after each number: `41. B`, `(2) C`, `第3题:D`, `4. 答案是A`."""
-    pattern = (
-        r"(?<![\w.])第?(\d{1,3})[ \t]*(?:题|小题|空)?[ \t]*[)）.、:-]*[ \t]*(?:(?:正确)?答案|选|(?i:answer))?[ \t]*"
-        rf"(?:是|为|选|应选|(?i:is))?[ \t]*[:=]?[ \t]*[(\[]?([{letters}])[)\]]?(?![A-Za-z0-9_])"
-        r"(?!(?:选项|项)?[ \t]*(?:不|错|是错))"
+    """Read the letters after each number: `41. B`, `(2) C`, `第3题:D`, `4. 答案是A`, `5. A and C`, `| 6 | D |`.
+
+    Letters that begin a sentence (`A is wrong, so B`) are none. Where a number has none, its part may be prose.
+    """
+    given = []
+    for found in re.finditer(_numbered_pattern(letters), text):
+        named = re.findall(f"[{letters}]", found[2])
+        if len(set(named)) == len(named) and ("".join(named) != found[2] or named == sorted(named)):
+            given.append((int(found[1]), "".join(sorted(named))))
+    heads = {int(head[1]) for head in _PART.finditer(text)}
+    first = min((number for number, _ in given), default=0)
+    while first - 1 in heads:  # `1. A or B`, `2. C`: the first question has no answer, and the second is not the first
+        first -= 1
+        given.append((first, ""))
+    placed = _placed(given, count)
+    if placed is None or all(placed):
+        return placed
+    parts = _segments(text, count, letters)
+    return parts if parts and sum(map(bool, parts)) > sum(map(bool, placed)) else placed
+
+
+def _numbered_pattern(letters: str) -> str:
+    one = f"[{letters}]"
+    return (
+        r"(?<![\w.])第?(\d{1,3})[ \t]*(?:题|小题|空)?[ \t]*[)）.、:|-]*[ \t]*(?:(?:正确)?答案|选|(?i:answer))?[ \t]*"
+        r"(?:是|为|选|应选|(?i:is))?[ \t]*[:=]?[ \t]*[(\[]?"
+        rf"(?>({one}{{2,8}}|{one}(?:(?:[ \t]*[、,&和与及][ \t]*|[ \t]+and[ \t]+){one}(?![A-Za-z0-9_]))*))[)\]]?"
+        rf"(?![A-Za-z0-9_])(?!(?:选项|项)?[ \t]*(?:都|均|全)?(?:不|错|是错)|[ \t]*(?:或|相比|之间)"
+        rf"|[ \t]+(?:{_PROSE})\b)"
     )
-    return _placed([(int(number), letter) for number, letter in re.findall(pattern, text)], count)
 
 
 def _segments(text: str, count: int, letters: str) -> list[str] | None:
@@ -98,7 +121,7 @@ def _segments(text: str, count: int, letters: str) -> list[str] | None:
 def _in_order(text: str, count: int, letters: str) -> list[str] | None:
     """Read letters alone, as many as questions: `A B C D E`, after a marker or as the whole response."""
     markers = list(MARKER.finditer(text))
-    content = text[markers[-1].end() :] if markers else re.sub(r"^[^\n:]{0,12}答案[^\n:]{0,6}:", "", text)
+    content = text[markers[-1].end() :] if markers else _LIST_HEAD.sub("", text, count=1)
     stop = MARKED_END.search(content)
     content = (content[: stop.start()] if stop else content).replace(END, "")
     alone = re.fullmatch(rf"(?:[\s,，、;.。/|()\[\]-]*[{letters}])+[\s,，、;.。/|()\[\]]*", content)
@@ -124,6 +147,14 @@ def _placed(given: Sequence[tuple[int, str]], count: int) -> list[str] | None:
     return wanted if min(answers) == first and consecutive and 2 * sum(map(bool, wanted)) > count else None
 
 
+_LIST_HEAD = re.compile(
+    r"^[^\n:]{0,12}答案[^\n:]{0,6}:|^[ \t]*(?i:(?:so |therefore,? |thus,? )?(?:(?:the|my) )?(?:final |correct )?"
+    r"answers?(?: are| is)?(?: as follows)?(?::|(?<=are)))"
+)
+_PROSE = (
+    "is|are|was|were|has|have|had|does|do|did|can|cannot|could|would|should|will|may|might|seems?|says|means|refers|"
+    "describes|contradicts|and|or|nor|but|which|who|in|of|at|on"
+)
 _RULES: dict[str, Callable[[str, int, str], list[str] | None]] = {
     "marked": _marked,
     "answer_key": _ranges,

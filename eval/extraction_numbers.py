@@ -77,36 +77,78 @@ def _stripped(text: str) -> str:
 
 def parse_number(text: str) -> Fraction | None:
     r"""Return the value of a text that is one number: `-1,234.50`, `$5`, `１２％`, `3/4`, `\frac{1}{2}`, `1.2万`."""
-    found = NUMBER.match(without_markup(ascii_forms(text)).replace("$", "").strip())
-    rest = found and found.string[found.end() :]
-    return _value(found) if found and re.fullmatch(r"[ \t]*(?:%|\\%)?[.。]?", rest or "") else None
+    plain = without_markup(ascii_forms(text)).replace("$", "").strip()
+    found = NUMBER.match(plain)
+    rest = plain[found.end() :] if found else ""
+    return _value(found) if found and re.fullmatch(r"[ \t]*(?:%|\\%)?[.。]?", rest) else None
 
 
 def extract_number(response: str) -> NumberExtraction:
     """Return the number that the response gives: after `####`, in a box, declared, else the last one.
 
     The last of several declarations counts. Full-width digits, thousands separators, currencies, signs, fractions,
-    powers of ten and `万`/`million` are understood; `50%` is 50.
+    powers of ten and `万`/`million` are understood; `50%` is 50. What only begins or ends like a number (`1.000.000`,
+    `2,5`, `12:30`, `√2`, `2^10`) is none, and where it stands in the place of the answer nothing is read. The last
+    number is a convention, not a declaration: only `$18 in 2 hours` is known to give the 18.
     """
     said = without_thought(response)
     if said is None:
         return NumberExtraction(None, "unfinished_thought", "unparsed")
-    text = without_markup(ascii_forms(said)).replace("$", "")
+    text = without_markup(ascii_forms(said))
+    plain = text.replace("$", "")
     for rule, pattern in (("strict", _HASHES), ("boxed", _BOX), ("declared", _DECLARED)):
-        for head in reversed(list(pattern.finditer(text))):
-            if (found := NUMBER.match(text, head.end())) and (value := _value(found)) is not None:
-                return NumberExtraction(value, rule, "read")
-    for found in reversed(list(NUMBER.finditer(text))):
-        if (value := _value(found)) is not None:
-            return NumberExtraction(value, "last_number", "read")
-    return NumberExtraction(None, "no_number", "unparsed")
+        for head in reversed(list(pattern.finditer(plain))):
+            if found := NUMBER.match(plain, head.end()):
+                return _extraction(_whole_value(plain, found), rule)
+    numbers = _numbers(plain)
+    if not numbers:
+        return NumberExtraction(None, "no_number", "unparsed")
+    amount = _amount(text)
+    return _extraction(amount, "currency") if amount is not None else _extraction(numbers[-1], "last_number")
+
+
+def _extraction(value: Fraction | None, rule: str) -> NumberExtraction:
+    if value is None:
+        return NumberExtraction(None, "no_plain_number", "unparsed")
+    return NumberExtraction(value, rule, "read")
+
+
+def _numbers(text: str) -> list[Fraction | None]:
+    """Return the values of all that looks like a number, `None` for what is no plain one; `m^2` holds none."""
+    values, position = [], 0
+    while found := NUMBER.search(text, position):
+        position = found.end()
+        while more := _GOES_ON.match(text, position):
+            position = more.end()
+        if not _EXPONENT.search(text, max(0, found.start() - _REACH), found.start()):
+            values.append(_whole_value(text, found))
+    return values
+
+
+def _whole_value(text: str, found: re.Match[str]) -> Fraction | None:
+    """Return the value of a match of `NUMBER`; `None` where the text around makes it a part of something else."""
+    before = text[max(0, found.start() - _REACH) : found.start()]
+    return None if _GOES_ON.match(text, found.end()) or _ROOT.search(before) else _value(found)
+
+
+def _amount(text: str) -> Fraction | None:
+    """Return the sum of money of a last sentence `$18 … in 2 hours`, which holds no third number."""
+    sentences = [part for part in re.split(r"(?<=[。!?\n])|(?<=\.)\s", text) if NUMBER.search(part)]
+    last = sentences[-1].strip()
+    found = _MONEY.match(last)
+    numbers = _numbers(last.replace("$", ""))
+    return numbers[0] if found and last.count("$") <= 1 and len(numbers) == 2 else None
 
 
 def _value(found: re.Match[str]) -> Fraction | None:
-    """Return the value of a match of `NUMBER`; `None` for a fraction over zero."""
+    """Return the value of a match of `NUMBER`; `None` for a fraction over zero and for what is longer than numbers are.
+
+    Python refuses to convert thousands of digits, and a power of a million would fill the memory.
+    """
     value: Fraction
     below = found["bottom"] or found["below"] or found["under"]
-    if below and int(below) == 0:
+    power = (found["power"] or found["exponent"] or "0").replace("−", "-")
+    if len(found[0].strip()) > _LONGEST or abs(int(power)) > _LARGEST_POWER or (below and int(below) == 0):
         return None
     if found["top"]:
         value = Fraction(int(found["top"].replace("−", "-")), int(below))
@@ -115,11 +157,22 @@ def _value(found: re.Match[str]) -> Fraction | None:
     elif found["over"]:
         value = Fraction(found["over"].replace(",", "")) / int(below)
     else:
-        power = int((found["power"] or found["exponent"] or "0").replace("−", "-"))
-        value = Fraction(found["plain"].replace(",", "")) * Fraction(10) ** max(-100, min(power, 100))
+        value = Fraction(found["plain"].replace(",", "")) * Fraction(10) ** int(power)
     value *= Fraction(10) ** _UNITS.get(found["unit"].strip().lower(), 0)
     return -value if bool(found["sign"].strip()) != bool(found["inner"]) else value
 
 
+_LONGEST = 100
+"""Characters of a number."""
+_LARGEST_POWER = 100
+_REACH = 12
+"""How many characters before a number can make it a part of something else."""
+_GOES_ON = re.compile(r"[.,:]\d+|[ \t]*(?:√|\\sqrt\b|π|\\pi\b)[ \t]*\{?\d*|[ \t]*\^[ \t]*\{?[-−]?\d*")
+_ROOT = re.compile(r"(?:√|\\sqrt)[ \t]*[({]?[ \t]*$")
+_EXPONENT = re.compile(r"[A-Za-z)\]][ \t]*\^[ \t]*[({]?[ \t]*$")
+_MONEY = re.compile(
+    r"[^\d$€£¥]*[$€£¥][ \t]*[\d.,]+\b[^\d$€£¥]*\b(?:in|within|over|after|during|every|for|per)[ \t]+(?:the[ \t]+)?"
+    r"\d[\d,.]*[ \t]+[a-z]+[.!]?$"
+)
 _HASHES = re.compile(r"####[ \t]*")
 _BOX = re.compile(rf"{MARKER}[ \t]*(?:[a-zA-Z][ \t]*=)?[ \t]*")

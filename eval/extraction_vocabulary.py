@@ -77,6 +77,12 @@ HEADS = {
     "should_be_zh": rf"(?:应该|应当|应)(?:是|为){_SPACE}:?{_SPACE}",
     "that_is_zh": r"(?:选项|答案|选)[^。\n]{0,30}?(?<=[,、(个项])"
     rf"{_SPACE}(?:也就是|即|对应的?(?:是|为)?)(?:选项)?{_SPACE}:?{_SPACE}",
+    "instead_zh": rf"{_ANSWER_ZH}{_SPACE}(?:应该)?(?:不是|并非|不为|不选){_SPACE}(?:选项)?{_SPACE}[A-H](?:选?项)?"
+    rf"{_SPACE}[,;]?{_SPACE}"
+    rf"(?:而是|而应(?:该)?(?:是|为|选)|应该?(?:是|为|选)){_SPACE}",
+    "matching_option_zh": rf"[,;、]{_SPACE}(?:故|因此|所以)?对应的?(?:选项|答案)(?:是|为)?{_SPACE}:?{_SPACE}",
+    "instead_en": r"(?<![A-Za-z])(?i:(?:it|that)(?:'s| is) not[ \t]+(?:option[ \t]+)?)[A-H][.,;][ \t]*"
+    r"(?i:(?:it|that)(?:'s| is)[ \t]+)",
     "answer_en": rf"{_WORD_START}(?i:{_BEST_EN}{_ANSWER_EN}(?:[ \t]+{_BE}|'s){_SPACE}[:,]?{_SPACE}{_SURELY_EN}:?"
     rf"{_SPACE}\n?{_SPACE})",
     "choose_en": rf"{_WORD_START}(?i:(?:I|we)(?:[ \t]+(?:would|will|should|must|can|am going to)|'d|'ll)?"
@@ -95,7 +101,7 @@ HEADS = {
 }
 BARE_HEADS = {
     "answer_bare": rf"{_ANSWER_ZH}{_SPACE}|{_WORD_START}(?i:answer)[ \t]+",
-    "therefore_bare": rf"(?:因此|所以|故|综上所述|综上)[,、]?{_SPACE}|"
+    "therefore_bare": rf"(?:因此|所以|故|综上所述|综上|∴)[,、]?{_SPACE}|"
     rf"{_WORD_START}(?i:(?:therefore|thus|so|hence)[,:]?[ \t]+)",
 }
 """Heads after which nothing but the end of the sentence tells that the letters are the answer."""
@@ -117,7 +123,8 @@ ANSWER_CLAIMS = {
     r"(?![ \t]+for\b)",
 }
 TRUTH_CLAIMS = {
-    "is_right_zh": rf"{_SPACE}:?{_SPACE}(?:都|均|才|就|显然|也|完全|更|最|说法|表述|描述|内容|的)*(?:是|为|更|最)*"
+    "is_right_zh": rf"{_SPACE}(?:[两二三四](?:项|者|个选项))?{_SPACE}:?{_SPACE}"
+    r"(?:都|均|才|就|显然|也|完全|更|最|说法|表述|描述|内容|的)*(?:是|为|更|最)*"
     r"(?:正确|对的|符合|恰当|合适|合理|准确|佳|成立|当选|对(?![一-龥A-Za-z]))|[ \t]*[√✓✔✅]",
     "is_right_en": rf"{_SPACE}{_GLOSS}[ \t]+{_IS_EN}{_ADVERB_EN}(?:the most |most |the )?"
     r"(?:correct|right|true|accurate|appropriate|valid|best)",
@@ -144,7 +151,8 @@ JUDGED = re.compile(
 
 _SUPPOSED = (
     r"(?:不是|并非|而非|排除|不(?:应|能|可能|会|可以)?(?:是|选))[ \t]*$"
-    r"|(?:同学|学生|有人|考生|很多人|不少人|他们|她们|他|她)[^。,\n]{0,8}$"
+    r"|(?:同学|学生|有人|考生|很多人|不少人|他们|她们|他|她)[^。,;\n]{0,8}$"
+    r"|(?:[甲乙丙丁戊]|小[明红刚华丽强亮芳])(?:认为|觉得|说|会|则|却|想|也)?(?:应该|应)?[ \t]*$"
     r"|(?:如果|若|假如|假设|倘若|要是|即使|虽然|就算|是否|为什么|为何|怎么|何时|哪些)[^。,\n]{0,8}$"
     r"|(?i:\b(?:if|whether|suppose|assume|assuming|unless|why|not|never|cannot|students|people|they|he|she|some|many)"
     r"[ \t]+(?:(?:the|an?|that|said|says|think|chose|choose|also|of the|had|then|it is|you)[ \t]+)*"

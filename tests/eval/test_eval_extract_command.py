@@ -33,13 +33,13 @@ def write(path: Path, rows: list[dict[str, object]]) -> Path:
     ],
 )
 def test_every_kind_of_reply_is_read(rule: str, reply: str, count: int, value: object) -> None:
-    found = RULES[rule](reply, count)
+    found = RULES[rule](reply, count, "ABCD")
     assert (found.value, found.status) == (value, "read")
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_no_rule_reads_anything_out_of_nothing(rule: str) -> None:
-    found = RULES[rule]("", 2)
+    found = RULES[rule]("", 2, "ABCD")
     assert found.status != "read"
     assert found.value is None or set(found.value) == {None}  # type: ignore[call-overload]
 
@@ -72,3 +72,30 @@ def test_records_may_stand_inside_an_object(run_eval: Run, tmp_path: Path) -> No
     ):
         refused = run_eval("extract", *arguments)
         assert refused.returncode == 2 and any(part in refused.stderr for part in message.split("|"))
+
+
+def test_letters_beyond_d_are_read_where_they_are_named(run_eval: Run, tmp_path: Path) -> None:
+    replies = ["1. G\n2. A\n3. E\n4. C\n5. F", "【答案】GAECF", "1-5 GAECF", "1) G 2) A 3) E 4) C 5) F"]
+    file = write(tmp_path / "gaps.json", [{"response": reply, "right": list("GAECF")} for reply in replies])
+    for letters in ("A-G", "ABCDEFG"):
+        done = run_eval("extract", "answers", file, "--letters", letters, "--expected", "right")
+        assert "as expected: 4 of 4" in done.stdout, done.stdout + done.stderr
+    assert "as expected: 0 of 4" in run_eval("extract", "answers", file, "--expected", "right").stdout
+    for rule, letters, message in (
+        ("answers", "A-Z", "neither a range"),
+        ("answers", "B-D", "neither a range"),
+        ("answers", "", "neither a range"),
+        ("number", "A-G", "has letters of its own"),
+    ):
+        refused = run_eval("extract", rule, file, "--letters", letters)
+        assert refused.returncode == 2 and message in refused.stderr, refused.stderr
+
+
+def test_numbers_of_any_length_are_read_or_left(run_eval: Run, tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [
+        {"response": "9" * 6000, "right": 10**400},
+        {"response": "It is 1e999999", "right": "1e999999"},
+        {"response": "5", "right": 5},
+    ]
+    done = run_eval("extract", "number", write(tmp_path / "long.json", rows), "--expected", "right")
+    assert "read 1" in done.stdout and "as expected: 1 of 3" in done.stdout, done.stdout + done.stderr

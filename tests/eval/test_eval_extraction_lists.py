@@ -21,6 +21,29 @@ READ = [
     ("答案：ACB", "ABCD", "ACB"),
     ("（1）A；（2）B；（3）D", "ABCD", "ABD"),
     ("<think>1. B 2. B</think>1. C\n2. D", "ABCD", "CD"),
+    ("1. G\n2. A\n3. E\n4. C\n5. F", "ABCDEFG", "GAECF"),
+    ("【答案】GAECF", "ABCDEFG", "GAECF"),
+    ("1-5 GAECF", "ABCDEFG", "GAECF"),
+    ("|1|A|\n|2|C|\n|3|D|", "ABCD", "ACD"),
+    ("| 题号 | 答案 |\n|---|---|\n| 1 | B |\n| 2 | D |", "ABCD", "BD"),
+    ("The answers are: A, B, C, D", "ABCD", "ABCD"),
+    ("Answers: B C A", "ABCD", "BCA"),
+    ("1. A is wrong because it is too broad, so B.\n2. The answer is C.\n3. D", "ABCD", "BCD"),
+    ("1. A\n2. B is right.\n3. The answer is D.", "ABCD", "ABD"),
+    ("1、A，2、B，3、D", "ABCD", "ABD"),
+]
+
+SEVERAL = [
+    ("【答案】(1)B (2)C (3)AD", ["B", "C", "AD"]),
+    ("1. B\n2. A and C", ["B", "AC"]),
+    ("1. B\n2. A、C\n3. D,B", ["B", "AC", "BD"]),
+    ("1. BA\n2. C\n3. D", ["AB", "C", "D"]),
+    ("1. A、B、C都错，选D\n2. C", ["D", "C"]),
+    ("1. A和B相比，选A\n2. C", ["A", "C"]),
+    ("1. A or B\n2. C\n3. D", [None, "C", "D"]),
+    ("1. A或B\n2. C\n3. D", [None, "C", "D"]),
+    ("1. A and the rest\n2. B\n3. C", [None, "B", "C"]),
+    ("1. 无\n2. C\n3. D", [None, "C", "D"]),
 ]
 
 
@@ -28,6 +51,12 @@ READ = [
 def test_answers_are_read_in_order(response: str, letters: str, expected: str) -> None:
     found = extract_answers(response, len(expected), letters=letters)
     assert [answer.letters for answer in found] == list(expected), found
+
+
+@pytest.mark.parametrize(("response", "expected"), SEVERAL)
+def test_an_answer_may_hold_several_letters(response: str, expected: list[str | None]) -> None:
+    found = extract_answers(response, len(expected))
+    assert [answer.letters for answer in found] == expected, found
 
 
 def test_a_question_without_an_answer_is_unparsed_and_moves_no_other() -> None:

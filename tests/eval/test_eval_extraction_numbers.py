@@ -66,6 +66,12 @@ def test_comparison_of_the_harness(found: str | None, reference: str, same: bool
         ("€1,000,000.", "1000000", "last_number"),
         ("It is 50%", "50", "last_number"),
         ("<think>7</think>8", "8", "last_number"),
+        ("At 12:30 he had 5 apples", "5", "last_number"),
+        ("The area is 5 m^2", "5", "last_number"),
+        ("She earns $18 for her work in 2 hours.", "18", "currency"),
+        ("Each costs $3, so 5 of them cost 15.", "15", "last_number"),
+        ("9" * 100, "9" * 100, "last_number"),
+        ("1e100", "1e100", "last_number"),
     ],
 )
 def test_numbers_as_people_write_them(response: str, value: str, rule: str) -> None:
@@ -73,9 +79,33 @@ def test_numbers_as_people_write_them(response: str, value: str, rule: str) -> N
     assert (found.value, found.rule, found.status) == (Fraction(value), rule, "read")
 
 
-@pytest.mark.parametrize("response", ["", "no number", "1/0", "<think>the answer is 5", "十二"])
+@pytest.mark.parametrize("response", ["", "no number", "1/0", "<think>the answer is 5", "十二", "5 or 1/0"])
 def test_what_holds_no_number_is_unparsed(response: str) -> None:
     assert (extract_number(response).value, extract_number(response).status) == (None, "unparsed")
+
+
+@pytest.mark.parametrize("head", ["", "#### ", "The answer is ", "答案是", "It was 5, then "])
+@pytest.mark.parametrize("text", ["1.000.000", "2,5", "12:30", "√2", "\\sqrt{2}", "2√3", "2\\sqrt{3}", "2π", "2^10"])
+def test_what_only_begins_or_ends_like_a_number_is_unparsed(head: str, text: str) -> None:
+    found = extract_number(head + text)
+    assert (found.value, found.status) == (None, "unparsed"), found
+    assert parse_number(text) is None
+
+
+@pytest.mark.parametrize("head", ["", "#### ", "The answer is ", "It was 5, then "])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("9" * 6000, "1e999999", "1e" + "9" * 6000, "1/" + "9" * 6000, "\\frac{1}{" + "9" * 6000 + "}"),
+        *("0." + "1" * 6000, "2 1/" + "9" * 6000, "1 × 10^" + "9" * 6000, "1" + ",000" * 3000, "-" + "8" * 5000 + "万"),
+    ],
+    ids=lambda text: text[:8],
+)
+def test_what_is_longer_than_numbers_are_is_unparsed(head: str, text: str) -> None:
+    found = extract_number(head + text)
+    assert (found.value, found.status) == (None, "unparsed")
+    assert parse_number(text) is None
+    assert same_as_reference(flexible_extract(text), "5") is same_as_reference(strict_match(text), "5") is False
 
 
 def test_values_are_exact() -> None:
