@@ -140,4 +140,5 @@ BENCHMARK = Benchmark(
     prepare=prepare,
     score=score,
     shots=SHOTS,
+    template="raw",
 )

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from ift.data.templates import TOKENIZER_TEMPLATE
-from ift.errors import UserError
 from ift.inference.generation import Decoding
 from ift.inference.lengths import check_lengths
 from ift.inference.module import PredictionModule

@@ -288,7 +288,7 @@ def test_options_count_toward_the_models_positions(predict: Predicting, tmp_path
 
 
 def test_advice_for_long_prompts_can_be_followed(predict: Predicting, tmp_path: Path) -> None:
-    """The largest number of new tokens that it names is accepted and one more is not; where none fits, none is named."""
+    """The number of new tokens that it names is accepted and one more is not; where none fits, none is named."""
     prompts = [{"id": f"p{n}", "messages": [{"role": "user", "content": "a " * n}]} for n in (1, 20, 60)]
     path = f"--data.path={write_prompts(tmp_path / 'prompts.jsonl', prompts)}"
     said = predict.refused(tmp_path / "out", path, "--model.decoding.max_new_tokens=512")
