@@ -45,6 +45,9 @@ def run(options: argparse.Namespace) -> None:
     if options.data is None:
         _score_published(options, files)
         return
+    for path in files.values():
+        if path.is_dir():
+            raise UserError(f"--predictions: {path}: a folder without predictions.jsonl. Give a file of `ift predict`.")
     systems = {name: read_predictions(path) for name, path in files.items()}
     asked = asked_of([one for own in systems.values() for one in own])
     benchmark = chosen_benchmark(options, asked)

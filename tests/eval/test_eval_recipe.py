@@ -75,6 +75,12 @@ def test_a_report_names_the_model_by_its_place(tmp_path: Path) -> None:
     assert facts["decoding"] == DECODING and facts["path"] == str(tmp_path / "tuned" / "predictions.jsonl")
 
 
+def test_a_folder_without_predictions_is_called_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = answered(tmp_path, "lm_eval", {})
+    assert main([*arguments[:-1], str(tmp_path / "data"), "--output", str(tmp_path / "out")]) == 2
+    assert "data: a folder without predictions.jsonl." in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "further", "begins"),
     [
