@@ -42,6 +42,7 @@ SETS = (
     "gaokao-physics",
     "gaokao-mathqa",
 )
+_LABEL = re.compile(r"^\s*[(（]?[A-H][)）.、]\s*")
 _LETTERS = "ABCDEFG"
 
 
@@ -55,6 +56,8 @@ class Item:
     letters: tuple[str, ...]
     right: frozenset[str]
     """Empty where the data has no usable label."""
+    texts: tuple[str, ...] = ()
+    """Of the options, in the order of the letters, without their labels; empty where they cannot be told apart."""
 
     @property
     def kind(self) -> str:
@@ -127,7 +130,9 @@ def _item(name: str, row: Row) -> Item:
         f"答案：从A到{letters[-1]}, 我们应选择"
     )
     right = _right(row)
-    return Item(f"{name}-{row.index:05d}", name, prompt, letters, right if right <= set(letters) else frozenset())
+    known = right if right <= set(letters) else frozenset()
+    option_texts = tuple(_LABEL.sub("", option).strip() for option in options) if len(options) > 1 else ()
+    return Item(f"{name}-{row.index:05d}", name, prompt, letters, known, option_texts)
 
 
 def _right(row: Row) -> frozenset[str]:
@@ -159,7 +164,7 @@ def _outcome(prediction: Prediction, own: Set, item: Item) -> Outcome:
         raise UserError(f"--predictions: '{prediction.id}' has neither 'option_scores' nor a 'response'.")
     else:
         kind: Kind = "multi" if own.combines else "single"
-        found = extract_letters(prediction.response, letters=item.letters, kind=kind).letters
+        found = extract_letters(prediction.response, letters=item.letters, kind=kind, options=item.texts).letters
         letters = None if found is None else frozenset(found)
     if letters is None:
         note = prediction.response or ""

@@ -1,9 +1,10 @@
 """Bootstrap intervals of aggregated scores: items drawn again inside their categories, or whole categories.
 
-B. Efron and R. J. Tibshirani, "An Introduction to the Bootstrap" (1993), percentile intervals. Where categories are a
-sample themselves, whole categories are drawn, their items as they are: drawing the items again too would count their
-chance twice, as the spread between categories holds it already (A. C. Davison and D. V. Hinkley, "Bootstrap Methods and
-their Application", 1997, section 3.8).
+B. Efron and R. J. Tibshirani, "An Introduction to the Bootstrap" (1993), percentile intervals, widened for small
+samples (T. C. Hesterberg, The American Statistician 69 (2015) 371-386, "expanded percentile": without it 95 % intervals
+from 20 items hold about 93 %). Where categories are a sample themselves, whole categories are drawn, their items as
+they are: drawing the items again too would count their chance twice, as the spread between categories holds it already
+(A. C. Davison and D. V. Hinkley, "Bootstrap Methods and their Application", 1997, section 3.8).
 """
 
 import math
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from eval.aggregation import Cell
 from eval.average_arrays import FAST, Array
+from eval.distributions import normal_tail, t_quantile
 
 RESAMPLES = 2000
 SEED = 20_231_011
@@ -58,8 +60,8 @@ def bootstrap_intervals(
     """
     generator = np.random.default_rng(seed)
     groups = [sample.group for sample in samples]
-    whole = [clustered and groups.count(group) > 1 for group in groups]
-    chosen = _choose(groups, whole, resamples, generator)
+    whole = drawn_whole(groups, clustered=clustered)
+    chosen = choose_places(groups, whole, resamples, generator)
     totals = np.array([sample.cell.total for sample in samples])[chosen]
     for place, sample in enumerate(samples):
         if not whole[place]:
@@ -69,7 +71,8 @@ def bootstrap_intervals(
     results = {name: FAST[function](groups, counts, totals) for name, function in functions.items() if function in FAST}
     slow = {name: function for name, function in functions.items() if name not in results}
     results |= _one_by_one(samples, slow, chosen, totals) if slow else {}
-    return {name: _percentiles(results[name]) for name in functions}
+    tail = expanded_tail([len(sample.values) for sample in samples], groups, whole)
+    return {name: percentile_interval(results[name], tail) for name in functions}
 
 
 def _one_by_one(
@@ -93,7 +96,12 @@ def enough_clusters(groups: Sequence[str]) -> bool:
     return sum(groups.count(group) > 1 for group in groups) >= FEWEST_CLUSTERS
 
 
-def _choose(
+def drawn_whole(groups: Sequence[str], *, clustered: bool) -> list[bool]:
+    """Return whether each category is drawn whole, given their groups: one that is alone in its group never is."""
+    return [clustered and groups.count(group) > 1 for group in groups]
+
+
+def choose_places(
     groups: Sequence[str], whole: Sequence[bool], resamples: int, generator: np.random.Generator
 ) -> NDArray[np.int64]:
     """Return which category stands in every place of every resample, `(resamples, places)`."""
@@ -104,16 +112,37 @@ def _choose(
     return chosen
 
 
+def expanded_tail(sizes: Sequence[int], groups: Sequence[str], whole: Sequence[bool]) -> float | None:
+    """Return the tail that the percentiles leave out on either side; `None` where nothing can vary.
+
+    Hesterberg's: as Student's t with the variance's divisor n instead of n - 1, here with as many means as there are
+    categories (or, drawn whole, groups of them).
+
+    Args:
+        sizes: items of each category.
+        groups: of each category.
+        whole: whether it is drawn whole.
+    """
+    if any(whole):
+        n, means = sum(whole), len({group for group, one in zip(groups, whole, strict=True) if one})
+    else:
+        n, means = sum(sizes), len(sizes)
+    if n == means:
+        return None
+    return normal_tail(math.sqrt(n / (n - means)) * t_quantile(0.975, n - means))
+
+
+def percentile_interval(values: Array, tail: float | None) -> tuple[float, float]:
+    """Return the values between the tails; NaN where there are none, or no tail."""
+    kept = values[~np.isnan(values)]
+    if tail is None or not len(kept):
+        return math.nan, math.nan
+    low, high = np.quantile(kept, [tail, 1 - tail]).tolist()
+    return low, high
+
+
 def _sums(values: Sequence[float], times: int, generator: np.random.Generator) -> NDArray[np.float64]:
     """Return `times` sums of as many values drawn with replacement: a multinomial over the distinct ones."""
     distinct, counts = np.unique(np.asarray(values, dtype=np.float64), return_counts=True)
     result: NDArray[np.float64] = generator.multinomial(len(values), counts / len(values), size=times) @ distinct
     return result
-
-
-def _percentiles(values: Array) -> tuple[float, float]:
-    kept = values[~np.isnan(values)]
-    if not len(kept):
-        return math.nan, math.nan
-    low, high = np.quantile(kept, [0.025, 0.975]).tolist()
-    return low, high

@@ -13,7 +13,7 @@ from eval.extraction import extract_letters
 LETTERS = "ABCDEFGH"
 """Option letters by column."""
 _SEPARATORS = re.compile(r"[\s,.;、]+")
-_LABEL = re.compile(r"\s*(?P<letter>[A-HＡ-Ｈ])\s*[、．.:：)）]\s*")
+_LABEL = re.compile(r"\s*(?:[(（]\s*)?(?P<letter>[A-HＡ-Ｈ])\s*[、．.:：)）]\s*")
 
 
 # As MMCU's scripts have it -------------------------------------------------------------------------------------------

@@ -1,7 +1,6 @@
 """Resampling of two systems' answers to the same items: intervals and tests for differences of any average.
 
-The interval is a percentile one, widened for small samples (T. C. Hesterberg, The American Statistician 69 (2015)
-371-386, "expanded percentile": without it 95 % intervals from 20 items hold about 93 %). The test swaps the two
+The interval is that of `bootstrap.py`. The test swaps the two
 systems' answers at random, which is R. A. Fisher's randomization test; the observed one counts as a random one too (B.
 Phipson and G. K. Smyth, Statistical Applications in Genetics and Molecular Biology 9 (2010) 39).
 
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 
 from eval.aggregation import Cell
 from eval.average_arrays import FAST, Array
-from eval.distributions import normal_tail, t_quantile
+from eval.bootstrap import choose_places, drawn_whole, expanded_tail, percentile_interval
 
 RESAMPLES = 4000
 PERMUTATIONS = 10_000
@@ -71,17 +70,19 @@ def bootstrap_difference(
         seed: the same seed gives the same interval.
     """
     generator = np.random.default_rng(seed)
-    whole = _drawn_whole(samples, clustered=clustered)
+    groups = [sample.group for sample in samples]
+    whole = drawn_whole(groups, clustered=clustered)
     totals = _totals(samples)
     estimate = _difference(samples, totals, function)
-    chosen = _choose(samples, whole, resamples, generator)
+    chosen = choose_places(groups, whole, resamples, generator)
     drawn = np.broadcast_to(totals, (resamples, *totals.shape)).copy()
     for place, sample in enumerate(samples):
         if not whole[place]:
             drawn[:, place] = _draw_items(sample, resamples, generator)
     rows = np.arange(resamples)[:, None]
     differences = _differences(samples, chosen, drawn[rows, chosen], function)
-    return estimate, _interval(differences, _level(samples, whole))
+    tail = expanded_tail([len(sample.first) for sample in samples], groups, whole)
+    return estimate, percentile_interval(differences, tail)
 
 
 def permutation_p_value(
@@ -101,7 +102,7 @@ def permutation_p_value(
         permutations: number of random swaps, where not all are tried.
         seed: the same seed gives the same value.
     """
-    whole = _drawn_whole(samples, clustered=clustered)
+    whole = drawn_whole([sample.group for sample in samples], clustered=clustered)
     signed = [_swapped(sample, whole=one) for sample, one in zip(samples, whole, strict=True)]
     exact = sum(len(own) for own in signed) <= _EXACT
     swapped = _all_swaps(signed) if exact else _random_swaps(signed, permutations, np.random.default_rng(seed))
@@ -117,11 +118,6 @@ def permutation_p_value(
     return (reached / len(found), True) if exact else ((reached + 1) / (len(found) + 1), False)
 
 
-def _drawn_whole(samples: Sequence[PairedSample], *, clustered: bool) -> list[bool]:
-    groups = [sample.group for sample in samples]
-    return [clustered and groups.count(group) > 1 for group in groups]
-
-
 def _totals(samples: Sequence[PairedSample]) -> Array:
     """Return the units and both systems' sums over them, `(categories, 3)`."""
     return np.array([[math.fsum(column) for column in _table(sample).T] for sample in samples])
@@ -131,17 +127,6 @@ def _table(sample: PairedSample) -> Array:
     """Return the units of every item and both systems' sums over them, `(items, 3)`."""
     units = np.array(sample.units, dtype=np.float64)
     return np.stack([units, units * sample.first, units * sample.second], axis=1)
-
-
-def _choose(
-    samples: Sequence[PairedSample], whole: Sequence[bool], resamples: int, generator: np.random.Generator
-) -> NDArray[np.int64]:
-    """Return which category stands in every place of every resample, `(resamples, places)`."""
-    chosen = np.tile(np.arange(len(samples)), (resamples, 1))
-    for group in dict.fromkeys(sample.group for sample, one in zip(samples, whole, strict=True) if one):
-        own = np.array([place for place, sample in enumerate(samples) if sample.group == group])
-        chosen[:, own] = own[generator.integers(len(own), size=(resamples, len(own)))]
-    return chosen
 
 
 def _draw_items(sample: PairedSample, resamples: int, generator: np.random.Generator) -> Array:
@@ -210,27 +195,3 @@ def _differences(
     return np.array(
         [_difference([samples[place] for place in row], own, function) for row, own in zip(chosen, totals, strict=True)]
     )
-
-
-def _level(samples: Sequence[PairedSample], whole: Sequence[bool]) -> float | None:
-    """Return the tail that the percentiles leave out on either side; `None` where nothing varies.
-
-    Hesterberg's: as Student's t with the variance's divisor n instead of n - 1, here with as many means as there are
-    categories (or, drawn whole, groups of them).
-    """
-    if any(whole):
-        groups = {sample.group for sample, one in zip(samples, whole, strict=True) if one}
-        n, means = sum(whole), len(groups)
-    else:
-        n, means = sum(len(sample.first) for sample in samples), len(samples)
-    if n == means:
-        return None
-    return normal_tail(math.sqrt(n / (n - means)) * t_quantile(0.975, n - means))
-
-
-def _interval(differences: Array, level: float | None) -> tuple[float, float]:
-    kept = differences[~np.isnan(differences)]
-    if level is None or not len(kept):
-        return math.nan, math.nan
-    low, high = np.quantile(kept, [level, 1 - level]).tolist()
-    return low, high

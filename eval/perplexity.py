@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from eval.benchmark import Benchmark
-from eval.bootstrap import RESAMPLES, SEED
+from eval.bootstrap import RESAMPLES, SEED, expanded_tail, percentile_interval
 from eval.report import Outcome, Report, Score, summarize
 from eval.rows import read_rows
 from ift.errors import UserError
@@ -177,7 +177,8 @@ def _weighted(sums: Sequence[Sums], unit: str, function: Callable[[float], float
     generator = np.random.default_rng(SEED)
     drawn = [generator.integers(len(sums), size=len(sums)) for _ in range(RESAMPLES)]
     ratios = np.array([bits[own].sum() / units[own].sum() for own in drawn])
-    low, high = (function(float(bound)) for bound in np.quantile(ratios, [0.025, 0.975]))
+    tail = expanded_tail([len(sums)], [""], [False])
+    low, high = (function(bound) for bound in percentile_interval(ratios, tail))
     return Score(len(sums), function(float(bits.sum() / units.sum())), (low, high), "bootstrap over items")
 
 

@@ -1,8 +1,9 @@
 """What a benchmark's `score` gives back, and how it is summed up from single outcomes."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from eval.aggregation import MACRO, MICRO, Aggregation, Cell, group_macro, group_micro, macro, micro
@@ -62,7 +63,7 @@ class Score:
     n: int
     score: float
     interval: tuple[float, float]
-    """95 % interval."""
+    """95 % interval; NaN where the items tell nothing about their spread."""
     method: Method = "wilson"
     """How the interval was computed."""
 
@@ -215,15 +216,30 @@ def _scores(
     clustered = clustered and enough_clusters([sample.group for sample in samples])
     cells = [sample.cell for sample in samples]
     means = _MEANS if len(cells) == 1 else (micro,)
-    wilson = not clustered and _right_or_wrong(outcomes)
-    plain = {name for name, function in functions.items() if wilson and function in means}
+    plain = {name for name, function in functions.items() if not clustered and function in means}
     others = {name: function for name, function in functions.items() if name not in plain}
     intervals = bootstrap_intervals(samples, others, clustered=clustered) if others else {}
     method: Method = "bootstrap over categories" if clustered else "bootstrap over items"
     return {
-        name: _mean(outcomes) if name in plain else Score(len(outcomes), function(cells), intervals[name], method)
+        name: _mean(outcomes)
+        if name in plain
+        else _honest(Score(len(outcomes), function(cells), intervals[name], method), outcomes)
         for name, function in functions.items()
     }
+
+
+def _honest(score: Score, outcomes: Sequence[Outcome]) -> Score:
+    """Return a score without the certainty that a bootstrap gives where it has nothing to draw from.
+
+    Right or wrong answers that are all alike say as much as their share does; where other values do not vary, or stand
+    alone, nothing is known about their spread.
+    """
+    low, high = score.interval
+    if low != high and not (math.isnan(low) and _right_or_wrong(outcomes)):
+        return score
+    if not _right_or_wrong(outcomes):
+        return replace(score, interval=(math.nan, math.nan))
+    return replace(score, interval=_mean(outcomes).interval, method="wilson")
 
 
 def _right_or_wrong(outcomes: Sequence[Outcome]) -> bool:
@@ -236,7 +252,7 @@ def _mean(outcomes: Sequence[Outcome]) -> Score:
         return Score(len(outcomes), right / len(outcomes), wilson_interval(right, len(outcomes)))
     sample = Sample("", "", tuple(outcome.score for outcome in outcomes))
     interval = bootstrap_intervals([sample], {"mean": MICRO.function}, clustered=False)["mean"]
-    return Score(len(outcomes), sample.cell.mean, interval, "bootstrap over items")
+    return _honest(Score(len(outcomes), sample.cell.mean, interval, "bootstrap over items"), outcomes)
 
 
 def _answers(predictions: Iterable[Prediction]) -> Answers:

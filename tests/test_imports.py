@@ -149,3 +149,18 @@ print(*sorted({{name.split('.')[0] for name in sys.modules}}))
     result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stderr
     assert not set(result.stdout.split()) & HEAVY
+
+
+def test_averages_are_found_without_torch() -> None:
+    """`compare` looks through the benchmarks, and not through what needs a model."""
+    program = """
+import sys
+from eval.comparison.averages import find_average
+from eval.aggregation import Cell
+cells = [Cell("a", "g", 3, 1.0), Cell("b", "h", 3, 2.0)]
+print(find_average("mmcu_readme", [(cells, 0.4991)]))
+print(*sorted({name.split('.')[0] for name in sys.modules}))
+"""
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+    assert not set(result.stdout.splitlines()[-1].split()) & HEAVY

@@ -97,7 +97,7 @@ def _rounds(one: Aggregation, reported: Sequence[tuple[Sequence[Cell], float]]) 
 def _defined(name: str) -> Iterator[Aggregation]:
     """Yield the averages of that name that the modules of this program hold."""
     for module in pkgutil.iter_modules(benchmarks_folder.__path__):
-        if module.name.startswith("_"):
+        if module.ispkg or module.name.startswith("_"):  # packages need torch, and hold no benchmark
             continue
         for value in vars(importlib.import_module(f"eval.{module.name}")).values():
             if isinstance(value, Aggregation) and value.name == name:

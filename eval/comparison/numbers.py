@@ -17,7 +17,7 @@ from eval.paired_resampling import bootstrap_difference
 from eval.seed_statistics import SeedDifference, SeedScore, compare_seeds, over_seeds
 from eval.statistics import wilson_interval
 
-_ROUNDED = "rounds on the way, or differs by less than 1 % for another reason"
+_ROUNDED = "is rounded on the way"
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def _notes(parts: Sequence[Part], headline: str) -> list[str]:
         notes.append(f"'{headline}' {_ROUNDED}; difference, interval and p are those of '{overall.name}'.")
     names = {part.average.name for part in parts if part.kind == "group" and part.average and not part.average.exact}
     if names:
-        notes.append(f"The groups' scores: {_ROUNDED}; their tests are those of '{', '.join(sorted(names))}'.")
+        notes.append(f"The groups' average {_ROUNDED}; their tests are those of '{', '.join(sorted(names))}'.")
     return notes
 
 

@@ -9,7 +9,7 @@ from eval.comparison.reports import Item, RunReport, find_reports
 from ift.errors import UserError
 
 _SHOWN = 3
-_PLAIN = ("eval", "report", "reports", "tuned")
+_PLAIN = ("eval", "report", "reports")
 """Names of folders that say nothing about the system; the folder above does."""
 
 

@@ -1,6 +1,7 @@
 """The callback: when a benchmark is asked during training, and where its score goes."""
 
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -181,6 +182,8 @@ class EvaluateDuringTraining(Callback):
                 report = self._score(answers)
         except UserError as error:
             return str(error)
+        except Exception:  # a benchmark's own mistake, told with its place, and on all ranks
+            return f"{self.name}: its score failed:\n{traceback.format_exc()}"
         step = trainer.global_step
         if trainer.logger is not None:
             trainer.logger.log_metrics(curves(self.name, report), step=step)

@@ -108,3 +108,29 @@ def test_kinds_cut_across_categories_and_groups_hold_them() -> None:
     many = [Outcome(str(number), f"subject {number % 12}", number % 2 == 0) for number in range(48)]
     report = summarize(many, [prediction(one.id) for one in many], clustered=True)
     assert report.aggregates["micro"].method == "bootstrap over categories"
+
+
+def test_no_certainty_comes_from_items_that_do_not_vary() -> None:
+    wrong = [Outcome(str(number), f"s{number % 2}") for number in range(18)]
+    report = summarize(wrong, [prediction(one.id) for one in wrong], aggregations=(MACRO,))
+    assert report.headline[1].interval == report.overall.interval == (0.0, pytest.approx(0.1759, abs=1e-4))
+    alone = [Outcome("1", "math", value=0.5)]
+    report = summarize(alone, [prediction("1")], aggregations=(MACRO,))
+    assert np.isnan(report.headline[1].interval).all() and np.isnan(report.categories["math"].interval).all()
+    single = [Outcome(str(number), f"s{number}", number > 0) for number in range(4)]
+    report = summarize(single, [prediction(one.id) for one in single], aggregations=(MACRO,))
+    assert report.headline[1].interval == report.overall.interval
+
+
+@pytest.mark.parametrize("n", [10, 30])
+def test_coverage_of_a_mean_of_few_scores(n: int) -> None:
+    """A judge's scores of one task: without widening, 10 items hold about 89 of 100."""
+    generator = np.random.default_rng(n)
+    hits = 0
+    for trial in range(400):
+        values = tuple(np.clip(generator.normal(6, 2, n), 0, 12).tolist())
+        interval = bootstrap_intervals(
+            [Sample("t", "", values)], {"m": MICRO.function}, clustered=False, resamples=400, seed=trial
+        )["m"]
+        hits += interval[0] <= 6 <= interval[1]
+    assert 366 <= hits <= 394

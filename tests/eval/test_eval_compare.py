@@ -131,7 +131,7 @@ def test_an_average_that_rounds_is_tested_without_rounding(tmp_path: Path, capsy
     unrounded = [letters(0.7, 99, 8)[start::3].count("1") / 33 for start in range(3)]
     before = [letters(0.5, 99, 8)[start::3].count("1") / 33 for start in range(3)]
     assert float(row["difference"]) == pytest.approx(np.mean(unrounded) - np.mean(before))
-    assert "'to_the_cent' rounds on the way" in capsys.readouterr().out
+    assert "'to_the_cent' is rounded on the way" in capsys.readouterr().out
 
 
 def test_an_average_that_nobody_knows_is_shown_and_not_tested(

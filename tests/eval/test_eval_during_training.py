@@ -23,6 +23,7 @@ from tiny import ROOT, make_llama, make_rows, write_json
 
 from eval.__main__ import main as eval_main
 from eval.benchmark import Judge, get_benchmark
+from eval.during_training import EvaluateDuringTraining
 from eval.during_training.answering import undisturbed
 from ift.cli import main as ift_main
 
@@ -335,3 +336,11 @@ def test_nothing_is_disturbed(base: Path) -> None:
         raise KeyError
     assert {name: module.training for name, module in model.named_modules()} == modes
     assert [draw() for draw in states] == expected
+
+
+def test_a_benchmark_that_fails_is_told_and_leaves_no_rank_waiting(quiz: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `_keep` returns is broadcast and raised on every rank; an exception on the first alone would not be."""
+    callback = EvaluateDuringTraining("quiz", data=str(quiz))
+    monkeypatch.setattr(callback, "_score", lambda answers: 1 / 0)
+    message = callback._keep(None, [], 0.0)  # type: ignore[arg-type]
+    assert message is not None and "quiz: its score failed" in message and "ZeroDivisionError" in message
