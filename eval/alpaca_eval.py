@@ -24,6 +24,7 @@ from ift.errors import UserError
 from ift.records import Prediction, PromptRecord
 
 NAME = "alpaca_eval"
+NUM_INSTRUCTIONS = 805
 BASELINE = "(baseline)"
 WIN_RATE = Aggregation("win_rate", micro)
 
@@ -101,7 +102,12 @@ def score(replies: Sequence[Prediction], systems: Systems, path: Path) -> Mappin
 def published(path: Path) -> Report:
     """Score preferences that AlpacaEval or another tool wrote."""
     preferences = read_preferences(path)
-    return _report(preferences, [Prediction(one.id, "", "") for one in preferences])
+    report = _report(preferences, [Prediction(one.id, "", "") for one in preferences])
+    if len(preferences) == NUM_INSTRUCTIONS:
+        return report
+    part = f"{len(preferences)} of {NUM_INSTRUCTIONS} instructions: "
+    part += "a part of AlpacaEval." if len(preferences) < NUM_INSTRUCTIONS else "not AlpacaEval's own."
+    return replace(report, notes=(part, *report.notes))
 
 
 def _report(preferences: Sequence[Preference], predictions: Iterable[Prediction]) -> Report:

@@ -66,6 +66,9 @@ class Benchmark:
     """How a judge scores the answers, where one does."""
     published: Callable[[Path], Report] | None = None
     """Scores a result file as others published it, which holds answers and labels, so that no data is needed."""
+    template: str | None = None
+    """The template of `ift predict` without which the prompts are not the protocol's own (`raw`: bare text); none where
+    any will do. `run` asks a base model under it unless another is given; `score` notes where another was used."""
 
     def all_protocols(self) -> dict[str, "Benchmark"]:
         """Return this one and its other protocols, by protocol name, the default first."""
@@ -100,7 +103,10 @@ def how_asked(benchmark: Benchmark, *, mode: str | None, shots: int | None) -> A
     """
     if mode is not None and mode not in benchmark.modes:
         if not benchmark.modes:
-            raise UserError(f"--mode: '{mode}': {_named(benchmark)} has one way to ask only. Leave --mode out.")
+            raise UserError(
+                f"--mode: '{mode}': {benchmark.name} under protocol {benchmark.protocol} has one way to ask only. "
+                f"Leave --mode out{_protocols_with(benchmark, mode)}."
+            )
         raise unknown_name("--mode", mode, benchmark.modes)
     if shots is not None and shots not in benchmark.shots:
         known = ", ".join(map(str, benchmark.shots)) or "none"
@@ -142,6 +148,13 @@ def get_benchmark(name: str, protocol: str | None = None) -> Benchmark:
     if protocol not in protocols:
         raise unknown_name("--protocol", protocol, protocols, hint="`python -m eval list` describes them.")
     return protocols[protocol]
+
+
+def _protocols_with(benchmark: Benchmark, mode: str) -> str:
+    """Return under which other protocols a mode is known, as the end of an advice."""
+    outer = find_benchmarks().get(benchmark.name, benchmark)
+    names = [name for name, own in outer.all_protocols().items() if mode in own.modes]
+    return f", or give --protocol {' or '.join(names)}, which has it" if names else ""
 
 
 def _named(benchmark: Benchmark) -> str:

@@ -151,6 +151,7 @@ _LM_EVAL = Benchmark(
         ),
     ),
     shots=_SHOTS,
+    template="raw",
 )
 
 _CHINESE_LLAMA_ALPACA = Benchmark(

@@ -162,6 +162,7 @@ _LM_EVAL = Benchmark(
         ),
     ),
     shots=_SHOTS,
+    template="raw",
 )
 
 BENCHMARK = Benchmark(

@@ -51,7 +51,8 @@ def _outcome(prediction: Prediction, row: Row) -> Outcome:
         return Outcome(prediction.id, category, status="excluded", note="empty output")
     if prediction.response is None:
         raise UserError(f"--predictions: '{prediction.id}' has no 'response'; this benchmark needs generated text.")
-    return Outcome(prediction.id, category, normalize(prediction.response) == reference)
+    answer = normalize(prediction.response)
+    return Outcome(prediction.id, category, answer == reference, answer=answer)
 
 
 BENCHMARK = Benchmark(

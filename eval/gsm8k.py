@@ -38,7 +38,7 @@ Reading = Callable[[str, str], tuple[str, bool] | None]
 
 def prepare(path: Path, *, shots: int = SHOTS[0]) -> Iterator[PromptRecord]:
     """Yield one prompt per problem, after `shots` solved ones."""
-    solved = _read(path, "train")[:shots] if shots else []
+    solved = _solved(path, shots) if shots else []
     if len(solved) < shots:
         raise UserError(f"--shots: {shots}: the training problems beside {path} are {len(solved)}. Give fewer.")
     examples = "".join(_SHOT.format(question=row.text("question"), answer=row.text("answer")) for row in solved)
@@ -103,6 +103,17 @@ def _reference(row: Row) -> str:
     return number.strip() if mark else ""
 
 
+def _solved(path: Path, shots: int) -> list[Row]:
+    """Return the first training problems, for worked examples."""
+    folder = path.parent if path.is_file() else path
+    if folder.is_dir() and not (folder / "train.jsonl").is_file():
+        raise UserError(
+            f"--shots: {shots}: {folder / 'train.jsonl'}: no such file; the {shots} worked examples are its first "
+            "problems. Put it there, or give --shots 0."
+        )
+    return _read(path, "train")[:shots]
+
+
 def _read(path: Path, split: str) -> list[Row]:
     """Return the rows of a split from `<split>.jsonl` at or beside the path, or from a hub."""
     if path.is_file():
@@ -129,4 +140,5 @@ BENCHMARK = Benchmark(
     prepare=prepare,
     score=score,
     shots=SHOTS,
+    template="raw",
 )

@@ -34,7 +34,10 @@ def select(prompts: Iterable[PromptRecord], *, limit: int | None, seed: int) -> 
         return everything
     rows = [prompt.id for prompt in everything if OF not in prompt.meta]
     if not 1 <= limit <= len(rows):
-        raise UserError(f"--limit: {limit} is out of range; the data has {len(rows)} rows. Give 1 to that many.")
+        raise UserError(
+            f"--limit: {limit} is out of range; the data{_benchmark(everything)} has {len(rows)} rows. Give 1 to that "
+            "many."
+        )
     chosen = set(random.Random(seed).sample(rows, limit))
     return [prompt for prompt in everything if prompt.meta.get(OF, prompt.id) in chosen]
 
@@ -73,6 +76,12 @@ def match(
             "`prepare`; score with the file that the prompts came from."
         )
     return [replace(by_id[prompt.id], reference=prompt.reference) for prompt in prompts]
+
+
+def _benchmark(prompts: Sequence[PromptRecord]) -> str:
+    """Return of which benchmark the prompts are, where they say so; a command may ask several."""
+    names = sorted({prompt.meta["asked"]["benchmark"] for prompt in prompts if "asked" in prompt.meta})
+    return f" of {', '.join(names)}" if names else ""
 
 
 def _count(ids: Sequence[str], what: str) -> str:

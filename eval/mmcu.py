@@ -124,6 +124,7 @@ MMCU_README = Benchmark(
     modes={"letters_only": prepare_original, "without_letters_only": prepare_without_letters_only},
     shots=SHOTS,
     published=_scores_published(score_readme),
+    template="raw",
 )
 ALPACA_COT = Benchmark(
     name=NAME,
@@ -133,6 +134,7 @@ ALPACA_COT = Benchmark(
     prepare=prepare_alpaca_cot,
     score=_scores_data(score_alpaca_cot),
     published=_scores_published(score_alpaca_cot),
+    template="alpaca",
 )
 BENCHMARK = Benchmark(
     name=NAME,

@@ -97,6 +97,12 @@ def _from_folder(folder: Path) -> Iterator[_Result]:
     if len(entries) == 1 and entries[0].is_dir():
         yield from _from_folder(entries[0])
         return
+    json_files = [path.name for path in entries if path.suffix == ".json"]
+    if json_files:
+        raise UserError(
+            f"--predictions: {folder}: a folder with {len(json_files)} JSON files. Published results are one such "
+            f"file: give {folder / json_files[0]}, or the folder of text files that MMCU's scripts wrote for one model."
+        )
     for path in entries:
         if path.is_dir():
             raise UserError(f"--predictions: {path}: found a folder beside others. Give the folder of one run.")

@@ -118,6 +118,15 @@ def asked_of(predictions: Iterable[Prediction]) -> Asked | None:
     return Asked(**facts) if facts else None
 
 
+def identity_of(predictions: Path) -> Mapping[str, Any]:
+    """Return what decided the answers of a `predictions.jsonl`, as `ift predict` wrote it beside; empty where unknown.
+
+    Among it are `base` and `adapter` (hashes), `template` (its fields), `decoding`, and `join_options` where it was
+    set.
+    """
+    return dict(_about(predictions).get("identity", {}))
+
+
 def sha256(path: Path) -> str | None:
     """Return the hash of a file, or of the names and contents of a folder's files; `None` where nothing lies there."""
     if path.is_file():
@@ -154,12 +163,17 @@ def _data(report: Report, sources: Sources) -> dict[str, Any]:
 
 def _predictions(path: Path) -> dict[str, Any]:
     """Return where predictions lie, and what `ift predict` wrote beside them: model, template, decoding."""
-    about = path.parent / "predict.json"
     facts: dict[str, Any] = {"path": str(path), "sha256": sha256(path)}
-    if path.name == "predictions.jsonl" and about.is_file():
-        identity = json.loads(about.read_text(encoding="utf-8"))["identity"]
-        facts |= {name: identity[name] for name in _IDENTITY if name in identity}
-    return facts
+    identity, model = identity_of(path), _about(path).get("model")
+    facts |= {"model": model} if model else {}
+    return facts | {name: identity[name] for name in _IDENTITY if name in identity}
+
+
+def _about(path: Path) -> dict[str, Any]:
+    about = path.parent / "predict.json"
+    if path.name != "predictions.jsonl" or not about.is_file():
+        return {}
+    return dict(json.loads(about.read_text(encoding="utf-8")))
 
 
 def _judged(sources: Sources) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> None:
         if job.is_scored:
             print(f"{job.folder}: scored already")
             continue
-        predict(job, options.further)
+        predict(job, _predict_options(job, options.further))
         if job.task.benchmark.judge is None:
             _score(job, options)
     _tell_judged([job for job in jobs if job.task.benchmark.judge is not None], options)
@@ -132,6 +132,13 @@ def _prompts(task: Task, options: argparse.Namespace, temporary: Path) -> Path:
 def _about(job: Job, options: argparse.Namespace) -> dict[str, Any]:
     """Return what `run.json` holds; prompts are compared themselves."""
     return {"benchmark": job.task.benchmark.name, "model": list(job.system.arguments), "predict": options.further}
+
+
+def _predict_options(job: Job, further: Sequence[str]) -> list[str]:
+    """Return the user's options of `ift predict`, with the protocol's template for a model that nobody gave one."""
+    template, given = job.task.benchmark.template, {argument.partition("=")[0] for argument in further}
+    decided = job.system.arguments[0] == "--run" or given & {"--data.template", "--data", "--config"}
+    return list(further) if template is None or decided else [f"--data.template={template}", *further]
 
 
 def _score(job: Job, options: argparse.Namespace) -> None:

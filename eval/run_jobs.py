@@ -78,13 +78,19 @@ class Job:
         return f"{self.label}={self.answers}"
 
     @property
+    def has_answers(self) -> bool:
+        """Whether anything was answered or scored; before that, as after a refusal, nothing in the folder is lost."""
+        answered = self.predictions.is_dir() and any(self.predictions.iterdir())
+        return answered or self.is_scored
+
+    @property
     def is_scored(self) -> bool:
         """Whether the report is there."""
         return (self.folder / "report.json").is_file()
 
 
 def check_folder(job: Job, about: dict[str, Any], prompts: Path) -> None:
-    """Refuse a folder that holds anything but the beginning of this job.
+    """Refuse a folder that holds anything but the beginning of this job, or of one that nothing was answered in.
 
     Args:
         job: that is to be done.
@@ -103,7 +109,7 @@ def check_folder(job: Job, about: dict[str, Any], prompts: Path) -> None:
     differing = [name for name in {**about, **found} if about.get(name) != found.get(name)]
     if own.is_file() and own.read_bytes() != prompts.read_bytes():
         differing.append("prompts")
-    if differing:
+    if differing and job.has_answers:
         raise UserError(
             f"--output: '{job.folder}' holds another run of a benchmark (differing: {', '.join(differing)}), and "
             "nothing is overwritten. Give another folder, or the same arguments and data as before."
@@ -111,14 +117,14 @@ def check_folder(job: Job, about: dict[str, Any], prompts: Path) -> None:
 
 
 def begin(job: Job, about: dict[str, Any], prompts: Path) -> None:
-    """Write what is asked, unless it is there; arguments as of `check_folder`."""
+    """Write what is asked, unless it is there and answered; arguments as of `check_folder`."""
     job.folder.mkdir(parents=True, exist_ok=True)
     known, own = job.folder / "run.json", job.folder / "prompts.jsonl"
-    if not known.is_file():
+    if not known.is_file() or not job.has_answers:
         temporary = known.with_name("run.json.tmp")
         temporary.write_text(json.dumps(about, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
         os.replace(temporary, known)
-    if not own.is_file():
+    if not own.is_file() or not job.has_answers:
         temporary = own.with_name("prompts.jsonl.tmp")
         shutil.copyfile(prompts, temporary)
         os.replace(temporary, own)

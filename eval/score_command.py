@@ -1,13 +1,16 @@
 """`python -m eval score`: from predictions (and a judge's replies) to a report."""
 
 import argparse
+import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from eval.benchmark import Asked, Benchmark, Prepare, get_benchmark, how_asked, prompts_of
 from eval.judge_usable import quoted
 from eval.matching import match, select
 from eval.output import Sources, asked_of, prompts_hash, refuse_existing, write_report
+from eval.recipe import recipe_notes
 from eval.report import Report
 from ift.errors import UserError, unknown_name
 from ift.records import Prediction, PromptRecord, read_predictions
@@ -25,7 +28,7 @@ def add_parser(
         nargs="+",
         required=True,
         metavar="[NAME=]FILE",
-        help="what `ift predict` wrote; several where a judge compared systems",
+        help="what `ift predict` wrote, the file or its folder; several where a judge compared systems",
     )
     command.add_argument("--output", type=Path, required=True, metavar="DIR", help="gets report.json and report.md")
     command.add_argument("--protocol", help="as for prepare; where left out, what the predictions say")
@@ -43,6 +46,9 @@ def run(options: argparse.Namespace) -> None:
     if options.data is None:
         _score_published(options, files)
         return
+    for path in files.values():
+        if path.is_dir():
+            raise UserError(f"--predictions: {path}: a folder without predictions.jsonl. Give a file of `ift predict`.")
     systems = {name: read_predictions(path) for name, path in files.items()}
     asked = asked_of([one for own in systems.values() for one in own])
     benchmark = chosen_benchmark(options, asked)
@@ -54,6 +60,10 @@ def run(options: argparse.Namespace) -> None:
     )
     for name, report in reports.items():
         folder = options.output if len(files) == 1 else options.output / name
+        warnings = recipe_notes(benchmark, matched[name], files[name])
+        for warning in warnings:
+            print(f"warning: {warning}", file=sys.stderr)
+        report = replace(report, notes=(*warnings, *report.notes))
         sources = Sources(
             data=options.data,
             predictions=files[name],
@@ -71,6 +81,8 @@ def run(options: argparse.Namespace) -> None:
 def named_files(texts: Sequence[str]) -> dict[str, Path]:
     """Return the files of `NAME=FILE` or `FILE` by name; a file alone has the name of its folder or its own.
 
+    The folder that `ift predict` wrote stands for the predictions in it.
+
     Raises:
         UserError: two have the same name.
     """
@@ -78,13 +90,14 @@ def named_files(texts: Sequence[str]) -> dict[str, Path]:
     for text in texts:
         name, sign, path = text.partition("=")
         if not sign or "/" in name:
-            path = text
-            name = (
-                Path(text).parent.name or Path(text).stem if Path(text).name == "predictions.jsonl" else Path(text).stem
-            )
+            name, path = "", text
+        if (Path(path) / "predictions.jsonl").is_file():  # the folder that `ift predict` wrote
+            path = str(Path(path) / "predictions.jsonl")
+        own = Path(path)
+        name = name or (own.parent.name if own.name == "predictions.jsonl" else "") or own.stem
         if name in files:
             raise UserError(f"--predictions: two systems are called '{name}'. Name them: NAME=FILE.")
-        files[name] = Path(path)
+        files[name] = own
     return files
 
 

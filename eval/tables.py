@@ -78,11 +78,7 @@ def _facts(facts: Mapping[str, Any]) -> list[str]:
     if data["path"] is not None:
         lines.append(f"- data: `{data['path']}`{sample}, sha256 `{data['sha256']}`")
     lines.append(f"- predictions: `{predictions['path']}`, sha256 `{predictions['sha256']}`")
-    if "base" in predictions:
-        lines.append(
-            f"- model: `{json.dumps(predictions['base'], ensure_ascii=False)}`, adapter {predictions['adapter']}"
-        )
-        lines.append(f"- decoding: `{json.dumps(predictions['decoding'])}`")
+    lines += _model(facts)
     if facts["prompts_sha256"] is not None:
         lines.append(f"- prompts: sha256 `{facts['prompts_sha256']}`")
     if "judgements" in facts:
@@ -97,6 +93,20 @@ def _facts(facts: Mapping[str, Any]) -> list[str]:
         f"- responses ended by: {_counts(facts['finish_reasons'])}",
         *_shown("Left out for want of a score", facts["unread_items"]),
     ]
+
+
+def _model(facts: Mapping[str, Any]) -> list[str]:
+    """Return what answered: where it lay, its hashes, and how it wrote, where it did."""
+    predictions, lines = facts["predictions"], []
+    if "model" in predictions:
+        named = [f"{name} `{path}`" for name, path in predictions["model"].items() if path is not None]
+        lines.append(f"- model: {', '.join(named)}")
+    if "base" in predictions:
+        base = json.dumps(predictions["base"], ensure_ascii=False)
+        lines.append(f"- hashes of the model: base `{base}`, adapter {predictions['adapter']}")
+        if facts["answers"] == "generated":
+            lines.append(f"- decoding: `{json.dumps(predictions['decoding'])}`")
+    return lines
 
 
 def _counts(counts: Mapping[str, int]) -> str:

@@ -25,6 +25,7 @@ _LATEX = {
     "[": "{[}",  # else, at the start of a row, the length of a skip
     "−": "$-$",
     "–": "--",
+    "↓": "$\\downarrow$",
 }
 
 

@@ -11,6 +11,8 @@ from eval.comparison.wording import MISSING, interval, number, p_value, verdict
 
 _DIFFERENCES = 5
 """Columns up to which a wide table has room for differences."""
+_ALONE = 4
+"""Columns of a benchmark's table before those that compare."""
 READING = (
     "p values are Holm-adjusted: overall scores over systems and benchmarks, parts over parts and systems. "
     "Distinguishable: adjusted p < 0.05. Intervals are 95 % each, not adjusted. Intervals of scores are over items, or "
@@ -70,12 +72,14 @@ def _wide(title: str, comparison: Comparison, columns: Sequence[tuple[str, Bench
         (name, *(_short(row.entries[place], table, bare=bare) for _, table, row in columns))
         for place, name in enumerate(comparison.systems)
     ]
-    bold = {(_best(row, table), column) for column, (_, table, row) in enumerate(columns, 1)}
-    percent = " Shares in percent." if any(table.scale.percent for _, table, _ in columns) else ""
+    alone = len(comparison.systems) == 1  # nothing to be better than, and no difference to tell of
+    bold = set() if alone else {(_best(row, table), column) for column, (_, table, row) in enumerate(columns, 1)}
+    percent = "Shares in percent." if any(table.scale.percent for _, table, _ in columns) else ""
     brackets = "" if bare else f"In brackets: the difference to {comparison.baseline}. "
     note = f"{brackets}*: distinguishable from {comparison.baseline} (Holm-adjusted p < 0.05)."
     names = (f"{name} ↓" if table.lower_is_better else name for name, table, _ in columns)
-    return Grid(title, ("system", *names), tuple(rows), bold=frozenset(bold), notes=(note + percent,))
+    notes = " ".join(one for one in ("" if alone else note, percent) if one)
+    return Grid(title, ("system", *names), tuple(rows), bold=frozenset(bold), notes=(notes,) if notes else ())
 
 
 def _short(entry: Entry, table: BenchmarkTable, *, bare: bool) -> str:
@@ -107,7 +111,18 @@ def title_of(table: BenchmarkTable) -> str:
 
 def _detail(table: BenchmarkTable, baseline: str) -> Grid:
     rows = [_line(row, entry, place, table) for row in table.rows for place, entry in enumerate(row.entries)]
-    header = ("part", "n", "system", "score [95 %]", f"less {baseline} [95 %]", "p", "won/tied/lost", "verdict")
+    header: tuple[str, ...] = (
+        "part",
+        "n",
+        "system",
+        "score [95 %]",
+        f"less {baseline} [95 %]",
+        "p",
+        "won/tied/lost",
+        "verdict",
+    )
+    if all(len(row.entries) == 1 for row in table.rows):  # a system alone is compared with nothing
+        header, rows = header[:_ALONE], [line[:_ALONE] for line in rows]
     left_out = f"{table.left_out} items that do not count for every system are left out." if table.left_out else ""
     tests = dict.fromkeys(
         f"{entry.difference.test}; interval: {entry.difference.method}"

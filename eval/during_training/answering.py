@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from ift.data.templates import TOKENIZER_TEMPLATE
-from ift.errors import UserError
 from ift.inference.generation import Decoding
+from ift.inference.lengths import check_lengths
 from ift.inference.module import PredictionModule
 from ift.inference.prompts import Prompt, PromptBatch, PromptDataModule
 from ift.models.loading import max_positions
@@ -88,17 +88,14 @@ class LiveModel(PredictionModule):
         return self._virtual
 
     def _check_sizes(self, prompts: Sequence[Prompt]) -> None:
-        limit = max_positions(self.base)
-        # What stands alone is read in windows as long as the model's positions.
-        bounded = [prompt for prompt in prompts if not prompt.standing_alone]
-        sizes = {prompt.id: self._virtual + len(prompt.ids) + self._longest_answer(prompt) for prompt in bounded}
-        long = [name for name, size in sizes.items() if limit is not None and size > limit]
-        if long:
-            raise UserError(
-                f"max_new_tokens: {len(long)} of {len(prompts)} prompts with their responses are longer than the "
-                f"model's {limit} positions, first '{long[0]}' with {sizes[long[0]]} tokens. Lower max_new_tokens or "
-                "shots, or take those rows out of the data."
-            )
+        check_lengths(
+            prompts,
+            limit=max_positions(self.base),
+            num_virtual_tokens=self._virtual,
+            max_new_tokens=self.decoding.max_new_tokens,
+            decoding_key="max_new_tokens",
+            data_key="data",
+        )
 
 
 @contextmanager

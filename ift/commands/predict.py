@@ -103,7 +103,8 @@ class PredictCLI(IftCLI):
     def own_callbacks(self) -> list[Callback]:
         """Add what writes the predictions."""
         self.datamodule.load()
-        folder = PredictionFolder(self.config["output_dir"])
+        model = {name: self.config["model"][name] for name in ("base", "adapter")} | {"run": self.config["run"]}
+        folder = PredictionFolder(self.config["output_dir"], model)
         identity = self._identity()
         done = folder.answered(identity, mend=is_first_process())
         if done:

@@ -8,6 +8,7 @@ from lightning.pytorch import LightningModule
 from ift.errors import UserError
 from ift.hub import check_base
 from ift.inference.generation import Decoding, generate
+from ift.inference.lengths import check_lengths
 from ift.inference.likelihood import Scorer
 from ift.inference.prompts import Prompt, PromptBatch
 from ift.inference.windows import Windows, cut
@@ -142,24 +143,13 @@ class PredictionModule(LightningModule):
         return str(self._encoder.tokenizer.decode(prompt.ids, skip_special_tokens=False))
 
     def _check_lengths(self, prompts: list[Prompt]) -> None:
-        limit, virtual = max_positions(self.base), self._num_virtual_tokens()
         self.windows.within(self._positions())
-        bounded = [prompt for prompt in prompts if not prompt.standing_alone]
-        sizes = [(virtual + len(prompt.ids) + self._longest_answer(prompt), prompt) for prompt in bounded]
-        long = [(length, prompt) for length, prompt in sizes if limit is not None and length > limit]
-        if long:
-            length, prompt = long[0]
-            behind = f", {virtual} of them virtual" if virtual else ""
-            raise UserError(
-                f"model.decoding.max_new_tokens: {len(long)} of {len(prompts)} prompts with their responses are longer "
-                f"than the model's {limit} positions, first '{prompt.id}' with {length} tokens{behind}. Lower "
-                "model.decoding.max_new_tokens, or take those prompts out."
-            )
-
-    def _longest_answer(self, prompt: Prompt) -> int:
-        if not prompt.options:
-            return self.decoding.max_new_tokens
-        return max(map(len, prompt.option_ids))
+        check_lengths(
+            prompts,
+            limit=max_positions(self.base),
+            num_virtual_tokens=self._num_virtual_tokens(),
+            max_new_tokens=self.decoding.max_new_tokens,
+        )
 
     def _num_virtual_tokens(self) -> int:
         return num_virtual_tokens(trained(self.adapter)) if self.adapter is not None else 0

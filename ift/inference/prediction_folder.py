@@ -20,10 +20,17 @@ from ift.records import Prediction
 
 
 class PredictionFolder:
-    """The output folder of `ift predict`."""
+    """The output folder of `ift predict`.
 
-    def __init__(self, root: str | Path) -> None:
+    Args:
+        root: the folder.
+        model: where the model lies, by what each path is of. It is told to readers and decides nothing: a model that
+            has moved continues a folder all the same.
+    """
+
+    def __init__(self, root: str | Path, model: dict[str, str | None] | None = None) -> None:
         self.root = Path(root).expanduser()
+        self._told = {"model": model} if model is not None else {}
         self.about = self.root / "predict.json"
         self.predictions = self.root / "predictions.jsonl"
 
@@ -51,7 +58,7 @@ class PredictionFolder:
         """Make the folder and write down the task, unless they are there already."""
         if not self.about.is_file():
             self.root.mkdir(parents=True, exist_ok=True)
-            write_json(self.about, {"status": "running", "identity": identity})
+            write_json(self.about, {"status": "running", "identity": identity, **self._told})
 
     def finish(self, order: Iterable[str]) -> int:
         """Join the ranks' lines in the order of the prompts, mark the folder finished, return how many there are."""
@@ -65,7 +72,7 @@ class PredictionFolder:
             if path != self.predictions:
                 path.unlink()
         about = json.loads(self.about.read_text(encoding="utf-8"))
-        write_json(self.about, {**about, "status": "finished", "predictions": len(ordered)})
+        write_json(self.about, {**about, "status": "finished", **self._told, "predictions": len(ordered)})
         return len(ordered)
 
     def _parts(self) -> list[Path]:

@@ -165,3 +165,12 @@ def test_no_system_may_be_called_as_the_baseline_is(data: Path) -> None:
     assert judge is not None
     with pytest.raises(UserError, match="Name the system otherwise"):
         list(judge.ask({"(baseline)": answers(data)}, data, 0))
+
+
+@pytest.mark.parametrize(("n", "note"), [(11, "11 of 805 instructions: a part of AlpacaEval."), (805, None)])
+def test_a_part_of_the_instructions_is_called_one(n: int, note: str | None, tmp_path: Path) -> None:
+    path = tmp_path / "preferences.csv"
+    path.write_text("preference\n" + "2\n" * n, encoding="utf-8")
+    assert BENCHMARK.published is not None
+    notes = BENCHMARK.published(path).notes
+    assert notes[0] == note if note else not any("805 instructions" in one for one in notes)

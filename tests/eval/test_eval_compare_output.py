@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import pytest
 from comparing import compare, exam, judged, letters, write
 
-from eval.aggregation import GROUP_MACRO, MACRO
+from eval.aggregation import GROUP_MACRO, MACRO, Aggregation, micro
 from eval.comparison.grids import Grid, latex, markdown, terminal, width
 from eval.comparison.wording import Scale, interval, number, p_value
 
@@ -81,6 +81,20 @@ def test_a_long_latex_table_breaks_over_pages() -> None:
     grid = Grid("many", ("a", "b"), tuple((str(row), "[1]") for row in range(60)))
     assert r"\begin{longtable}{lr}" in latex(grid) and "& {[}1]" in latex(grid)
     assert "tabular" in latex(Grid("few", ("a", "b"), (("1", "2"),)))
+
+
+def test_arrows_and_a_system_alone_in_latex(tmp_path: Path) -> None:
+    """LaTeX's fonts have no arrow; nothing is the best of one, or differs from itself."""
+    for name in ("A", "base"):
+        write(tmp_path / name / "exam", exam(letters(0.5, 40, 3), ["语文", "数学"]))
+        bits = Aggregation("bits_per_character", micro)
+        write(tmp_path / name / "text", judged([1.0, 1.5, 2.0]), "perplexity", aggregations=(bits,))
+    alone = (tmp_path / "A", "--base", tmp_path / "base", "--skills", "perplexity", "--output", tmp_path / "one")
+    assert compare(*alone) == 0 and compare(tmp_path / "A", tmp_path / "base", "--output", tmp_path / "two") == 0
+    one, two = ((tmp_path / name / "compare.tex").read_text(encoding="utf-8") for name in ("one", "two"))
+    assert r"perplexity $\downarrow$" in one and "↓" not in one + two
+    assert r"\textbf" in two and "difference to A" in two and "less A" in two
+    assert r"\textbf" not in one and "difference to A" not in one and "less A" not in one
 
 
 def test_csv_and_json_say_the_same(compared: tuple[Path, str]) -> None:

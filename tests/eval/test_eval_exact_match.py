@@ -27,6 +27,7 @@ def test_white_space_and_full_width_forms_do_not_count_but_case_does(alpaca_file
     }
     assert (report.overall.score, report.macro) == (pytest.approx(2 / 3), 0.75)
     assert report.excluded == {"empty output": 1}
+    assert [item.answer for item in report.items] == ["yes", "the cat", "", "12"]
 
 
 def test_ranked_predictions_are_refused(alpaca_file: Path) -> None:

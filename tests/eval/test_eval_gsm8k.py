@@ -38,8 +38,12 @@ def test_too_few_examples_are_refused(tmp_path: Path) -> None:
     folder = write(write(tmp_path, "test", ANSWERS), "train", ANSWERS)
     with pytest.raises(UserError, match="--shots: 5: the training problems beside .* are 4"):
         list(gsm8k.prepare(folder, shots=5))
-    with pytest.raises(UserError, match=r"train\.jsonl: no such file"):
+    with pytest.raises(UserError, match=r"--shots: 1: .*alone/train\.jsonl: no such file.*--shots 0") as caught:
         list(gsm8k.prepare(write(tmp_path / "alone", "test", ANSWERS), shots=1))
+    with pytest.raises(UserError, match="--shots: 5: .*the 5 worked examples"):
+        list(gsm8k.prepare(tmp_path / "alone" / "test.jsonl"))
+    assert str(caught.value).count(".jsonl") == 1
+    assert len(list(gsm8k.prepare(tmp_path / "alone", shots=0))) == 4
 
 
 def lm_eval_matches(response: str, answer: str, *, flexible: bool) -> bool:

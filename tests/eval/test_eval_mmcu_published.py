@@ -140,3 +140,11 @@ def test_other_files_and_folders_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="found no subject"):
         read_published(tmp_path / "empty")
+
+
+def test_a_folder_of_json_files_is_told_apart_from_one_run(tmp_path: Path) -> None:
+    (tmp_path / "all").mkdir()
+    for name in ("first", "second"):
+        write_json(tmp_path / "all" / f"{name}.json", content())
+    with pytest.raises(UserError, match=r"a folder with 2 JSON files.* one such file: give .*all/first\.json"):
+        read_published(tmp_path / "all")

@@ -45,6 +45,7 @@ def test_likelihoods_are_scored_by_their_maximum_and_ties_are_wrong(quiz_file: P
     assert report.macro == 0.75
     assert (report.tied, dict(report.unparsed), report.answers) == (1, {}, "ranked")
     assert report.excluded == {"several answers": 1, "answer is none of the options": 1}
+    assert [item.answer for item in report.items] == ["A", "B/C", "B", "", ""]
 
 
 def test_responses_are_scored_by_their_letter_and_unparsed_ones_are_wrong(quiz_file: Path) -> None:

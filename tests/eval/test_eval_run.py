@@ -245,6 +245,33 @@ def test_another_run_is_not_gone_on_with(
     assert "holds no run of a benchmark" in capsys.readouterr().err
 
 
+def test_a_refused_one_does_not_hold_its_folder(
+    tuned: Path, quiz_file: Path, tmp_path: Path, predicted: list[list[str]], capsys: Any
+) -> None:
+    """What was asked may change until the first answer."""
+    out = tmp_path / "out"
+    generated = run_arguments(quiz_file, tuned, out, "--mode", "generate", "--", *CPU)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        eval_main([*generated, "--model.decoding.max_new_tokens=5000"])
+    assert caught.value.code == 2 and "longer than the model's" in capsys.readouterr().err
+    changed = run_arguments(quiz_file, tuned, out, "--limit", "3")
+    assert eval_main(changed) == 0
+    assert len((out / "prompts.jsonl").read_text(encoding="utf-8").splitlines()) == report(out)["data"]["limit"] == 3
+    about = json.loads((out / "run.json").read_text(encoding="utf-8"))
+    assert about["predict"] == PREDICT and report(out)["answers"] == "ranked"
+    assert report(out)["predictions"]["model"]["run"] == str(tuned)
+
+
+def test_the_benchmark_with_too_few_rows_is_named(
+    tuned: Path, quiz_file: Path, exact_file: Path, tmp_path: Path, capsys: Any
+) -> None:
+    both = [f"quiz={quiz_file}", f"exact_match={exact_file}", "--run", str(tuned), "--output", str(tmp_path / "out")]
+    capsys.readouterr()
+    assert eval_main(["run", *both, "--limit", "6"]) == 2
+    assert "--limit: 6 is out of range; the data of quiz has 5 rows." in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

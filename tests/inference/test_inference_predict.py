@@ -283,7 +283,26 @@ def test_options_count_toward_the_models_positions(predict: Predicting, tmp_path
     prompt = {"id": "long", "messages": [{"role": "user", "content": "a"}], "options": ["A", "stone " * 600]}
     path = write_prompts(tmp_path / "prompts.jsonl", [prompt])
     said = predict.refused(tmp_path / "out", f"--data.path={path}")
-    assert "longer than the model's 512 positions, first 'long' with" in said
+    assert said.startswith("error: data.path: 1 of 1 prompts with their options are longer than the model's 512 posi")
+    assert "first 'long' with" in said and "fewer worked examples" in said and "max_new_tokens" not in said
+
+
+def test_advice_for_long_prompts_can_be_followed(predict: Predicting, tmp_path: Path) -> None:
+    """The number of new tokens that it names is accepted and one more is not; where none fits, none is named."""
+    prompts = [{"id": f"p{n}", "messages": [{"role": "user", "content": "a " * n}]} for n in (1, 20, 60)]
+    path = f"--data.path={write_prompts(tmp_path / 'prompts.jsonl', prompts)}"
+    said = predict.refused(tmp_path / "out", path, "--model.decoding.max_new_tokens=512")
+    assert said.startswith("error: model.decoding.max_new_tokens: 3 of 3 prompts with their responses")
+    most = int(said.partition("to at most ")[2].partition(",")[0])
+    said = predict.refused(tmp_path / "out", path, f"--model.decoding.max_new_tokens={most + 1}")
+    assert "1 of 3 prompts" in said and "first 'p60' with 513 tokens" in said and f"at most {most}," in said
+    assert predict(tmp_path / "out", path, f"--model.decoding.max_new_tokens={most}")[0] == 0
+    path = f"--data.path={write_prompts(tmp_path / 'longer.jsonl', [{**prompts[0], 'id': 'x'}, LONGER])}"
+    said = predict.refused(tmp_path / "none", path, "--model.decoding.max_new_tokens=1")
+    assert said.startswith("error: data.path: 1 of 2 prompts with their responses") and "max_new_tokens" not in said
+
+
+LONGER = {"id": "longer", "messages": [{"role": "user", "content": "stone " * 600}]}
 
 
 def test_no_prompt_at_all(predict: Predicting, tmp_path: Path) -> None:
