@@ -1,10 +1,10 @@
 """Finds the option letters that a written response gives as its answer; what does not clearly give one is unparsed.
 
-A response is read in the order of `_STEPS`: the letters alone, what it declares (the last declaration wins, so
-that a chain of thought may come first), a verdict on every option, a letter that leads the response, the one option it
-calls right, the text of an option, an emphasised letter. Negations, questions, suppositions and mere mentions are no answers, and nothing is ever
-guessed. An extractor is part of a benchmark's protocol: a change that can change a reading raises the versions of those
-that use it.
+A response is read in the order of `_STEPS`: the letters alone, what it declares (the last declaration wins, so that a
+chain of thought may come first), a verdict on every option, a letter that leads the response, the one option it calls
+right, the text of an option, an emphasised letter. Negations, questions, suppositions and mere mentions are no answers,
+and nothing is guessed on purpose. An extractor is part of a benchmark's protocol: a change that can change a reading
+raises the versions of those that use it.
 """
 
 import re
