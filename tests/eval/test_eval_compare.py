@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from comparing import compare, exam, judged, letters, numbers, read_csv, write
+from compared_reports import compare, exam, judged, letters, numbers, read_csv, write
 from scipy import stats
 
 from eval.aggregation import GROUP_MACRO, MACRO, Aggregation

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from comparing import compare, exam, judged, letters, numbers, write
+from compared_reports import compare, exam, judged, letters, numbers, write
 
 from eval.aggregation import Aggregation, micro
 

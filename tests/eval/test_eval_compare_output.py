@@ -7,7 +7,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from comparing import compare, exam, judged, letters, write
+from compared_reports import compare, exam, judged, letters, write
 
 from eval.aggregation import GROUP_MACRO, MACRO, Aggregation, micro
 from eval.comparison.grids import Grid, latex, markdown, terminal, width

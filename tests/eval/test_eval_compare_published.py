@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from comparing import compare, write
+from compared_reports import compare, write
 from scipy import stats
 
 from eval.aggregation import MACRO

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from comparing import compare, exam, judged, numbers, read_csv, write
+from compared_reports import compare, exam, judged, numbers, read_csv, write
 
 from eval.aggregation import MACRO
 from eval.statistics import wilson_interval

@@ -142,7 +142,7 @@ def test_a_sample_keeps_the_prompts_without_content_of_its_questions(tmp_path: P
     assert report.overall.n == limit == report.aggregates["text_max_pmi_macro"].n == len(report.items)
     with pytest.raises(UserError, match=rf"{5 * limit - 1} predictions for {5 * limit} prompts: 1 missing"):
         match(prompts, predictions[:-1])
-    with pytest.raises(UserError, match="the data has 6 rows"):
+    with pytest.raises(UserError, match="the data of cmmlu has 6 rows"):
         asked("cmmlu", data, limit=7)
 
 
