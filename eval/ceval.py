@@ -14,9 +14,10 @@ validation split (1,346 questions) is scored unless the path names another. Thre
   order is the same where each spelling is one token), mean over questions.
 """
 
-from eval.aggregation import MACRO, MICRO, Aggregation, micro
+from eval.aggregation import MACRO, MICRO
 from eval.benchmark import Benchmark
 from eval.choice_exam import LETTERS, Exam, Subject
+from eval.choice_lm_eval import lm_eval_protocol
 from eval.choice_prompts import OPTIONS, Wording, asking, asking_for_every_rule
 from eval.choice_scores import Marking, Ranking, scoring
 from eval.likelihood import SCORINGS, spelled
@@ -129,30 +130,10 @@ CHINESE_LLAMA_ALPACA = Wording(
     _HEADER, _QUESTION + "\n答案是什么？ ", _QUESTION + "\n答案：{answer}\n\n", header_alone=False
 )
 
-_ONE_BLANK = Ranking(blanks=(" ",), first_of_ties=True)
 _SHOTS = range(6)
 _choice = asking(EXAM, OFFICIAL, options=spelled(LETTERS))
 
-_LM_EVAL = Benchmark(
-    name="ceval",
-    protocol="lm_eval",
-    version=1,
-    description="as lm-evaluation-harness 0.4.13: likelihood of ' A' to ' D', mean over questions; 0 to 5 shots",
-    prepare=asking(EXAM, LM_EVAL, options=_ONE_BLANK.options),
-    score=scoring(
-        EXAM,
-        Marking(
-            _ONE_BLANK,
-            # Every choice is one character long, so that normalising by length changes nothing.
-            (MICRO, MACRO, Aggregation("acc", micro), Aggregation("acc_norm", micro)),
-            group_score=MICRO,
-            part="hard",
-            part_subjects=_HARD,
-        ),
-    ),
-    shots=_SHOTS,
-    template="raw",
-)
+_LM_EVAL = lm_eval_protocol("ceval", EXAM, LM_EVAL, part="hard", part_subjects=_HARD)
 
 _CHINESE_LLAMA_ALPACA = Benchmark(
     name="ceval",

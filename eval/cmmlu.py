@@ -13,11 +13,12 @@ is `unparsed`. And it drops the longest worked examples where a prompt is over 2
 which only `ift predict` has, so that all stay, and `ift predict` refuses what is longer than it may be.
 """
 
-from eval.aggregation import MACRO, MICRO, Aggregation, micro
+from eval.aggregation import MACRO, MICRO
 from eval.benchmark import Benchmark
 from eval.choice_exam import LETTERS, Exam, Subject
+from eval.choice_lm_eval import lm_eval_protocol
 from eval.choice_prompts import OPTIONS, Wording, asking, asking_for_every_rule
-from eval.choice_scores import Marking, Ranking, scoring
+from eval.choice_scores import Marking, scoring
 from eval.likelihood import SCORINGS, spelled
 
 _GROUPS = {
@@ -140,30 +141,10 @@ CHAIN_OF_THOUGHT = Wording(
 )
 LM_EVAL = Wording(_HEADER, _QUESTION + "\n答案：", _QUESTION + "\n答案： {answer}\n\n", strips=True)
 
-_ONE_BLANK = Ranking(blanks=(" ",), first_of_ties=True)
 _SHOTS = range(6)
 _choice = asking(EXAM, OFFICIAL, options=spelled(LETTERS))
 
-_LM_EVAL = Benchmark(
-    name="cmmlu",
-    protocol="lm_eval",
-    version=1,
-    description="as lm-evaluation-harness 0.4.13: likelihood of ' A' to ' D', mean over questions; 0 to 5 shots",
-    prepare=asking(EXAM, LM_EVAL, options=_ONE_BLANK.options),
-    score=scoring(
-        EXAM,
-        Marking(
-            _ONE_BLANK,
-            # Every choice is one character long, so that normalising by length changes nothing.
-            (MICRO, MACRO, Aggregation("acc", micro), Aggregation("acc_norm", micro)),
-            group_score=MICRO,
-            part="china_specific",
-            part_subjects=_CHINA_SPECIFIC,
-        ),
-    ),
-    shots=_SHOTS,
-    template="raw",
-)
+_LM_EVAL = lm_eval_protocol("cmmlu", EXAM, LM_EVAL, part="china_specific", part_subjects=_CHINA_SPECIFIC)
 
 BENCHMARK = Benchmark(
     name="cmmlu",
