@@ -115,6 +115,7 @@ class _Files:
     root: Path
 
     def read(self, split: str) -> dict[str, list[Question]]:
+        """Return the questions of a split's csv files by subject."""
         before, after = self.exam.file.format(subject="\n", split=split).split("\n")
         folder = self.root / split
         found: dict[str, list[Question]] = {}
@@ -137,6 +138,7 @@ class _Hub:
     name: str
 
     def read(self, split: str) -> dict[str, list[Question]]:
+        """Return the questions of a split on the hub by subject."""
         import datasets
 
         try:

@@ -182,6 +182,7 @@ class _Stem:
 
     @classmethod
     def of(cls, rows: list[Row]) -> "_Stem":
+        """Return what the rows begin with in common, and how each goes on."""
         if len(rows) == 1:
             return cls(rows[0], ())
         shared = common_length(rows[0].ids, rows[1].ids)
