@@ -87,12 +87,13 @@ def fast_tokenizer(model: bytes | Path, *, first: Sequence[str] = (), last: Sequ
     is_bpe = message.trainer_spec.model_type == _BPE
     if is_bpe:
         rules = _tie_rules(message, first)
-        tokenizer, cuts = tokenizers.Tokenizer(_bpe(message, first, rules)), rules.pattern
+        tokenizer, cuts = tokenizers.Tokenizer(_bpe(message, first, rules)), list(rules.patterns)
     else:
         tokenizer, cuts = tokenizers.Tokenizer(_unigram(message, first)), _cuts(message, first)
     tokenizer.normalizer = normalizers.Sequence(_normalizer_steps(message))
     if cuts:
-        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(cuts), "isolated")
+        steps = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in cuts]
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
     tokenizer.decoder = decoders.Sequence(_decoder_steps(message))
     control = [*_pieces(message, _UNKNOWN, _CONTROL), *last]
     tokenizer.add_special_tokens([tokenizers.AddedToken(piece, normalized=False, special=True) for piece in control])
@@ -194,8 +195,8 @@ def _prefix(symbols: Sequence[str]) -> normalizers.Normalizer:
     return normalizers.Replace(Regex(rf"{_BEGIN}(?!(?:{alone}){_END})(?m:(?=.))"), BLANK)
 
 
-def _cuts(message: Any, first: Sequence[str]) -> str:
-    """Return a pattern of the places where a unigram model must cut, lest it finds a control or byte piece.
+def _cuts(message: Any, first: Sequence[str]) -> list[str]:
+    """Return a pattern, or none, of the places where a unigram model must cut, lest it finds a control or byte piece.
 
     Such a piece is found where its characters are spelled out and one of them is in no other piece, since that is still
     worse. A cut beside that character costs nothing.
@@ -205,7 +206,8 @@ def _cuts(message: Any, first: Sequence[str]) -> str:
     for token in (*first, *_pieces(message, _UNKNOWN, _CONTROL, _UNUSED, _BYTE)):
         borders = [pair for pair in pairwise(token) if (pair[0] in known) != (pair[1] in known)]
         pairs |= set(borders[:1])
-    return "|".join(f"(?<={_escaped(left)})(?={_escaped(right)})" for left, right in sorted(pairs))
+    places = [f"(?<={_escaped(left)})(?={_escaped(right)})" for left, right in sorted(pairs)]
+    return ["|".join(places)] if places else []
 
 
 def _escaped(text: str) -> str:
@@ -233,7 +235,7 @@ def _bpe(message: Any, first: Sequence[str], rules: TieRules) -> models.BPE:
         unk_token=_pieces(message, _UNKNOWN)[0],
         fuse_unk=True,
         byte_fallback=message.trainer_spec.byte_fallback,
-        ignore_merges=rules.pattern is not None,
+        ignore_merges=bool(rules.patterns),
     )
 
 

@@ -12,8 +12,7 @@ can be said in another way, though:
   text by a regular expression, and found as a whole in the vocabulary. The merges of the few others are put in an
   order that never lets a merge take what one to its left would have taken.
 - A piece that SentencePiece cannot make at all (意大利, where neither 意大 nor 大利 is a piece) must not be found as a
-  whole either: the text is cut within it, at a place where no piece that can be made has the same two characters, or
-  else where it stands alone between two cuts.
+  whole either: what is left between cuts and spells such a piece is cut once more.
 
 Where one of these cannot be had, `TieRules.problems` says so, and ids may differ from SentencePiece's in rare places.
 """
@@ -37,9 +36,9 @@ class TieRules:
 
     merges: list[Merge]
     """Best first."""
-    pattern: str | None = None
-    """Regular expression (Oniguruma) of what is cut out before merging, and then taken whole (`ignore_merges`) where it
-    is a piece; `None` where merges alone do."""
+    patterns: tuple[str, ...] = ()
+    """Regular expressions (Oniguruma) of what is cut out before merging, one after the other; a part that is a piece is
+    then taken whole (`ignore_merges`). Empty where merges alone do."""
     problems: tuple[str, ...] = ()
     """Why ids may differ from SentencePiece's in rare places; empty where they are equal on every text."""
 
@@ -56,7 +55,7 @@ def tie_rules(scores: Mapping[str, float], *, never: Iterable[str] = ()) -> TieR
     others = sorted((piece for piece, score in scores.items() if score != best), key=lambda piece: -scores[piece])
     problems = _lower_ties(others, scores)
     if sum(len(piece) > 1 for piece in tied) < 2:
-        return TieRules([split for piece in [*tied, *others] for split in splits(piece, scores)], None, problems)
+        return TieRules([split for piece in [*tied, *others] for split in splits(piece, scores)], (), problems)
     return _Ties(tied, others, scores).rules(never, problems)
 
 
@@ -112,16 +111,6 @@ def _merge_by_rank(text: str, ranks: Mapping[Merge, float]) -> list[str]:
     return symbols
 
 
-@dataclass(frozen=True)
-class _Cuts:
-    """Where a text is cut lest it become an entry that SentencePiece does not make of it."""
-
-    pairs: dict[str, set[str]]
-    """Everywhere: second characters, each with the characters before it."""
-    alone: dict[str, int]
-    """Only where an entry stands between two cuts: after how many characters."""
-
-
 class _Ties:
     """What follows from a group of tied pieces that score best."""
 
@@ -171,32 +160,34 @@ class _Ties:
         isolated = [piece for piece in self._last_merge if piece not in self._taken]
         merges, unordered = self._ordered()
         cuts, uncut = self._cuts(never)
-        pattern = _pattern(isolated, list(self._taken), cuts)
-        if unordered:
-            found = f"no order of merges is right for {len(unordered)} of the pieces that share the best score"
-            problems = (*problems, f"{found}, such as '{min(unordered)}'")
+        hidden = [(piece, start) for piece in self._taken for start in _hidden_starts(piece, isolated)]
+        ends = {piece[start:] for piece in isolated for start in range(1, len(piece))}
+        confused = {piece for piece, start in hidden if any(piece[:length] in ends for length in range(1, start))}
+        confused |= {piece for piece, _ in hidden if any(_overlap(other, piece) for other in self._taken)}
+        patterns = [_isolating(isolated, list(self._taken), hidden)] if isolated else []
+        if cuts:
+            patterns.append(_cutting(cuts))
+        if wrong := unordered | confused:
+            found = f"no order of merges is right for {len(wrong)} of the pieces that share the best score"
+            problems = (*problems, f"{found}, such as '{min(wrong)}'")
         if uncut:
             problems = (
                 *problems,
                 f"{len(uncut)} entries that no text should become may be found, such as '{uncut[0]}'",
             )
-        return TieRules([*merges, *self._lower], pattern, problems)
+        return TieRules([*merges, *self._lower], tuple(patterns), problems)
 
-    def _cuts(self, never: Iterable[str]) -> tuple["_Cuts", list[str]]:
-        """Return where to cut entries that no text becomes, and the entries for which there is no such place."""
-        living = {pair for piece in [*self._live, *self._taken] for pair in pairwise(piece)}
-        cuts, uncut = _Cuts(defaultdict(set), {}), []
+    def _cuts(self, never: Iterable[str]) -> tuple[dict[str, int], list[str]]:
+        """Return after how many characters to cut each entry that no text becomes, and those that cannot be cut."""
+        cuts, uncut = {}, []
         entries = [*self._dead, *never]
         known = {*self._scores, *entries}
         for piece in entries:
-            if any(len(symbol) > 1 and symbol not in self._taken for symbol in self._matched(piece)):
+            if len(piece) == 1 or any(len(symbol) > 1 and symbol not in self._taken for symbol in self._matched(piece)):
                 continue  # cut by the pieces that are isolated
-            pair = next((pair for pair in pairwise(piece) if pair not in living), None)
-            if pair is not None:
-                cuts.pairs[pair[1]].add(pair[0])
-            elif place := self._place(piece, known):
-                cuts.alone[piece] = place
-            elif len(piece) > 1:
+            if place := self._place(piece, known):
+                cuts[piece] = place
+            else:
                 uncut.append(piece)
         return cuts, uncut
 
@@ -217,9 +208,10 @@ class _Ties:
         """Return the merges of tied pieces that are not isolated, and the pieces for which no order is right."""
         taken = list(dict.fromkeys(merge for piece in self._taken for merge in self._derivation(piece)))
         late = [split for piece in self._live if piece in self._tied for split in splits(piece, self._scores)]
-        order, circular = _sorted([*taken, *late], self._orders(taken, late))
+        order, dropped = _sorted([*taken, *late], self._orders(taken, late))
         ranks = {merge: -float(rank) for rank, merge in enumerate([*order, *self._lower])}
-        broken = {piece for piece in map("".join, circular) if not self._is_sound_repetition(piece, ranks)}
+        pairs = [tuple(map("".join, pair)) for pair in dropped]
+        broken = {first for first, second in pairs if not self._is_sound_repetition(first, second, ranks)}
         broken |= {piece for piece in self._taken if len(_merge_by_rank(piece, ranks)) > 1}
         return order, broken | {piece for piece in self._live if any(one not in self._scores for one in piece)}
 
@@ -236,10 +228,12 @@ class _Ties:
             symbols[-place : 2 - place] = ["".join(symbols[-place : 2 - place])]
         return level
 
-    def _is_sound_repetition(self, piece: str, ranks: Mapping[Merge, float]) -> bool:
-        """Whether a piece repeats one character, and every length of it is cut as it should be."""
-        runs = [piece[0] * length for length in range(2, 4 * self._longest)] if len(set(piece)) == 1 else []
-        return bool(runs) and all(_merge_by_rank(run, ranks) == sentencepiece_merge(run, self._scores) for run in runs)
+    def _is_sound_repetition(self, first: str, second: str, ranks: Mapping[Merge, float]) -> bool:
+        """Whether two pieces repeat the same character, and every length of it is cut as it should be."""
+        if len(set(first + second)) > 1:
+            return False
+        runs = [first[0] * length for length in range(2, 4 * self._longest)]
+        return all(_merge_by_rank(run, ranks) == sentencepiece_merge(run, self._scores) for run in runs)
 
     def _derivation(self, piece: str) -> Iterator[Merge]:
         """Yield the merges that make a matched piece of its characters."""
@@ -271,61 +265,51 @@ class _Ties:
         return before
 
 
-def _sorted(order: Sequence[Merge], edges: Mapping[Merge, set[Merge]]) -> tuple[list[Merge], set[Merge]]:
-    """Return the merges in an order that keeps what has to come before each, and those for which there is none."""
-    graph = {merge: set(edges.get(merge, ())) for merge in order}
-    in_circle: set[Merge] = set()
+def _sorted(order: Sequence[Merge], before: Mapping[Merge, set[Merge]]) -> tuple[list[Merge], set[tuple[Merge, Merge]]]:
+    """Return the merges in an order that keeps what has to come before each, and the pairs where it does not."""
+    graph = {merge: set(before.get(merge, ())) for merge in order}
+    dropped: set[tuple[Merge, Merge]] = set()
     while True:
         try:
-            return list(TopologicalSorter(graph).static_order()), in_circle
+            return list(TopologicalSorter(graph).static_order()), dropped
         except CycleError as error:
-            circle: list[Merge] = error.args[1]
-            in_circle.add(circle[0])
-            graph[circle[1]].discard(circle[0])
+            first, second = error.args[1][:2]
+            dropped.add((first, second))
+            graph[second].discard(first)
 
 
-def _pattern(isolated: Sequence[str], taken: Sequence[str], cuts: _Cuts) -> str:
-    """Return what finds the isolated pieces by longest match and the cuts."""
-    overlap = _overlap(isolated, taken)
-    guard = _guard(isolated, taken) if overlap else ""
-    found = f"(?<isolated>{guard}{_longest_of(isolated) if isolated else '(?!)'})"
-    pairs = f"(?<cut>{_pair_cuts(cuts.pairs)})"
-    alone = f"|\\G(?:{_cuts_alone(cuts.alone)})" if cuts.alone else ""
-    if not overlap:
-        return f"{found}{alone}|{pairs}"
-    # A taken piece may hold the beginning of an isolated one, or go on where one ends: all are matched in turn.
-    symbol = f"(?:{_longest_of(taken)}|[\\s\\S])"
-    return f"{found}{alone}|{symbol}(?:(?!\\g<isolated>|{pairs}){symbol})*+"
+def _isolating(isolated: Sequence[str], taken: Sequence[str], hidden: Sequence[tuple[str, int]]) -> str:
+    """Return what finds the isolated pieces by longest match."""
+    found = _guard(isolated, taken) + _longest_of(isolated)
+    if not hidden:
+        return found
+    # Within a taken piece none begins, unless the beginning of that piece went into the one before.
+    within = "|".join(f"(?<={_literal(piece[:start])}){_literal(piece[start:])}" for piece, start in hidden)
+    return f"(?:\\G|(?!{within})){found}"
 
 
-def _pair_cuts(pairs: Mapping[str, set[str]]) -> str:
-    """Return what finds the places between two characters, without taking up either."""
-    if not pairs:
-        return "(?!)"
-    behind = {
-        second: f"(?<=[{''.join(map(_literal, sorted(firsts)))}]{_literal(second)})" for second, firsts in pairs.items()
-    }
-    return f"(?={_search(sorted(pairs), lambda second: _literal(second) + behind[second])})"
-
-
-def _cuts_alone(alone: Mapping[str, int]) -> str:
-    """Return what finds the first part of entries that end where something else is cut out."""
+def _cutting(cuts: Mapping[str, int]) -> str:
+    """Return what finds the first part of entries that stand alone."""
     by_first: dict[str, list[str]] = defaultdict(list)
-    for piece, place in alone.items():
-        rest = f"(?={_literal(piece[place:])}(?:\\z|\\g<isolated>|\\g<cut>))"
-        by_first[piece[0]].append(_literal(piece[:place]) + rest)
-    return _search(sorted(by_first), lambda first: "|".join(by_first[first]))
+    for piece, place in cuts.items():
+        by_first[piece[0]].append(f"{_literal(piece[:place])}(?={_literal(piece[place:])}\\z)")
+    return rf"\A(?:{_search(sorted(by_first), lambda first: '|'.join(by_first[first]))})"
 
 
-def _overlap(isolated: Sequence[str], taken: Sequence[str]) -> bool:
-    """Whether looking for isolated pieces alone could find one that begins within a taken piece."""
-    beginnings = {piece[:length] for piece in isolated for length in range(1, len(piece) + 1)}
-    pieces = set(isolated)
-    return any(
-        piece[start:] in beginnings or any(piece[start:end] in pieces for end in range(start + 2, len(piece)))
-        for piece in taken
-        for start in range(len(piece))
-    )
+def _hidden_starts(piece: str, isolated: Iterable[str]) -> list[int]:
+    """Return where in a taken piece an isolated one could begin, though not where the piece itself begins."""
+    starts = range(1, len(piece))
+    return [start for start in starts if any(_begins(piece[start:], other) for other in isolated)]
+
+
+def _overlap(left: str, right: str) -> bool:
+    """Whether the right piece could begin within the left one."""
+    return any(_begins(left[start:], right) for start in range(1, len(left)))
+
+
+def _begins(text: str, piece: str) -> bool:
+    """Whether a piece could stand at the beginning of a text of which more may follow."""
+    return text.startswith(piece) or piece.startswith(text)
 
 
 def _guard(isolated: Sequence[str], taken: Sequence[str]) -> str:
@@ -355,15 +339,19 @@ def _branches(node: Mapping[str, Any]) -> str:
     characters = sorted(character for character in node if character)
     if not characters:
         return ""
-    found = _search(characters, lambda character: _literal(character) + _branches(node[character]))
-    return f"(?:{found})" + ("?" if "" in node else "")
+    last = [character for character in characters if list(node[character]) == [""]]
+    longer = [character for character in characters if list(node[character]) != [""]]
+    found = [f"[{''.join(map(_literal, last))}]"] if last else []
+    if longer:
+        found.append(_search(longer, lambda character: _literal(character) + _branches(node[character])))
+    return f"(?:{'|'.join(found)})" + ("?" if "" in node else "")
 
 
 def _search(characters: Sequence[str], expression: Callable[[str], str]) -> str:
     """Return alternatives that begin with different characters, found in a few steps."""
     if len(characters) <= _MAX_LINEAR:
         return "|".join(map(expression, characters))
-    half = len(characters) // 2
+    half = (len(characters) + 1) // 2
     lower = f"(?=[\\x{{0}}-{_literal(characters[half - 1])}])(?:{_search(characters[:half], expression)})"
     return f"{lower}|{_search(characters[half:], expression)}"
 
