@@ -18,6 +18,7 @@ from ift.hub import check_base, fingerprint
 from ift.models.adapters import attach, check_can_go_on, check_method, num_trainable, peft_config_of
 from ift.models.budget import Allotment, allot, check_budget, check_counted
 from ift.models.calling import calling_of
+from ift.models.families.normalized_head import settle_heads
 from ift.models.initial_adapters import changes_base, initial_values
 from ift.models.loading import TrainingDtype, check_vocabulary, load_base_model, read_config
 from ift.models.mergeability import check_mergeable
@@ -191,6 +192,7 @@ class InstructionModule(LightningModule):
         fitting = datamodule is not None and self.trainer.state.fn == "fit"
         num_steps = self._num_steps(datamodule) if fitting else None
         model = attach(model, self.method, seed=self.seed, num_steps=num_steps, training=fitting)
+        settle_heads(model)
         check_counted(self.allotment, num_trainable(model))
         if self.gradient_checkpointing:
             # The reentrant kind would need inputs that require gradients, and fails under DDP with unused parameters.
