@@ -21,7 +21,16 @@ from ift.models.families.moss import MOSS
 from ift.models.families.normalized_head import with_normalized_head
 from ift.models.families.reading import become_native
 
-__all__ = ["FAMILIES", "FAMILY_KEY", "Config", "Family", "made_native", "native_config", "recognise"]
+__all__ = [
+    "FAMILIES",
+    "FAMILY_KEY",
+    "Config",
+    "Family",
+    "made_native",
+    "native_config",
+    "recognise",
+    "register_own_classes",
+]
 
 FAMILIES: tuple[Family, ...] = (BAICHUAN_7B, BAICHUAN2_7B, BAICHUAN_13B, BAICHUAN2_13B, CHATGLM2, INTERNLM, MOSS)
 
@@ -62,6 +71,13 @@ def recognise(key: str, base: str, config: Mapping[str, Any]) -> Family | None:
     return family
 
 
+def register_own_classes() -> None:
+    """Make model classes of ours known to transformers' auto classes; does nothing twice."""
+    for family in FAMILIES:
+        if family.native is None:
+            family.reader()
+
+
 def native_config(family: Family, config: Mapping[str, Any]) -> Any:
     """Return transformers' config of a checkpoint.
 
@@ -69,7 +85,7 @@ def native_config(family: Family, config: Mapping[str, Any]) -> Any:
         family: of `recognise`.
         config: its `config.json`.
     """
-    family.reader()  # classes of ours are made known to transformers
+    register_own_classes()
     return family.native_config(config)
 
 
