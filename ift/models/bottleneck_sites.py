@@ -56,6 +56,7 @@ SITES: dict[str, Sites] = {
     **dict.fromkeys(("codegen", "gptj"), _GPTJ),
     **dict.fromkeys(("gpt2", "gpt_bigcode"), _GPT2),
     **dict.fromkeys(("opt", "xglm"), _OPT),
+    "ift_chatglm": Sites("attention.dense", "mlp.dense_4h_to_h", "mlp"),
     "gpt_neo": Sites("attn.attention.out_proj", "mlp.c_proj", "mlp"),
     "gpt_neox": Sites("attention.dense", "mlp.dense_4h_to_h", "mlp"),
     "mpt": Sites("attn.out_proj", "ffn.down_proj", "ffn"),

@@ -15,6 +15,7 @@ from typing import Any
 from ift.errors import UserError, unknown_name
 from ift.models.families.baichuan import BAICHUAN2_7B, BAICHUAN2_13B, BAICHUAN_7B, BAICHUAN_13B
 from ift.models.families.chatglm2 import CHATGLM2
+from ift.models.families.chatglm_config import CHATGLM
 from ift.models.families.family import Config, Family
 from ift.models.families.internlm import INTERNLM
 from ift.models.families.moss import MOSS
@@ -32,7 +33,16 @@ __all__ = [
     "register_own_classes",
 ]
 
-FAMILIES: tuple[Family, ...] = (BAICHUAN_7B, BAICHUAN2_7B, BAICHUAN_13B, BAICHUAN2_13B, CHATGLM2, INTERNLM, MOSS)
+FAMILIES: tuple[Family, ...] = (
+    BAICHUAN_7B,
+    BAICHUAN2_7B,
+    BAICHUAN_13B,
+    BAICHUAN2_13B,
+    CHATGLM,
+    CHATGLM2,
+    INTERNLM,
+    MOSS,
+)
 
 FAMILY_KEY = "ift_family"
 """Key of a `config.json` that names the family where the other keys cannot tell."""
@@ -67,7 +77,9 @@ def recognise(key: str, base: str, config: Mapping[str, Any]) -> Family | None:
         raise UserError(f"{place} {_unclear(config, found)}")
     (family,) = found
     if reasons := [*_packed(config), *family.refusals(config)]:
-        raise UserError(f"{place} is of a {family.title} that cannot be read exactly: {'; '.join(reasons)}.")
+        raise UserError(
+            f"{place} is of a {family.title} that cannot be read exactly: {'; '.join(reasons).rstrip('.')}."
+        )
     return family
 
 
