@@ -33,16 +33,8 @@ __all__ = [
     "register_own_classes",
 ]
 
-FAMILIES: tuple[Family, ...] = (
-    BAICHUAN_7B,
-    BAICHUAN2_7B,
-    BAICHUAN_13B,
-    BAICHUAN2_13B,
-    CHATGLM,
-    CHATGLM2,
-    INTERNLM,
-    MOSS,
-)
+_BAICHUAN = (BAICHUAN_7B, BAICHUAN2_7B, BAICHUAN_13B, BAICHUAN2_13B)
+FAMILIES: tuple[Family, ...] = (*_BAICHUAN, CHATGLM, CHATGLM2, INTERNLM, MOSS)
 
 FAMILY_KEY = "ift_family"
 """Key of a `config.json` that names the family where the other keys cannot tell."""
@@ -77,9 +69,8 @@ def recognise(key: str, base: str, config: Mapping[str, Any]) -> Family | None:
         raise UserError(f"{place} {_unclear(config, found)}")
     (family,) = found
     if reasons := [*_packed(config), *family.refusals(config)]:
-        raise UserError(
-            f"{place} is of a {family.title} that cannot be read exactly: {'; '.join(reasons).rstrip('.')}."
-        )
+        reason = "; ".join(reasons).rstrip(".")
+        raise UserError(f"{place} is of a {family.title} that cannot be read exactly: {reason}.")
     return family
 
 
