@@ -62,7 +62,7 @@ def weights(seed: int = 0) -> Weights:
         # Sub-layers weigh as much as the scaled residual stream, else every token would be followed by itself.
         for name, (rows, columns, spread) in {
             "attention.query_key_value": (3 * WIDTH, WIDTH, 0.5),
-            "attention.dense": (WIDTH, WIDTH, 3.0),
+            "attention.dense": (WIDTH, WIDTH, 1.5),
             "mlp.dense_h_to_4h": (INNER, WIDTH, 0.25),
             "mlp.dense_4h_to_h": (WIDTH, INNER, 0.75),
         }.items():

@@ -218,13 +218,12 @@ def test_loss_and_gradients_with_and_without_checkpointing(folder: Path) -> None
     assert len(runs) == 2
 
 
-def test_half_precision_is_near(folder: Path) -> None:
-    expected = reference_logits(weights(), TEXT).log_softmax(-1)
-    for dtype, limit in ((torch.bfloat16, 0.5), (torch.float16, 0.06)):
-        model = load(folder, dtype=dtype)
-        found = logits(model, [TEXT])[0]
-        assert found.dtype == dtype
-        assert (found.float().log_softmax(-1) - expected).abs().max() <= limit
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_off_by_a_few_roundings(folder: Path, dtype: torch.dtype) -> None:
+    expected = reference_logits(weights(), TEXT)
+    found = logits(load(folder, dtype=dtype), [TEXT])[0]
+    assert found.dtype == dtype
+    assert (found.float() - expected).abs().mean() <= 6 * torch.finfo(dtype).eps * expected.std()
 
 
 def test_a_larger_vocabulary_keeps_old_logits_and_one_matrix(folder: Path) -> None:
