@@ -1,5 +1,6 @@
 """Tokenizers with more tokens than another one: pairs of its tokens that follow one another in the rows of tests."""
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,10 @@ def frequent_pairs(folder: Path, number: int) -> list[tuple[str, str]]:
     for row in make_rows(40):
         for text in row.values():
             tokens = tokenizer.tokenize(text)
-            counts.update(zip(tokens, tokens[1:], strict=False))
-    plain = [one for one in counts if not {*one} & special and "".join(one) not in known and "<0x" not in one[0] + one[1]]
+            counts.update(itertools.pairwise(tokens))
+    plain = [
+        one for one in counts if not {*one} & special and "".join(one) not in known and "<0x" not in one[0] + one[1]
+    ]
     plain.sort(key=lambda one: (-counts[one], one))
     distinct = dict.fromkeys("".join(one) for one in plain)
     first = {joined: next(one for one in plain if "".join(one) == joined) for joined in distinct}
