@@ -1,9 +1,7 @@
 """Trains a SentencePiece vocabulary with LLaMA's settings and leaves a folder that transformers loads."""
 
 import io
-import os
 import re
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ import sentencepiece
 from ift.errors import UserError
 from tokenizer.conversion import SPECIAL_PIECES, ModelType, write_tokenizer
 from tokenizer.corpus import MAX_SENTENCE_CHARACTERS, CorpusSize, measure, read_sentences, sample_sentences
+from tokenizer.output import check_new, new_folder
 
 _NUM_BYTE_PIECES = 256
 _FIXED_SETTINGS: dict[str, Any] = {
@@ -67,14 +66,14 @@ def train_tokenizer(inputs: Sequence[Path], output: Path, settings: TrainingSett
             do not fit together.
     """
     start = time.monotonic()
-    if output.exists():
-        raise UserError(f"--output: {output} exists and nothing is overwritten. Give another folder, or remove it.")
+    check_new(output)
     _check(settings)
     corpus = measure(inputs)
     num_used = min(corpus.num_sentences, settings.max_sentences or corpus.num_sentences)
     sentences = sample_sentences(inputs, num_sentences=num_used, total=corpus.num_sentences, seed=settings.seed)
     model = train_model(sentences if num_used < corpus.num_sentences else read_sentences(inputs), settings)
-    _publish(output, model)
+    with new_folder(output) as folder:
+        write_tokenizer(folder, model)
     return TrainingSummary(corpus, num_used, time.monotonic() - start)
 
 
@@ -126,16 +125,3 @@ def _rewritten(message: str, settings: TrainingSettings) -> UserError:
             "pieces. Give more, or a lower --character-coverage."
         )
     return UserError(f"--input: SentencePiece cannot train on this text with these settings: {message}")
-
-
-def _publish(output: Path, model: bytes) -> None:
-    """Build the folder beside its place and move it there, so that it is never seen half written."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-    temporary.mkdir()
-    try:
-        write_tokenizer(temporary, model)
-        temporary.rename(output)
-    except BaseException:
-        shutil.rmtree(temporary)
-        raise
