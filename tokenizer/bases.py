@@ -36,12 +36,16 @@ class TokenizerFile:
     """Where its settings lie, if a folder was named."""
 
 
-def find_tokenizer(key: str, path: Path) -> TokenizerFile:
+def find_tokenizer(
+    key: str, path: Path, *, prefer: Literal["sentencepiece", "json"] = "sentencepiece"
+) -> TokenizerFile:
     """Return the file of a tokenizer.
 
     Args:
         key: the option that named it, for errors.
-        path: a file, or a folder with one: SentencePiece goes first, as `tokenizer.json` beside it is made from it.
+        path: a file, or a folder with one.
+        prefer: which to take of a folder that has both; `tokenizer.json` is what transformers loads, and mostly made
+            from the SentencePiece model.
 
     Raises:
         UserError: no such file, or no tokenizer in the folder.
@@ -50,6 +54,8 @@ def find_tokenizer(key: str, path: Path) -> TokenizerFile:
         return TokenizerFile(path, "json" if path.suffix == ".json" else "sentencepiece", None)
     if not path.is_dir():
         raise UserError(f"{key}: {path}: no such file or folder.")
+    if prefer == "json" and (path / "tokenizer.json").is_file():
+        return TokenizerFile(path / "tokenizer.json", "json", path)
     models = sorted(path.glob("*.model"))
     named = [model for model in models if model.name == "tokenizer.model"] or models
     if len(named) > 1:
@@ -81,6 +87,18 @@ def sentencepiece_settings(found: TokenizerFile, *, pad_token: str | None) -> di
     if pad_token is not None:
         settings["pad_token"] = pad_token
     return settings | {"clean_up_tokenization_spaces": False}
+
+
+def byte_level_settings(found: TokenizerFile, *, pad_token: str | None) -> dict[str, Any]:
+    """Return `tokenizer_config.json` for an extended byte-level tokenizer: the base's own, where it has one.
+
+    The class becomes the general one, which takes `tokenizer.json` as it is.
+    """
+    config = {} if found.folder is None else _read_json(found.folder / "tokenizer_config.json")
+    settings = {name: value for name, value in config.items() if name not in ("auto_map", "tokenizer_class")}
+    if pad_token is not None:
+        settings["pad_token"] = pad_token
+    return {"tokenizer_class": "PreTrainedTokenizerFast", **settings}
 
 
 def copy_chat_template(found: TokenizerFile, folder: Path) -> None:

@@ -10,7 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from ift.data.sentencepiece_models import add_begin, fast_tokenizer
+import tokenizers
+from tokenizers import processors
+
+from ift.data.sentencepiece_models import fast_tokenizer
 from tokenizer.output import write_json
 
 ModelType = Literal["bpe", "unigram"]
@@ -36,11 +39,21 @@ def write_tokenizer(folder: Path, model: bytes, settings: Mapping[str, Any] = LL
     Args:
         folder: an existing folder.
         model: a SentencePiece model.
-        settings: `tokenizer_config.json`; `<s>` or what is named there stands before every text if `add_bos_token`.
+        settings: `tokenizer_config.json`; the tokens that `add_bos_token` and `add_eos_token` ask for frame every text.
     """
     (folder / "tokenizer.model").write_bytes(model)
     tokenizer = fast_tokenizer(model)
-    if settings.get("add_bos_token"):
-        add_begin(tokenizer, settings["bos_token"])
+    begin = [settings["bos_token"]] if settings.get("add_bos_token") else []
+    end = [settings["eos_token"]] if settings.get("add_eos_token") else []
+    if begin or end:
+        tokenizer.post_processor = _frame(begin, end, tokenizer)
     tokenizer.save(str(folder / "tokenizer.json"))
     write_json(folder / "tokenizer_config.json", settings)
+
+
+def _frame(begin: list[str], end: list[str], tokenizer: tokenizers.Tokenizer) -> processors.TemplateProcessing:
+    """Return what puts special tokens around a text, unless told not to."""
+    single = [*begin, "$A", *end]
+    pair = [*single, *(f"{one}:1" for one in (*begin, "$B", *end))]
+    special = [(token, tokenizer.token_to_id(token)) for token in dict.fromkeys([*begin, *end])]
+    return processors.TemplateProcessing(single=single, pair=pair, special_tokens=special)

@@ -100,8 +100,8 @@ def describe(merged: Merged, base: Path, added: Path, scores: Scores) -> dict[st
     """Return what `merge.json` says."""
     return {
         "format": 1,
-        "base": {"file": str(base), "sha256": _sha256(base), "pieces": merged.num_base},
-        "added": {"file": str(added), "sha256": _sha256(added), "in_base": merged.num_in_base}
+        "base": {"file": str(base), "sha256": sha256(base), "pieces": merged.num_base},
+        "added": {"file": str(added), "sha256": sha256(added), "in_base": merged.num_in_base}
         | {"duplicates": merged.num_duplicates, "left_out": dict(merged.left_out)},
         "scores": scores,
         "size": merged.num_pieces,
@@ -115,7 +115,8 @@ def describe(merged: Merged, base: Path, added: Path, scores: Scores) -> dict[st
     }
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """Return the hash of a file's bytes."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
