@@ -19,7 +19,7 @@ from ift.errors import UserError
 
 MAX_SENTENCE_CHARACTERS = 10_000
 """Longer lines are split: the trainer keeps positions in 16 bits and leaves long lines out without a word."""
-_LONGEST_HELD = 100 * MAX_SENTENCE_CHARACTERS
+_LONGEST_HELD = 10 * MAX_SENTENCE_CHARACTERS
 _RESERVED = "\u2585"  # SentencePiece's internal mark of unknown characters; it leaves out lines that hold it.
 _ENDINGS = tuple(name + packed for name in (".txt", ".jsonl") for packed in ("", ".gz", ".zst"))
 

@@ -150,7 +150,7 @@ def _extend(options: argparse.Namespace) -> None:
     report = {"num_sentences": num_used, "seed": options.seed, "num_dropped_merges": result.num_dropped}
     size = _write_byte_level(options, base, byte_level, report)
     print(f"{options.output}: {size} tokens: {byte_level.first_new_id} + {result.num_new} new")
-    print_sample(corpus, num_used)
+    print_sample(corpus, num_used, options)
 
 
 def _write_byte_level(

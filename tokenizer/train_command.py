@@ -67,10 +67,13 @@ def add_commands(commands: Any) -> None:
     command.set_defaults(run=_train)
 
 
-def print_sample(corpus: CorpusSize, num_used: int) -> None:
-    """Say what was read and what of it was learned from."""
-    if num_used < corpus.num_sentences:
-        print(f"learned from a random sample: {num_used} of {corpus.num_sentences} sentences (--max-sentences)")
+def print_sample(corpus: CorpusSize, num_used: int, options: argparse.Namespace) -> None:
+    """Say what was left out or changed on the way to learning."""
+    if num_used < corpus.num_sentences and options.max_sentences is None:
+        print(
+            f"a random sample of {DEFAULT_SAMPLE_BYTES // 10**6} MB was learned from ({num_used} of "
+            f"{corpus.num_sentences} sentences), as memory grows with it; --max-sentences sets another size"
+        )
     if corpus.num_split_lines:
         reasons = f"over {MAX_SENTENCE_CHARACTERS} characters long, or with U+2585 in them"
         print(f"{corpus.num_split_lines} lines were split: {reasons}")
@@ -92,6 +95,6 @@ def _train(options: argparse.Namespace) -> None:
         f"{options.output}: {settings.vocab_size} pieces from {summary.num_used_sentences} of {corpus.num_sentences} "
         f"sentences ({corpus.num_bytes} bytes) in {summary.seconds:.1f} s"
     )
-    print_sample(corpus, summary.num_used_sentences)
+    print_sample(corpus, summary.num_used_sentences, options)
     if not settings.byte_fallback:
         print("without byte fallback: newlines and characters without a piece become <unk>")
