@@ -1,6 +1,7 @@
 """SentencePiece models read by `tokenizers`, against SentencePiece itself."""
 
 import itertools
+import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,17 @@ def test_tokens_may_stand_before_and_behind_the_pieces(model_type: str) -> None:
         assert found == expected or (model_type == "unigram" and equally_likely(reference, found, expected)), text
     tokenizer.encode_special_tokens = False
     assert tokenizer.encode("sop").ids == [30 + size]
+
+
+@pytest.mark.parametrize("rule", ["nfkc", "nmt_nfkc"])
+def test_marks_survive_normalisation(rule: str) -> None:
+    """Also where letters and marks are apart, as in file names of macOS."""
+    reference = processor(model := train(normalization_rule_name=rule))
+    tokenizer = fast_tokenizer(model)
+    for text in ["Tiếng Việt", "ガギグゲゴ ぱぴぷ", "대한민국", "ñandú, Ångström", "१२३ हिन्दी", "1\r\n2\r\n\r\n"]:
+        for form in ("NFC", "NFD", "NFKC", "NFKD"):
+            spelled = unicodedata.normalize(form, text)
+            assert ids(tokenizer, spelled) == reference.encode(spelled), (text, form)
 
 
 def test_a_token_before_every_text() -> None:
