@@ -54,7 +54,7 @@ def weights(seed: int = 0) -> Weights:
     def draw(*shape: int, around: float = 0.0, spread: float = 0.25) -> torch.Tensor:
         return (around + spread * torch.randn(*shape, generator=random)).half()
 
-    found = {"transformer.word_embeddings.weight": draw(VOCABULARY, WIDTH, spread=1.0)}
+    found = {"transformer.word_embeddings.weight": draw(VOCABULARY, WIDTH, spread=0.4)}
     norms = ["transformer.final_layernorm"]
     for number in range(LAYERS):
         layer = f"transformer.layers.{number}"

@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from ift.models.families.chatglm import register
+
 VOCABULARY = 90
 SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,
@@ -39,6 +41,16 @@ OWN_NAMES: dict[str, dict[str, Any]] = {
         "window_size": 7,
     },
     "gptj": ROTARY,
+    "ift_chatglm": {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "num_layers": 2,
+        "num_attention_heads": 4,
+        "inner_hidden_size": 48,
+        "bos_token_id": 87,
+        "gmask_token_id": 88,
+        "mask_token_id": 89,
+    },
     "mistral": WINDOW,
     "mpt": {"vocab_size": VOCABULARY, "d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 256},
     "opt": {**SIZES, "ffn_dim": 48, "word_embed_proj_dim": 32},
@@ -57,6 +69,7 @@ def make_model(
         spread: standard deviation of the weight matrices.
         vocabulary: number of tokens.
     """
+    register()
     settings = OWN_NAMES.get(model_type, SIZES)
     known = AutoConfig.for_model(model_type)
     settings = {key: value for key, value in settings.items() if hasattr(known, key) or key not in SIZES}
