@@ -1,4 +1,4 @@
-"""Folders of ChatGLM-6B: recognised and refused ones, every layout of the hub, nothing executed, saved as they were."""
+"""Folders of ChatGLM-6B: recognised and refused, every layout of the hub, nothing executed, saved as they were."""
 
 import json
 from pathlib import Path

@@ -9,6 +9,8 @@ from typing import Any, ClassVar
 
 from transformers import PretrainedConfig
 
+from ift.models.families.family import Family
+
 MODEL_TYPE = "ift_chatglm"
 _ORIGINAL_TYPE = "chatglm"
 
@@ -130,3 +132,20 @@ def _special_ids(config: Mapping[str, Any]) -> dict[str, Any]:
     by_rule = _SPECIAL_IDS.get(config.get("vocab_size", 150528), {})
     names = (*_LAYOUT_IDS, "eos_token_id", "pad_token_id")
     return {name: config[name] if config.get(name) is not None else by_rule.get(name) for name in names}
+
+
+def _reader() -> Any:
+    from ift.models.families.chatglm import ChatGLMForCausalLM, register
+
+    register()
+    return ChatGLMForCausalLM
+
+
+CHATGLM = Family(
+    "chatglm",
+    "ChatGLM-6B",
+    recognises=recognises,
+    native_config=native_config,
+    reader=_reader,
+    refusals=lambda config: [reason] if (reason := refusals(config)) is not None else [],
+)
