@@ -101,7 +101,9 @@ class Scorer:
         if whole:
             self._stems(whole, Past(), found)
         stems = [stem for stem in stems if not self._calling.settled_length(stem.row.ids)]
-        for group, length in group_by_prefix([stem.row.ids for stem in stems], least_saved=self._least_saved):
+        # Up to the first position that is asked about: of what is shared, which is run apart, no logits are made.
+        texts = [stem.row.ids[: stem.row.places[0] + 1] if stem.row.places else stem.row.ids for stem in stems]
+        for group, length in group_by_prefix(texts, least_saved=self._least_saved):
             past = Past()
             if length:
                 past = self._forward([Row(stems[group[0]].row.ids[:length])], found, past, keep=True)
