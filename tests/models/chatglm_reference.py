@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -201,9 +202,10 @@ def _mixed(
     return _linear(w, f"{name}.dense", torch.cat(heads, dim=-1))
 
 
-def greedy(tensors: Weights, ids: Sequence[int], number: int) -> list[int]:
-    """Return the next tokens, each the likeliest."""
-    text = list(ids)
+@cache
+def greedy(ids: tuple[int, ...], number: int) -> list[int]:
+    """Return the next tokens with the weights of `weights()`, each the likeliest."""
+    text, tensors = list(ids), weights()
     for _ in range(number):
         text.append(int(reference_logits(tensors, text)[-1].argmax()))
     return text[len(ids) :]
