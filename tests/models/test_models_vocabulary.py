@@ -10,7 +10,7 @@ import pytest
 import torch
 from adapted_models import make_model
 from byte_level import make_byte_level
-from peft import LoraConfig
+from peft import LoraConfig, TrainableTokensConfig
 from tiny import make_rows
 from torch.nn import functional as F
 from transformers import AutoTokenizer
@@ -255,6 +255,17 @@ def test_embeddings_alone(family: str) -> None:
         if head and not tied:
             expected |= {name for name in own if name.startswith(f"{ends.head}.")}
         assert moved == expected
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_new_rows_and_nothing_else(family: str) -> None:
+    """PEFT's own method for rows of the vocabulary, without being told which."""
+    before, model = trained(family, TrainableTokensConfig())
+    new, old = matrices(merge("RUN", model, "float32")), matrices(before)
+    rest = [index for index in range(96) if index not in NEW]
+    for name in old:
+        assert torch.equal(new[name][rest], old[name][rest])
+        assert all(not torch.equal(new[name][index], old[name][index]) for index in NEW)
 
 
 def test_methods_of_base_weights() -> None:
