@@ -14,6 +14,7 @@ from ift.inference.prompts import Prompt, PromptBatch
 from ift.inference.windows import Windows, cut
 from ift.models.adapters import num_virtual_tokens
 from ift.models.enlarging import enlarge
+from ift.models.families.normalized_head import settle_heads
 from ift.models.loading import Dtype, check_vocabulary, load_base_model, max_positions, read_config
 from ift.models.merging import merge_adapters
 from ift.models.methods import trained
@@ -73,6 +74,7 @@ class PredictionModule(LightningModule):
         check_vocabulary("model.base", model, datamodule.encoder.tokenizer)
         model = merge_adapters("model.merged_adapters", model, self.merged_chain, self.dtype_name)
         self.model = load_adapter("model.adapter", model, self.adapter) if self.adapter else model
+        settle_heads(self.model, trained=True)
         self.eval()
 
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[Prediction]:

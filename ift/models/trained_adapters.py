@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from ift.artifacts import RunFolder, file_hashes
 from ift.errors import UserError
 from ift.hub import fingerprint
+from ift.models.families.normalized_head import settle_heads
 from ift.models.quantization import Quantization
 from ift.models.trained_rows import compute_as_the_module
 from ift.models.vocabulary import Growth, check_same_growth
@@ -176,6 +177,7 @@ def load_adapter(key: str, model: Any, folder: str | Path, *, trainable: bool = 
             if "missing adapter keys" in str(one.message):  # PEFT would leave these as they begin
                 raise ValueError(f"weights are missing from its file. {one.message}")
             warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+        settle_heads(loaded)  # which a merge would else add to rows of another length
         compute_as_the_module(loaded)
         return loaded
     except (*_UNREADABLE, RuntimeError, ValueError, LookupError, TypeError) as error:
