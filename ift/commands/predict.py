@@ -49,14 +49,15 @@ def run_settings(run: RunFolder, *, untuned: bool = False) -> dict[str, Any]:
         "data.tokenizer": str(run.tokenizer),
         "model.dtype": manifest["dtype"],
     }
+    as_loaded = {f"model.{name}": manifest.get(name) for name in ("quantization", "rope")}
     if untuned:
         nothing = {"model.adapter": None, "model.merged_adapters": None}
         name = base_of_run("run", run, manifest["base"])
-        return settings | nothing | {"model.base": name, "model.quantization": manifest.get("quantization")}
+        return settings | nothing | {"model.base": name} | as_loaded
     if manifest["adapter"] is None:
         return settings | {"model.base": str(run.model)}
     name = base_of_run("run", run, manifest["base"])
-    own = {"model.base": name, "model.adapter": str(run.adapter), "model.quantization": manifest.get("quantization")}
+    own = {"model.base": name, "model.adapter": str(run.adapter), **as_loaded}
     merged = [one.folder for one in merged_adapters_of("run", manifest)]
     return settings | own | {"model.merged_adapters": merged or None}
 
@@ -139,6 +140,10 @@ class PredictCLI(IftCLI):
             identity["windows"] = vars(self.model.windows)
         if self.model.merged_chain:
             identity["merged_adapters"] = [one.files for one in self.model.merged_chain]
+        if self.model.attention is not None:
+            identity["attention"] = self.model.attention
+        if self.model.rope is not None:
+            identity["rope"] = asdict(self.model.rope)
         return identity | ({"quantization": asdict(quantization)} if quantization is not None else {})
 
 

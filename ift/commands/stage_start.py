@@ -42,6 +42,7 @@ class CheckedStage:
     quantized: bool
     """Whether the weights in memory will be, by setting or by the base model's own files."""
     dtype: str
+    rope: Settings | None
     learning_rate: float | None
     num_processes: int
     data_key: str
@@ -62,12 +63,14 @@ def start_keys(stage: Stage, before: RunFolder, method: Method) -> Settings | No
     if manifest["adapter"] is None:
         return {"model": {"base": str(before.model), "merged_adapters": None}}
     base, merged = manifest["base"]["name"], [one["folder"] for one in manifest["merged_adapters"]]
+    kept = manifest.get("rope") is not None and stage.sets("model.rope") is None
+    positions = {"rope": manifest["rope"]} if kept else {}
     if stage.start == "merge":
-        return {"model": {"base": base, "merged_adapters": [*merged, str(before.adapter)]}}
+        return {"model": {"base": base, "merged_adapters": [*merged, str(before.adapter)], **positions}}
     own = {"base": base, "merged_adapters": merged or None, "adapter": _gone_on_with(before, method)}
     if stage.sets("model.quantization") is None:  # a short name (qlora) may have brought it, and is not there now
         own["quantization"] = manifest["quantization"]
-    return {"model": own}
+    return {"model": own | positions}
 
 
 def _gone_on_with(before: RunFolder, method: Method) -> Any:
@@ -90,13 +93,15 @@ def model_keys(checked: CheckedStage, after: RunFolder | None) -> Settings:
         adapter = str(checked.method.config) if isinstance(checked.method.config, Path) else nothing
         merged = list(checked.merged_adapters) or None
         own = {"base": checked.base, "merged_adapters": merged, "adapter": _as_folder(adapter)}
-        return {"model": {**own, "dtype": checked.dtype, "quantization": checked.quantization}}
+        as_loaded = {"dtype": checked.dtype, "quantization": checked.quantization, "rope": checked.rope}
+        return {"model": {**own, **as_loaded}}
     manifest = after.read_manifest()
     if manifest["adapter"] is None:
-        own = {"base": str(after.model), "merged_adapters": None, "adapter": None}
+        own = {"base": str(after.model), "merged_adapters": None, "adapter": None, "rope": None}
     else:
         merged = [one["folder"] for one in manifest["merged_adapters"]] or None
         own = {"base": manifest["base"]["name"], "merged_adapters": merged, "adapter": _as_folder(str(after.adapter))}
+        own["rope"] = manifest.get("rope")
     return {"model": {**own, "dtype": manifest["dtype"], "quantization": manifest["quantization"]}}
 
 
@@ -246,6 +251,7 @@ def _checked(stage: Stage, cli: TrainingCLI, plain: Settings) -> CheckedStage:
         quantization=asdict(cli.model.quantization) if cli.model.quantization is not None else None,
         quantized=is_quantized(read_config(cli.model.base), cli.model.quantization),
         dtype=cli.model.dtype_name,
+        rope=asdict(cli.model.rope) if cli.model.rope is not None else None,
         learning_rate=float(rate) if rate is not None else None,
         num_processes=cli.trainer.world_size,
         data_key=fingerprint({"settings": data, "precision": plain["trainer"]["precision"], **kept}),

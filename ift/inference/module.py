@@ -13,11 +13,20 @@ from ift.inference.likelihood import Scorer
 from ift.inference.prompts import Prompt, PromptBatch
 from ift.inference.windows import Windows, cut
 from ift.models.adapters import num_virtual_tokens
+from ift.models.attention import Attention, check_attention
 from ift.models.loading import Dtype, check_vocabulary, load_base_model, max_positions, read_config
 from ift.models.merging import merge_adapters
 from ift.models.methods import trained
 from ift.models.quantization import Quantization, check_quantization
-from ift.models.trained_adapters import MergedAdapter, adapter_folder, load_adapter, merged_before, merged_chain
+from ift.models.rope import Rope, check_rope
+from ift.models.trained_adapters import (
+    MergedAdapter,
+    adapter_folder,
+    check_rope_of,
+    load_adapter,
+    merged_before,
+    merged_chain,
+)
 from ift.records import Prediction
 from ift.seeds import mixed_seed
 
@@ -31,6 +40,8 @@ class PredictionModule(LightningModule):
         merged_adapters: folders of adapters or runs, merged into the base model first; a run's own with `--run`.
         dtype: of the weights.
         quantization: holds the base model's weights in 4 or 8 bits; a run's own with `--run`.
+        attention: how attention is computed, which changes speed and memory; by default as transformers chooses.
+        rope: rotary positions for longer texts than the base model was trained on; a run's own with `--run`.
         decoding: how responses are written.
         seed: of sampling, mixed with the number of the batch; follows `seed_everything`.
         windows: how texts that stand alone are cut to be scored.
@@ -43,15 +54,22 @@ class PredictionModule(LightningModule):
         merged_adapters: list[str] | None = None,
         dtype: Dtype = "float32",
         quantization: Quantization | None = None,
+        attention: Attention | None = None,
+        rope: Rope | None = None,
         decoding: Decoding = Decoding(),  # noqa: B008 (frozen)
         seed: int = 0,
         windows: Windows = Windows(),  # noqa: B008 (frozen)
     ) -> None:
         super().__init__()
         check_base("model.base", base)
-        check_quantization("model.base", base, config=read_config(base), quantization=quantization)
-        self.quantization = quantization
+        config = read_config(base)
+        check_quantization("model.base", base, config=config, quantization=quantization)
+        check_attention(attention, config=config, dtype=dtype)
+        check_rope(rope, config=config)
+        self.quantization, self.attention, self.rope = quantization, attention, rope
         self.merged_chain = _chain(base, merged_adapters or [], adapter)
+        if adapter is not None:
+            check_rope_of(adapter_folder("model.adapter", adapter), rope)
         self.base, self.adapter, self.dtype_name = base, adapter, dtype
         self.decoding, self.seed, self.windows = decoding, seed, windows
         self.model: Any = None
@@ -63,7 +81,14 @@ class PredictionModule(LightningModule):
             return
         datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         self._check_lengths(datamodule.prompts)
-        model = load_base_model("model.base", self.base, self.dtype_name, quantization=self.quantization)
+        model = load_base_model(
+            "model.base",
+            self.base,
+            self.dtype_name,
+            quantization=self.quantization,
+            attention=self.attention,
+            rope=self.rope,
+        )
         check_vocabulary("model.base", model, datamodule.encoder.tokenizer)
         model = merge_adapters("model.merged_adapters", model, self.merged_chain, self.dtype_name)
         self.model = load_adapter("model.adapter", model, self.adapter) if self.adapter else model
@@ -146,7 +171,7 @@ class PredictionModule(LightningModule):
         self.windows.within(self._positions())
         check_lengths(
             prompts,
-            limit=max_positions(self.base),
+            limit=max_positions(self.base, self.rope),
             num_virtual_tokens=self._num_virtual_tokens(),
             max_new_tokens=self.decoding.max_new_tokens,
         )
@@ -156,7 +181,7 @@ class PredictionModule(LightningModule):
 
     def _positions(self) -> int | None:
         """Return how many tokens of a text the model can read at once."""
-        limit = max_positions(self.base)
+        limit = max_positions(self.base, self.rope)
         return limit - self._num_virtual_tokens() if limit is not None else None
 
 

@@ -8,14 +8,25 @@ from safetensors import SafetensorError
 
 from ift.errors import UserError
 from ift.hub import check_base, local_folder
+from ift.models.attention import Attention, check_attention
+from ift.models.positions import forget_lengths, positions_of
 from ift.models.quantization import Quantization, loading_options
+from ift.models.rope import Rope, with_rope
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 TrainingDtype = Literal["float32", "bfloat16"]
 """float16 is for inference only: its small numbers vanish in gradients and in AdamW's denominator."""
 
 
-def load_base_model(key: str, base: str, dtype: Dtype, *, quantization: Quantization | None = None) -> Any:
+def load_base_model(
+    key: str,
+    base: str,
+    dtype: Dtype,
+    *,
+    quantization: Quantization | None = None,
+    attention: Attention | None = None,
+    rope: Rope | None = None,
+) -> Any:
     """Load a causal language model in training mode; a quantized one is frozen.
 
     Args:
@@ -23,16 +34,23 @@ def load_base_model(key: str, base: str, dtype: Dtype, *, quantization: Quantiza
         base: folder or hub id in transformers' layout; it may be quantized already.
         dtype: of the weights in memory, but for quantized ones.
         quantization: how to quantize the weights while they are read; none keeps them as they are.
+        attention: how attention is computed; none leaves it to transformers.
+        rope: rotary positions other than those of its config.
 
     Raises:
-        UserError: nothing there that transformers can load, weights missing from the files, or a quantization that
-            cannot be here.
+        UserError: nothing there that transformers can load, weights missing from the files, or a quantization,
+            attention or rotary positions that cannot be here.
     """
     check_base(key, base)
     from transformers import AutoModelForCausalLM
 
     folder = local_folder(base)
-    options = loading_options(key, base, dtype=dtype, config=read_config(base), quantization=quantization)
+    config = read_config(base)
+    check_attention(attention, config=config, dtype=dtype)
+    quantized = loading_options(key, base, dtype=dtype, config=config, quantization=quantization)
+    options = {"attn_implementation": attention} if attention is not None else {}
+    if rope is not None:
+        options["config"] = with_rope(config, rope)
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             str(folder) if folder else base,
@@ -40,6 +58,7 @@ def load_base_model(key: str, base: str, dtype: Dtype, *, quantization: Quantiza
             trust_remote_code=False,
             output_loading_info=True,
             **options,
+            **quantized,
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:400]
@@ -50,10 +69,11 @@ def load_base_model(key: str, base: str, dtype: Dtype, *, quantization: Quantiza
             f"{key}: {len(missing)} weights of the model are not in the files of '{base}', first '{missing[0]}'. "
             "The folder is incomplete, or its config.json belongs to another model."
         )
-    if options:
+    if quantized:
         from ift.models.quantized_layers import prepare_quantized
 
         prepare_quantized(model)
+    forget_lengths(model)
     # from_pretrained leaves the model in evaluation mode, and Lightning does not change that.
     model.train()
     return model
@@ -70,10 +90,15 @@ def read_config(base: str) -> Any | None:
         return None
 
 
-def max_positions(base: str) -> int | None:
-    """Return the longest input of a base model in tokens, or `None` where its config states none; loads no weights."""
-    limit: int | None = getattr(read_config(base), "max_position_embeddings", None)
-    return limit
+def max_positions(base: str, rope: Rope | None = None) -> int | None:
+    """Return the longest input of a base model in tokens, or `None` where its config states none; loads no weights.
+
+    Args:
+        base: folder or hub id of the base model.
+        rope: rotary positions other than those of its config.
+    """
+    config = with_rope(read_config(base), rope)
+    return positions_of(config) if config is not None else None
 
 
 def check_vocabulary(key: str, model: Any, tokenizer: Any) -> None:

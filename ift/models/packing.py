@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from ift.data.micro_batches import GROUPED, RowLayoutChoice, RowLayoutSetting
 from ift.errors import UserError
+from ift.models.attention import Attention
 from ift.models.loading import read_config
 
 # fmt: off
@@ -44,7 +45,9 @@ virtual tokens per row, and some others mix over the row."""
 FLASH = ("flash_attention_2", "flash_attention_3")
 
 
-def choose_row_layout(key: str, asked: RowLayoutSetting, *, base: str, adapter: Any) -> RowLayoutChoice:
+def choose_row_layout(
+    key: str, asked: RowLayoutSetting, *, base: str, adapter: Any, attention: Attention | None = None
+) -> RowLayoutChoice:
     """Return the row layout for a base model, from its config alone.
 
     Args:
@@ -52,6 +55,7 @@ def choose_row_layout(key: str, asked: RowLayoutSetting, *, base: str, adapter: 
         asked: `auto` takes the fastest layout that is exact.
         base: folder or hub id of the base model.
         adapter: a `peft.PeftConfig`, or `None`.
+        attention: `model.attention`; none for what the config says, or transformers' choice.
 
     Raises:
         UserError: the asked layout would not be exact.
@@ -59,8 +63,8 @@ def choose_row_layout(key: str, asked: RowLayoutSetting, *, base: str, adapter: 
     config = read_config(base)
     if config is None:  # load_base_model says what is wrong
         return GROUPED
-    attention = getattr(config, "_attn_implementation", None) or "sdpa"
-    best = row_layout_for(config.model_type, attention, adapter=adapter)
+    computed = attention or getattr(config, "_attn_implementation", None) or "sdpa"
+    best = row_layout_for(config.model_type, computed, adapter=adapter)
     # Per token, matrices cost 24 x width^2 operations and attention 4 x width x length, at about 2/3 of the speed.
     best = replace(best, square_cost_length=max(1024, 4 * getattr(config, "hidden_size", 2048)))
     if asked in ("auto", best.layout):
