@@ -4,21 +4,24 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_warn
 
 from ift.errors import UserError
 from ift.hub import check_base
 from ift.inference.generation import Decoding, generate
-from ift.inference.lengths import check_lengths
+from ift.inference.lengths import check_lengths, tokens_of
 from ift.inference.likelihood import Scorer
 from ift.inference.prompts import Prompt, PromptBatch
 from ift.inference.windows import Windows, cut
 from ift.models.adapters import num_virtual_tokens
 from ift.models.attention import Attention, check_attention
+from ift.models.families.normalized_head import settle_heads
 from ift.models.loading import Dtype, check_vocabulary, load_base_model, max_positions, read_config
 from ift.models.merging import merge_adapters
 from ift.models.methods import trained
+from ift.models.positions import steady_length
 from ift.models.quantization import Quantization, check_quantization
-from ift.models.rope import Rope, check_rope
+from ift.models.rope import Rope, check_rope, with_rope
 from ift.models.trained_adapters import (
     MergedAdapter,
     adapter_folder,
@@ -92,6 +95,7 @@ class PredictionModule(LightningModule):
         check_vocabulary("model.base", model, datamodule.encoder.tokenizer)
         model = merge_adapters("model.merged_adapters", model, self.merged_chain, self.dtype_name)
         self.model = load_adapter("model.adapter", model, self.adapter) if self.adapter else model
+        settle_heads(self.model, trained=True)
         self.eval()
 
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[Prediction]:
@@ -168,6 +172,7 @@ class PredictionModule(LightningModule):
         return str(self._encoder.tokenizer.decode(prompt.ids, skip_special_tokens=False))
 
     def _check_lengths(self, prompts: list[Prompt]) -> None:
+        self._warn_of_company(prompts)
         self.windows.within(self._positions())
         check_lengths(
             prompts,
@@ -175,6 +180,23 @@ class PredictionModule(LightningModule):
             num_virtual_tokens=self._num_virtual_tokens(),
             max_new_tokens=self.decoding.max_new_tokens,
         )
+
+    def _warn_of_company(self, prompts: list[Prompt]) -> None:
+        """Say where answers follow from what else is in a batch."""
+        steady = steady_length(with_rope(read_config(self.base), self.rope))
+        taken = self._num_virtual_tokens()
+        long = [
+            one
+            for one in prompts
+            if steady is not None and taken + tokens_of(one, self.decoding.max_new_tokens) > steady
+        ]
+        if long:
+            rank_zero_warn(
+                f"{len(long)} of {len(prompts)} prompts may be longer with their answers than {steady} tokens, first "
+                f"'{long[0].id}'. Beyond that, the rotary positions of this model follow from the longest text of a "
+                "batch (dynamic scaling, or longrope): answers depend on data.batch_size, and scores of options on "
+                "what they share. Set data.batch_size to 1 for the least of it."
+            )
 
     def _num_virtual_tokens(self) -> int:
         return num_virtual_tokens(trained(self.adapter)) if self.adapter is not None else 0

@@ -16,16 +16,18 @@ FLASH_PACKAGE = "flash-attn (2.3.3 or newer)"
 
 
 def model_class(config: Any) -> type[Any] | None:
-    """Return the class that transformers makes a causal language model of, or `None` where it has none.
+    """Return the class that transformers makes a language model of, or `None` where it has none.
 
     Args:
         config: transformers' config of the base model.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-    known = AutoModelForCausalLM._model_mapping
-    found = known[type(config)] if type(config) in known.keys() else None  # noqa: SIM118 (no plain dict)
-    return found[0] if isinstance(found, tuple) else found
+    for known in (AutoModelForCausalLM._model_mapping, AutoModelForSeq2SeqLM._model_mapping):
+        if type(config) in known.keys():  # noqa: SIM118 (no plain dict)
+            found: Any = known[type(config)]
+            return found[0] if isinstance(found, tuple) else found
+    return None
 
 
 def check_attention(attention: Attention | None, *, config: Any, dtype: str, device: str | None = None) -> None:

@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from ift.errors import UserError
 from ift.hub import check_base, local_folder
 from ift.models.attention import Attention, check_attention
+from ift.models.families import Family, made_native, native_config, recognise
 from ift.models.positions import forget_lengths, positions_of
 from ift.models.quantization import Quantization, loading_options
 from ift.models.rope import Rope, with_rope
@@ -45,21 +46,23 @@ def load_base_model(
     from transformers import AutoModelForCausalLM
 
     folder = local_folder(base)
-    config = read_config(base)
+    config = with_rope(read_config(base, key=key), rope)
     check_attention(attention, config=config, dtype=dtype)
-    quantized = loading_options(key, base, dtype=dtype, config=config, quantization=quantization)
-    options = {"attn_implementation": attention} if attention is not None else {}
-    if rope is not None:
-        options["config"] = with_rope(config, rope)
+    options = loading_options(key, base, dtype=dtype, config=config, quantization=quantization)
+    chosen = {"attn_implementation": attention} if attention is not None else {}
+    family = family_of(base, key=key)
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        model, report = (family.reader() if family else AutoModelForCausalLM).from_pretrained(
             str(folder) if folder else base,
+            config=config,
             dtype=getattr(torch, dtype),
             trust_remote_code=False,
             output_loading_info=True,
+            **chosen,
             **options,
-            **quantized,
         )
+        if family is not None:
+            made_native(model, family)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:400]
         raise UserError(f"{key}: no model could be loaded from '{base}': {reason}") from error
@@ -69,7 +72,7 @@ def load_base_model(
             f"{key}: {len(missing)} weights of the model are not in the files of '{base}', first '{missing[0]}'. "
             "The folder is incomplete, or its config.json belongs to another model."
         )
-    if quantized:
+    if options:
         from ift.models.quantized_layers import prepare_quantized
 
         prepare_quantized(model)
@@ -79,15 +82,53 @@ def load_base_model(
     return model
 
 
-def read_config(base: str) -> Any | None:
-    """Return transformers' config of a base model, or `None` where it cannot be read; loads no weights."""
+def read_config(base: str, *, key: str = "model.base") -> Any | None:
+    """Return transformers' config of a base model, or `None` where it cannot be read; loads no weights.
+
+    Args:
+        base: folder or hub id.
+        key: the configuration key that named it, for errors.
+
+    Raises:
+        UserError: a checkpoint of 2023 of which no exact reading is known.
+    """
     from transformers import AutoConfig
 
     folder = local_folder(base)
+    family = family_of(base, key=key)
     try:
+        if family is not None:
+            return native_config(family, raw_config(base))
         return AutoConfig.from_pretrained(str(folder) if folder else base, trust_remote_code=False)
     except (OSError, ValueError, KeyError):  # load_base_model says what is wrong
         return None
+
+
+def family_of(base: str, *, key: str = "model.base") -> Family | None:
+    """Return the family of a checkpoint of 2023 that shipped with code of its own; `None` for all others.
+
+    Raises:
+        UserError: one of which no exact reading is known.
+    """
+    try:
+        config = raw_config(base)
+    except (OSError, ValueError):
+        return None
+    return recognise(key, base, config)
+
+
+def raw_config(base: str) -> dict[str, Any]:
+    """Return a base model's `config.json` as it lies there.
+
+    Raises:
+        OSError: there is none.
+        ValueError: it is no JSON.
+    """
+    from transformers import PreTrainedConfig
+
+    folder = local_folder(base)
+    found: dict[str, Any] = PreTrainedConfig.get_config_dict(str(folder) if folder else base)[0]
+    return found
 
 
 def max_positions(base: str, rope: Rope | None = None) -> int | None:

@@ -147,6 +147,9 @@ def _method(run: TrainedRun, facts: CardFacts) -> str:
         "trainable parameters": f"{parameters['trainable']:,} of {parameters['total']:,}",
         "base weights in training": manifest["dtype"]
         + (f", quantized ({json.dumps(manifest['quantization'])})" if manifest.get("quantization") else ""),
+        "rotary positions": json.dumps({name: one for name, one in (manifest.get("rope") or {}).items() if one})
+        if manifest.get("rope")
+        else "the base model's",
         "optimizer": f"{optimizer.get('class_path')} {json.dumps(optimizer.get('init_args', {}))}",
         "schedule": json.dumps(model.get("schedule")),
         "steps": manifest.get("steps"),

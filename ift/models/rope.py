@@ -111,8 +111,8 @@ def with_rope(config: Any, rope: Rope | None) -> Any:
     parameters = scalable(text)
     if parameters is None:
         raise UserError(
-            f"{KEY}: transformers has no rotary positions with settings in '{config.model_type}' models; their positions "
-            f"are learned, a fixed table, or biases. Leave {KEY} out."
+            f"{KEY}: '{config.model_type}' models have no rotary positions that transformers lets one set; theirs are "
+            f"learned, a fixed table, or biases. Leave {KEY} out."
         )
     if rope.theta is not None:
         parameters["rope_theta"] = rope.theta
@@ -171,8 +171,8 @@ def _check_frequencies(text: Any, parameters: dict[str, Any]) -> None:
     for name in ("short_factor", "long_factor"):
         if len(parameters[name]) != number:
             raise UserError(
-                f"{KEY}.{name}: {len(parameters[name])} numbers, and the heads of this model have {number} frequencies. "
-                "Give one for each."
+                f"{KEY}.{name}: {len(parameters[name])} numbers, and the heads of this model have {number} "
+                "frequencies. Give one for each."
             )
 
 

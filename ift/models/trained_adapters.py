@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from ift.artifacts import RunFolder, file_hashes
 from ift.errors import UserError
 from ift.hub import fingerprint
+from ift.models.families.normalized_head import settle_heads
 from ift.models.quantization import Quantization
 from ift.models.rope import Rope
 
@@ -157,8 +158,8 @@ def warn_of_other_rope(key: str, place: Path, rope: Rope | None) -> None:
     then, now = _rope_of(place), asdict(rope) if rope is not None else None
     if run_of_adapter(place) is not None and then != now:
         rank_zero_warn(
-            f"{key}: '{place}' was trained with model.rope {_given(then)}, and here it is {_given(now)}: it begins with "
-            "other positions than those that it knows."
+            f"{key}: '{place}' was trained with model.rope {_given(then)}, and here it is {_given(now)}: it begins "
+            "with other positions than those that it knows."
         )
 
 
@@ -207,6 +208,7 @@ def load_adapter(key: str, model: Any, folder: str | Path, *, trainable: bool = 
             if "missing adapter keys" in str(one.message):  # PEFT would leave these as they begin
                 raise ValueError(f"weights are missing from its file. {one.message}")
             warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+        settle_heads(loaded)  # which a merge would else add to rows of another length
         return loaded
     except (*_UNREADABLE, RuntimeError, ValueError, LookupError, TypeError) as error:
         reason = " ".join(str(error).split())[:400]

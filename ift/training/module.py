@@ -20,6 +20,7 @@ from ift.models.attention import Attention, check_attention
 from ift.models.budget import Allotment, allot, check_budget, check_counted
 from ift.models.calling import calling_of
 from ift.models.compiling import check_compilable, compile_blocks
+from ift.models.families.normalized_head import settle_heads
 from ift.models.initial_adapters import changes_base, initial_values
 from ift.models.loading import TrainingDtype, check_vocabulary, load_base_model, read_config
 from ift.models.mergeability import check_mergeable
@@ -219,6 +220,7 @@ class InstructionModule(LightningModule):
         fitting = datamodule is not None and self.trainer.state.fn == "fit"
         num_steps = self._num_steps(datamodule) if fitting else None
         model = attach(model, self.method, seed=self.seed, num_steps=num_steps, training=fitting)
+        settle_heads(model)
         check_counted(self.allotment, num_trainable(model))
         if self.gradient_checkpointing:
             # The reentrant kind would need inputs that require gradients, and fails under DDP with unused parameters.

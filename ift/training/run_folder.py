@@ -14,6 +14,7 @@ from ift.artifacts import RunFolder, file_hashes, fingerprint, versions, write_j
 from ift.data.steps import Step
 from ift.hub import fingerprint as base_fingerprint
 from ift.hub import local_folder
+from ift.models.families.normalized_head import settle_heads
 from ift.models.initial_adapters import changes_base, save_adapter, save_initial
 from ift.models.loading import count_parameters
 from ift.training.metrics import StepMetrics
@@ -163,6 +164,7 @@ class RunFolderWriter(Callback):
         building = target.with_name(target.name + ".tmp")
         shutil.rmtree(building, ignore_errors=True)  # left by a killed export of this same run
         if whole:
+            settle_heads(pl_module.model, trained=True)  # as the class that is written has them
             pl_module.model.save_pretrained(str(building))
             datamodule.tokenizer.save_pretrained(str(building))
         else:
