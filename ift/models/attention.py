@@ -26,7 +26,8 @@ def model_class(config: Any) -> type[Any] | None:
     for known in (AutoModelForCausalLM._model_mapping, AutoModelForSeq2SeqLM._model_mapping):
         if type(config) in known.keys():  # noqa: SIM118 (no plain dict)
             found: Any = known[type(config)]
-            return found[0] if isinstance(found, tuple) else found
+            made_of: type[Any] = found[0] if isinstance(found, tuple) else found
+            return made_of
     return None
 
 
