@@ -15,6 +15,7 @@ from ift.inference.prompts import Prompt, PromptBatch
 from ift.inference.windows import Windows, cut
 from ift.models.adapters import num_virtual_tokens
 from ift.models.attention import Attention, check_attention
+from ift.models.enlarging import enlarge
 from ift.models.families.normalized_head import settle_heads
 from ift.models.loading import Dtype, check_vocabulary, load_base_model, max_positions, read_config
 from ift.models.merging import merge_adapters
@@ -30,6 +31,7 @@ from ift.models.trained_adapters import (
     merged_before,
     merged_chain,
 )
+from ift.models.vocabulary import Growth, Vocabulary, growth_of
 from ift.records import Prediction
 from ift.seeds import mixed_seed
 
@@ -45,6 +47,7 @@ class PredictionModule(LightningModule):
         quantization: holds the base model's weights in 4 or 8 bits; a run's own with `--run`.
         attention: how attention is computed, which changes speed and memory; by default as transformers chooses.
         rope: rotary positions for longer texts than the base model was trained on; a run's own with `--run`.
+        vocabulary: a tokenizer with more tokens than the base model's, as of `ift fit`; a run's own with `--run`.
         decoding: how responses are written.
         seed: of sampling, mixed with the number of the batch; follows `seed_everything`.
         windows: how texts that stand alone are cut to be scored.
@@ -59,6 +62,7 @@ class PredictionModule(LightningModule):
         quantization: Quantization | None = None,
         attention: Attention | None = None,
         rope: Rope | None = None,
+        vocabulary: Vocabulary | None = None,
         decoding: Decoding = Decoding(),  # noqa: B008 (frozen)
         seed: int = 0,
         windows: Windows = Windows(),  # noqa: B008 (frozen)
@@ -70,7 +74,8 @@ class PredictionModule(LightningModule):
         check_attention(attention, config=config, dtype=dtype)
         check_rope(rope, config=config)
         self.quantization, self.attention, self.rope = quantization, attention, rope
-        self.merged_chain = _chain(base, merged_adapters or [], adapter)
+        self.vocabulary, self.growth = vocabulary, growth_of(vocabulary, base, seed=seed)
+        self.merged_chain = _chain(base, merged_adapters or [], adapter, growth=self.growth)
         if adapter is not None:
             check_rope_of(adapter_folder("model.adapter", adapter), rope)
         self.base, self.adapter, self.dtype_name = base, adapter, dtype
@@ -92,6 +97,7 @@ class PredictionModule(LightningModule):
             attention=self.attention,
             rope=self.rope,
         )
+        model = enlarge(model, self.growth)
         check_vocabulary("model.base", model, datamodule.encoder.tokenizer)
         model = merge_adapters("model.merged_adapters", model, self.merged_chain, self.dtype_name)
         self.model = load_adapter("model.adapter", model, self.adapter) if self.adapter else model
@@ -207,9 +213,9 @@ class PredictionModule(LightningModule):
         return limit - self._num_virtual_tokens() if limit is not None else None
 
 
-def _chain(base: str, folders: list[str], adapter: str | None) -> list[MergedAdapter]:
+def _chain(base: str, folders: list[str], adapter: str | None, *, growth: Growth | None) -> list[MergedAdapter]:
     """Return the adapters to merge, and refuse others than those that the adapter was trained on top of."""
-    chain = merged_chain("model.merged_adapters", folders, base=base)
+    chain = merged_chain("model.merged_adapters", folders, base=base, growth=growth)
     before = merged_before(adapter_folder("model.adapter", adapter)) if adapter is not None else []
     if before and [one.files for one in before] != [one.files for one in chain]:
         raise UserError(

@@ -12,6 +12,7 @@ from ift.models.loading import Dtype
 from ift.models.quantization import Quantization
 from ift.models.rope import Rope
 from ift.models.trained_adapters import MergedAdapter, check_unchanged
+from ift.models.vocabulary import Growth, growth_of_run
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class TrainedRun:
     """Part of the base model's weights that the adapter was trained on."""
     rope: Rope | None = None
     """Rotary positions other than those of the base model's config."""
+    growth: Growth | None = None
+    """By which the base model was enlarged before all else."""
 
 
 def open_trained(key: str, root: str) -> TrainedRun:
@@ -57,15 +60,17 @@ def open_trained(key: str, root: str) -> TrainedRun:
     adapted = folder.adapter.is_dir()
     _check_exported(key, folder, manifest, folder.adapter if adapted else folder.model)
     quantization, rope = manifest.get("quantization"), manifest.get("rope")
+    base = base_of_run(key, folder, manifest["base"]) if adapted else str(folder.model)
     return TrainedRun(
         folder=folder,
         manifest=manifest,
-        base=base_of_run(key, folder, manifest["base"]) if adapted else str(folder.model),
+        base=base,
         adapter=folder.adapter if adapted else None,
         dtype=manifest["dtype"],
         quantization=Quantization(**quantization) if quantization and adapted else None,
         merged_adapters=merged_adapters_of(key, manifest) if adapted else (),
         rope=Rope(**rope) if rope and adapted else None,
+        growth=growth_of_run(key, folder, manifest, base=base) if adapted else None,
     )
 
 
