@@ -66,7 +66,8 @@ def _base_settings(run: RunFolder, manifest: dict[str, Any]) -> dict[str, Any]:
     name = base_of_run("run", run, manifest["base"])
     growth_of_run("run", run, manifest, base=name)
     vocabulary = vocabulary_of_run(run, manifest)
-    return {"model.base": name, "model.quantization": manifest.get("quantization"), "model.vocabulary": vocabulary}
+    as_loaded = {f"model.{key}": manifest.get(key) for key in ("quantization", "rope")}
+    return {"model.base": name, **as_loaded, "model.vocabulary": vocabulary}
 
 
 class PredictCLI(IftCLI):
@@ -156,6 +157,10 @@ class PredictCLI(IftCLI):
             identity["vocabulary"] = self.model.growth.fingerprint
         if self.model.merged_chain:
             identity["merged_adapters"] = [one.files for one in self.model.merged_chain]
+        if self.model.attention is not None:
+            identity["attention"] = self.model.attention
+        if self.model.rope is not None:
+            identity["rope"] = asdict(self.model.rope)
         return identity | ({"quantization": asdict(quantization)} if quantization is not None else {})
 
 

@@ -8,6 +8,7 @@ import torch
 
 from ift.errors import UserError
 from ift.models.calling import calling_of
+from ift.models.compiling import uncompiled
 
 
 @dataclass(frozen=True)
@@ -112,12 +113,13 @@ def _generate(
     config = GenerationConfig(
         **decoding.options(), eos_token_id=stop_token_ids, pad_token_id=pad_token_id, use_cache=True
     )
-    output = model.generate(
-        input_ids=input_ids.to(model.device),
-        attention_mask=attention_mask.to(model.device),
-        generation_config=config,
-        **calling_of(model).task(len(prompts), model.device),
-    )
+    with uncompiled(model):
+        output = model.generate(
+            input_ids=input_ids.to(model.device),
+            attention_mask=attention_mask.to(model.device),
+            generation_config=config,
+            **calling_of(model).task(len(prompts), model.device),
+        )
     return [_until_stop(row, stop_token_ids) for row in output[:, longest:].tolist()]
 
 

@@ -9,15 +9,26 @@ from safetensors import SafetensorError
 
 from ift.errors import UserError
 from ift.hub import check_base, local_folder
+from ift.models.attention import Attention, check_attention
 from ift.models.families import Family, made_native, native_config, recognise
+from ift.models.positions import forget_lengths, positions_of
 from ift.models.quantization import Quantization, loading_options
+from ift.models.rope import Rope, with_rope
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 TrainingDtype = Literal["float32", "bfloat16"]
 """float16 is for inference only: its small numbers vanish in gradients and in AdamW's denominator."""
 
 
-def load_base_model(key: str, base: str, dtype: Dtype, *, quantization: Quantization | None = None) -> Any:
+def load_base_model(
+    key: str,
+    base: str,
+    dtype: Dtype,
+    *,
+    quantization: Quantization | None = None,
+    attention: Attention | None = None,
+    rope: Rope | None = None,
+) -> Any:
     """Load a causal language model in training mode; a quantized one is frozen.
 
     Args:
@@ -25,17 +36,21 @@ def load_base_model(key: str, base: str, dtype: Dtype, *, quantization: Quantiza
         base: folder or hub id in transformers' layout; it may be quantized already.
         dtype: of the weights in memory, but for quantized ones.
         quantization: how to quantize the weights while they are read; none keeps them as they are.
+        attention: how attention is computed; none leaves it to transformers.
+        rope: rotary positions other than those of its config.
 
     Raises:
-        UserError: nothing there that transformers can load, weights missing from the files, or a quantization that
-            cannot be here.
+        UserError: nothing there that transformers can load, weights missing from the files, or a quantization,
+            attention or rotary positions that cannot be here.
     """
     check_base(key, base)
     from transformers import AutoModelForCausalLM
 
     folder = local_folder(base)
-    config = read_config(base, key=key)
+    config = with_rope(read_config(base, key=key), rope)
+    check_attention(attention, config=config, dtype=dtype)
     options = loading_options(key, base, dtype=dtype, config=config, quantization=quantization)
+    chosen = {"attn_implementation": attention} if attention is not None else {}
     family = family_of(base, key=key)
     for doubt in family.doubts(raw_config(base)) if family is not None else ():
         rank_zero_warn(f"{key}: config.json of '{base}': {doubt}")
@@ -46,6 +61,7 @@ def load_base_model(key: str, base: str, dtype: Dtype, *, quantization: Quantiza
             dtype=getattr(torch, dtype),
             trust_remote_code=False,
             output_loading_info=True,
+            **chosen,
             **options,
         )
         if family is not None:
@@ -63,6 +79,7 @@ def load_base_model(key: str, base: str, dtype: Dtype, *, quantization: Quantiza
         from ift.models.quantized_layers import prepare_quantized
 
         prepare_quantized(model)
+    forget_lengths(model)
     # from_pretrained leaves the model in evaluation mode, and Lightning does not change that.
     model.train()
     return model
@@ -117,10 +134,15 @@ def raw_config(base: str) -> dict[str, Any]:
     return found
 
 
-def max_positions(base: str) -> int | None:
-    """Return the longest input of a base model in tokens, or `None` where its config states none; loads no weights."""
-    limit: int | None = getattr(read_config(base), "max_position_embeddings", None)
-    return limit
+def max_positions(base: str, rope: Rope | None = None) -> int | None:
+    """Return the longest input of a base model in tokens, or `None` where its config states none; loads no weights.
+
+    Args:
+        base: folder or hub id of the base model.
+        rope: rotary positions other than those of its config.
+    """
+    config = with_rope(read_config(base), rope)
+    return positions_of(config) if config is not None else None
 
 
 def check_vocabulary(key: str, model: Any, tokenizer: Any) -> None:

@@ -61,7 +61,7 @@ def load_trained(
     """
     from ift.data.encoding import load_tokenizer
 
-    model = load_base_model(key, run.base, dtype, quantization=quantization)
+    model = load_base_model(key, run.base, dtype, quantization=quantization, rope=run.rope)
     if dequantize:
         from ift.models.quantized_layers import dequantized
 

@@ -148,6 +148,9 @@ def _method(run: TrainedRun, facts: CardFacts) -> str:
         "base weights in training": manifest["dtype"]
         + (f", quantized ({json.dumps(manifest['quantization'])})" if manifest.get("quantization") else ""),
         "vocabulary": _vocabulary(manifest.get("vocabulary")),
+        "rotary positions": json.dumps({name: one for name, one in (manifest.get("rope") or {}).items() if one})
+        if manifest.get("rope")
+        else "the base model's",
         "optimizer": f"{optimizer.get('class_path')} {json.dumps(optimizer.get('init_args', {}))}",
         "schedule": json.dumps(model.get("schedule")),
         "steps": manifest.get("steps"),
