@@ -49,6 +49,8 @@ class SourceCounts:
     """Filter (duplicate, near_duplicate, contaminated) to number of conversations that were asked to be left out."""
     cut: int = 0
     """Examples that were cut to `data.max_length`."""
+    left_out_texts: int = 0
+    """Texts before a last response that were to be learned, and that a template with `last_output_only` leaves out."""
     longest: int = 0
     """Tokens of the longest example."""
     lengths: list[int] = field(default_factory=lambda: [0] * len(LENGTH_EDGES))

@@ -21,7 +21,7 @@ from ift.data.conversation import Conversation, Message
 from ift.data.layouts import RowError
 from ift.data.templates import Renderer, Segment, Template
 from ift.errors import UserError
-from ift.hub import check_place, local_folder
+from ift.hub import check_place, has_encoder, local_folder
 
 IGNORE_INDEX = -100
 """Label of a position that the loss does not count (the default of PyTorch's cross-entropy)."""
@@ -310,18 +310,32 @@ class Encoder:
 
 
 def make_renderer(
-    tokenizer: Any, template: Template | None, options: Mapping[str, bool | str] | None = None
+    tokenizer: Any,
+    template: Template | None,
+    options: Mapping[str, bool | str] | None = None,
+    *,
+    base: str | None = None,
 ) -> Renderer:
-    """Return the template, or for `None` the tokenizer's own chat template.
+    """Return the template as a model needs it, or for `None` the tokenizer's own chat template.
 
     Args:
         tokenizer: of transformers.
         template: a template of ours.
         options: variables that the tokenizer's chat template reads, such as `{"enable_thinking": False}`.
+        base: folder or hub id of the model, if it has one: the prompts of an encoder-decoder model are read by its
+            encoder.
 
     Raises:
         UserError: the chat template cannot be used, or options are given for a template that reads none.
     """
+    split = base is not None and has_encoder(base)
+    if split and template is None:
+        raise UserError(
+            "data.template: 'tokenizer' writes request and response as one text, and the encoder of an encoder-decoder "
+            "model reads the request alone. Name a template (alpaca, plain)."
+        )
+    if template is not None and split:
+        template = template.for_encoder_decoder()
     if template is not None:
         if options:
             raise UserError(

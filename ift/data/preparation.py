@@ -243,6 +243,7 @@ class _Builder:
             if stays[-1]:
                 kept.append(place.row)
                 counts.cut += number in outcome.cut
+                counts.left_out_texts += self._length.num_left_out(place.conversation)
         batch = outcome.batch if all(stays) else outcome.batch.take(np.array(stays))
         files = [self._files.setdefault(row.file or counts.path, len(self._files)) for row in kept]
         self._sink.add(batch, source=index, files=files, lines=[row.line for row in kept])

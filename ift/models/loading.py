@@ -8,6 +8,7 @@ from safetensors import SafetensorError
 
 from ift.errors import UserError
 from ift.hub import check_base, local_folder
+from ift.models.encoder_decoder import auto_class, check_encoder_decoder
 from ift.models.quantization import Quantization, loading_options
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -16,7 +17,7 @@ TrainingDtype = Literal["float32", "bfloat16"]
 
 
 def load_base_model(key: str, base: str, dtype: Dtype, *, quantization: Quantization | None = None) -> Any:
-    """Load a causal language model in training mode; a quantized one is frozen.
+    """Load a causal language model, or a known encoder-decoder, in training mode; a quantized one is frozen.
 
     Args:
         key: the configuration key that named it, for errors.
@@ -29,12 +30,12 @@ def load_base_model(key: str, base: str, dtype: Dtype, *, quantization: Quantiza
             cannot be here.
     """
     check_base(key, base)
-    from transformers import AutoModelForCausalLM
-
+    config = read_config(base)
+    check_encoder_decoder(key, base, config=config, dtype=dtype)
     folder = local_folder(base)
-    options = loading_options(key, base, dtype=dtype, config=read_config(base), quantization=quantization)
+    options = loading_options(key, base, dtype=dtype, config=config, quantization=quantization)
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        model, report = auto_class(config).from_pretrained(
             str(folder) if folder else base,
             dtype=getattr(torch, dtype),
             trust_remote_code=False,
