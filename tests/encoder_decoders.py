@@ -7,7 +7,7 @@ from typing import Any
 from tiny import make_rows
 
 KINDS = ("t5", "t5_1_1", "mt5", "umt5")
-"""The first T5 (one matrix for embedding and head, whose inputs are scaled), Flan-T5's kind, mT5, and umT5 (T5's bias of
+"""The first T5 (one matrix for embedding and head, whose inputs are scaled), Flan-T5's kind, mT5, and umT5 (a bias of
 relative positions in every layer)."""
 
 

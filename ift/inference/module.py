@@ -13,6 +13,7 @@ from ift.inference.likelihood import Scorer
 from ift.inference.prompts import Prompt, PromptBatch
 from ift.inference.windows import Windows, cut
 from ift.models.adapters import num_virtual_tokens
+from ift.models.encoder_decoder import check_encoder_decoder
 from ift.models.loading import Dtype, check_vocabulary, load_base_model, max_positions, read_config
 from ift.models.merging import merge_adapters
 from ift.models.methods import trained
@@ -49,7 +50,9 @@ class PredictionModule(LightningModule):
     ) -> None:
         super().__init__()
         check_base("model.base", base)
-        check_quantization("model.base", base, config=read_config(base), quantization=quantization)
+        config = read_config(base)
+        check_encoder_decoder("model.base", base, config=config, dtype=dtype)
+        check_quantization("model.base", base, config=config, quantization=quantization)
         self.quantization = quantization
         self.merged_chain = _chain(base, merged_adapters or [], adapter)
         self.base, self.adapter, self.dtype_name = base, adapter, dtype

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from ift.errors import UserError
+from ift.models.encoder_decoder import is_encoder_decoder
 from ift.seeds import mixed_seed
 
 
@@ -21,7 +22,7 @@ class AllWeights:
 
 @dataclass(frozen=True)
 class LastLayers:
-    """The last decoder layers; embeddings, head, final norm and all layers before stay as they are."""
+    """The last decoder layers; embeddings, head, final norm, an encoder and all layers before stay as they are."""
 
     num_layers: int
 
@@ -47,14 +48,16 @@ class SampledLayers:
 BaseWeights = AllWeights | LastLayers | Biases | SampledLayers
 
 
-def decoder_layers(model: nn.Module) -> list[nn.Module]:
-    """Return the decoder layers of a causal language model, first to last.
+def decoder_layers(model: Any) -> list[nn.Module]:
+    """Return the decoder layers of a language model, first to last.
 
     Raises:
         UserError: no list of modules has as many as the config says.
     """
     config: Any = getattr(model, "config", None)
     number = getattr(config, "num_hidden_layers", None)
+    if is_encoder_decoder(config):
+        model, number = model.get_decoder(), config.num_decoder_layers
     for module in model.modules():
         if isinstance(module, nn.ModuleList) and len(module) == number:
             return list(module)
@@ -88,6 +91,10 @@ def _chosen(model: nn.Module, weights: BaseWeights) -> Iterable[nn.Parameter]:
         )
     if isinstance(weights, LastLayers):
         return [parameter for layer in layers[-weights.num_layers :] for parameter in layer.parameters()]
+    if is_encoder_decoder(getattr(model, "config", None)):
+        raise UserError(
+            "model.adapter: lisa draws layers of one stack, and an encoder-decoder model has two. Take full, or lora."
+        )
     if weights.period < 1:
         raise UserError(f"model.adapter.period: {weights.period} is less than 1 step.")
     return model.parameters()

@@ -14,14 +14,16 @@ import torch
 from ift.errors import UserError
 
 FAMILIES = frozenset({"mt5", "t5", "umt5"})
-"""Model types (`model_type` of their config) that were tried: T5, T5 1.1, Flan-T5 and ByT5 are `t5`. Their encoder's
-texts end with end-of-text, their decoder begins with one token of its own, and positions are relative, so that padding
-changes nothing. BART, mBART, Pegasus and others begin a response with more tokens (`forced_bos_token_id`, languages)."""
+"""Model types (`model_type` of their config) that were tried; T5 1.1 and Flan-T5 are `t5`. Texts of their encoder end
+with end-of-text, and their decoder begins with one token of its own. BART, mBART, Pegasus and others begin a response
+with more tokens (`forced_bos_token_id`, languages)."""
+TRIED = "t5"
+"""The one of them that the support matrix knows; the others are made of the same modules."""
 
-# fmt: off
-ADAPTERS = frozenset(["LORA"])
-# fmt: on
-"""PEFT's types that were seen to train, reload and answer on these models."""
+
+def tried_family(model_type: str) -> str:
+    """Return the family under which the support matrix has a model type."""
+    return TRIED if model_type in FAMILIES else model_type
 
 
 def is_encoder_decoder(config: Any) -> bool:
@@ -40,7 +42,7 @@ def auto_class(config: Any) -> Any:
     return AutoModelForSeq2SeqLM if is_encoder_decoder(config) else AutoModelForCausalLM
 
 
-def check_encoder_decoder(key: str, base: str, *, config: Any, dtype: str) -> None:
+def check_encoder_decoder(key: str, base: str, *, config: Any, dtype: str, dtype_key: str = "model.dtype") -> None:
     """Refuse an encoder-decoder model that is not known here, or that the dtype would break.
 
     Args:
@@ -48,6 +50,7 @@ def check_encoder_decoder(key: str, base: str, *, config: Any, dtype: str) -> No
         base: folder or hub id.
         config: transformers' config of it, or `None` where it cannot be read.
         dtype: of its weights.
+        dtype_key: what the user sets that with.
 
     Raises:
         UserError: with the reason.
@@ -67,7 +70,7 @@ def check_encoder_decoder(key: str, base: str, *, config: Any, dtype: str) -> No
         )
     if dtype == "float16":
         raise UserError(
-            f"model.dtype: float16 is too small for '{config.model_type}' models, whose activations exceed it. Take "
+            f"{dtype_key}: float16 is too small for '{config.model_type}' models, whose activations exceed it. Take "
             "bfloat16, in which they were trained, or float32."
         )
 
@@ -133,11 +136,32 @@ def set_task_type(key: str, config: Any, *, model: Any, named: bool) -> None:
     """
     from peft import TaskType
 
-    right = TaskType.SEQ_2_SEQ_LM if is_encoder_decoder(model.config) else TaskType.CAUSAL_LM
-    if config.task_type is not None and config.task_type != right and not named and is_encoder_decoder(model.config):
+    if not is_encoder_decoder(model.config):
+        config.task_type = config.task_type or TaskType.CAUSAL_LM
+        return
+    usual = (None, type(config).__dataclass_fields__["task_type"].default, TaskType.SEQ_2_SEQ_LM)
+    if config.task_type not in usual and not named:
         raise UserError(
-            f"{key}.task_type: {config.task_type}, and '{model.config.model_type}' is an encoder-decoder model, so it "
-            f"is {right.value}. Leave it out."
+            f"{key}.task_type: {config.task_type}, and '{model.config.model_type}' is an encoder-decoder model, whose "
+            f"task is {TaskType.SEQ_2_SEQ_LM.value}. Leave it out."
         )
-    if config.task_type is None or is_encoder_decoder(model.config):
-        config.task_type = right
+    config.task_type = TaskType.SEQ_2_SEQ_LM
+
+
+def fill_prompts(config: Any, sizes: Any) -> None:
+    """Set what PEFT would get wrong of trained tokens, keys and values beside these models.
+
+    Trained tokens stand before the encoder's text; PEFT would make as many for the decoder and never use them. Trained
+    keys and values stand before the decoder's, whose heads together may be narrower than the model, and whose layers
+    may be more than the encoder's.
+
+    Args:
+        config: a `peft.PromptLearningConfig`, changed in place.
+        sizes: transformers' config of the model.
+    """
+    if config.peft_type.value in ("PREFIX_TUNING", "CARTRIDGE"):
+        config.num_layers = config.num_layers or sizes.num_decoder_layers
+        config.num_attention_heads = config.num_attention_heads or sizes.num_heads
+        config.token_dim = config.token_dim or sizes.num_heads * sizes.d_kv
+    else:
+        config.num_transformer_submodules = config.num_transformer_submodules or 1

@@ -18,6 +18,7 @@ from ift.hub import check_base, fingerprint
 from ift.models.adapters import attach, check_can_go_on, check_method, num_trainable, peft_config_of
 from ift.models.budget import Allotment, allot, check_budget, check_counted
 from ift.models.calling import calling_of
+from ift.models.encoder_decoder import check_encoder_decoder
 from ift.models.initial_adapters import changes_base, initial_values
 from ift.models.loading import TrainingDtype, check_vocabulary, load_base_model, read_config
 from ift.models.mergeability import check_mergeable
@@ -129,6 +130,7 @@ class InstructionModule(LightningModule):
         if self._checked:
             return
         config = read_config(self.base)
+        check_encoder_decoder("model.base", self.base, config=config, dtype=self.dtype_name)
         check_quantization("model.base", self.base, config=config, quantization=self.quantization)
         adapter = peft_config_of(self.method)
         check_supported(
