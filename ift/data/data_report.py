@@ -204,6 +204,11 @@ def source_notes(stores: Sequence[ExampleStore], *, max_length: int) -> list[str
             lines.append(f"{counts.path}: no layout is named; its first rows have layout '{counts.layout}'")
         if counts.cut:
             lines.append(f"{counts.path}: {counts.cut} examples cut to data.max_length {max_length}")
+        if counts.unknown_tokens:
+            lines.append(
+                f"{counts.path}: {counts.unknown_tokens} of {counts.tokens} tokens are the tokenizer's token for text "
+                "that it does not know; a model can neither read nor write that text"
+            )
         if counts.left_out_texts:
             lines.append(
                 f"{counts.path}: {counts.left_out_texts} texts before the last responses are not learned, as the model "
@@ -227,8 +232,9 @@ def stream_notes(streams: Sequence[Stream], *, mixing: Mixing) -> list[str]:
 
 
 def token_notes(encoder: Encoder) -> list[str]:
-    """Return which special tokens of the template the tokenizer lacks, one line each."""
-    return [
+    """Return what the tokenizer cannot say: special tokens of the template, and line breaks; one line each."""
+    lines = [] if encoder.keeps_lines else ["the tokenizer keeps no line breaks, so no response is learned with any"]
+    return lines + [
         f"data.template: the tokenizer lacks the special token '{token}'; {instead} is written instead"
         for token, instead in encoder.missing_tokens().items()
     ]

@@ -171,6 +171,18 @@ class Encoder:
         return int(begin) if begin is not None else self.end_token_id
 
     @property
+    def unknown_token_id(self) -> int | None:
+        """Id of text that the tokenizer has no token for; `None` where it has a token for every text."""
+        unknown = self.tokenizer.unk_token_id
+        others = (self.tokenizer.bos_token_id, self.end_token_id, self.tokenizer.pad_token_id)
+        return int(unknown) if unknown is not None and unknown not in others else None
+
+    @property
+    def keeps_lines(self) -> bool:
+        """Whether line breaks outlast the tokenizer; T5's writes none."""
+        return "\n" in self.decode(self.response_ids("a\nb"))
+
+    @property
     def pad_token_id(self) -> int:
         """Id for padding; padding is masked by position, so that any id serves."""
         pad = self.tokenizer.pad_token_id

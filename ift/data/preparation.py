@@ -160,7 +160,10 @@ class _Builder:
         self._encoder, self._settings, self._folder = encoder, settings, folder
         self._length = LengthPolicy(encoder, settings.max_length, settings.over_long, settings.train_on)
         self._special = SpecialTokens(
-            begin=encoder.begin_token_id, stops=tuple(encoder.stop_token_ids), end=encoder.end_token_id
+            begin=encoder.begin_token_id,
+            stops=tuple(encoder.stop_token_ids),
+            end=encoder.end_token_id,
+            unknown=encoder.unknown_token_id,
         )
         self._filters = settings.filters.build()
         self._files: dict[str, int] = {}
