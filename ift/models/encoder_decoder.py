@@ -13,12 +13,27 @@ import torch
 
 from ift.errors import UserError
 
-FAMILIES = frozenset({"mt5", "t5", "umt5"})
+FAMILIES = frozenset({"mt5", "t5"})
 """Model types (`model_type` of their config) that were tried; T5 1.1 and Flan-T5 are `t5`. Texts of their encoder end
 with end-of-text, and their decoder begins with one token of its own. BART, mBART, Pegasus and others begin a response
-with more tokens (`forced_bos_token_id`, languages)."""
+with more tokens (`forced_bos_token_id`, languages). Of umT5, transformers (5.23) scales the logits as if embedding and
+head were one matrix, which they are in no published one."""
 TRIED = "t5"
 """The one of them that the support matrix knows; the others are made of the same modules."""
+
+
+def settle_head(model: Any) -> None:
+    """Let the config say that embedding and head are two matrices, where they came from the files as two.
+
+    transformers (5.x) sets `tie_word_embeddings` for every T5 and looks at the files for the truth, but ties the two
+    when the vocabulary is resized, and writes a config by which older versions would tie them.
+
+    Args:
+        model: as loaded.
+    """
+    head = model.get_output_embeddings()
+    if is_encoder_decoder(model.config) and head.weight is not model.get_input_embeddings().weight:
+        model.config.tie_word_embeddings = False
 
 
 def tried_family(model_type: str) -> str:

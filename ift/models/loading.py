@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 
 from ift.errors import UserError
 from ift.hub import check_base, local_folder
-from ift.models.encoder_decoder import auto_class, check_encoder_decoder
+from ift.models.encoder_decoder import auto_class, check_encoder_decoder, settle_head
 from ift.models.quantization import Quantization, loading_options
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -51,6 +51,7 @@ def load_base_model(key: str, base: str, dtype: Dtype, *, quantization: Quantiza
             f"{key}: {len(missing)} weights of the model are not in the files of '{base}', first '{missing[0]}'. "
             "The folder is incomplete, or its config.json belongs to another model."
         )
+    settle_head(model)
     if options:
         from ift.models.quantized_layers import prepare_quantized
 

@@ -114,10 +114,11 @@ CONFIGS: dict[str, dict[str, Any]] = {
 FIRST = [
     *("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "gate_up_proj", "query_key_value", "qkv_proj", "c_attn"),
     *("dense_h_to_4h", "fc_in", "c_fc"),
+    *("Attention.q", "Attention.k", "Attention.v", "wi_0", "wi_1"),
 ]
 SECOND = [
     *("o_proj", "down_proj", "attention.dense", "self_attention.dense", "dense_4h_to_h", "out_proj", "fc_out"),
-    "c_proj",
+    *("c_proj", "Attention.o", "wo"),
 ]
 """The matrices into and out of a sub-layer."""
 
