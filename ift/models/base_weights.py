@@ -34,7 +34,7 @@ class Biases:
 
 @dataclass(frozen=True)
 class SampledLayers:
-    """A few decoder layers, drawn anew every few steps, and all that is outside of the layers.
+    """A few layers, of encoder and decoder alike, drawn anew every few steps, and all that is outside of the layers.
 
     That is embeddings, final norm and head (Pan et al. 2024, LISA, arXiv 2403.17919, and its authors' code).
     """
@@ -55,13 +55,27 @@ def decoder_layers(model: Any) -> list[nn.Module]:
         UserError: no list of modules has as many as the config says.
     """
     config: Any = getattr(model, "config", None)
-    number = getattr(config, "num_hidden_layers", None)
     if is_encoder_decoder(config):
-        model, number = model.get_decoder(), config.num_decoder_layers
-    for module in model.modules():
+        return _layers(model.get_decoder(), config.num_decoder_layers)
+    return _layers(model, getattr(config, "num_hidden_layers", None))
+
+
+def all_layers(model: Any) -> list[nn.Module]:
+    """Return the layers of an encoder, if there is one, and then the decoder's.
+
+    Raises:
+        UserError: as `decoder_layers`.
+    """
+    config: Any = getattr(model, "config", None)
+    encoder = _layers(model.get_encoder(), config.num_hidden_layers) if is_encoder_decoder(config) else []
+    return encoder + decoder_layers(model)
+
+
+def _layers(stack: nn.Module, number: int | None) -> list[nn.Module]:
+    for module in stack.modules():
         if isinstance(module, nn.ModuleList) and len(module) == number:
             return list(module)
-    raise UserError(f"model.adapter: no {number} decoder layers were found in {type(model).__name__}.")
+    raise UserError(f"model.adapter: no {number} decoder layers were found in {type(stack).__name__}.")
 
 
 def select(model: nn.Module, weights: BaseWeights) -> None:
@@ -84,17 +98,13 @@ def _chosen(model: nn.Module, weights: BaseWeights) -> Iterable[nn.Parameter]:
         return [one for name, one in model.named_parameters() if name.rpartition(".")[2] == "bias"]
     if isinstance(weights, AllWeights):
         return model.parameters()
-    layers = decoder_layers(model)
+    layers = decoder_layers(model) if isinstance(weights, LastLayers) else all_layers(model)
     if not 1 <= weights.num_layers <= len(layers):
         raise UserError(
             f"model.adapter.num_layers: {weights.num_layers} is not between 1 and the model's {len(layers)} layers."
         )
     if isinstance(weights, LastLayers):
         return [parameter for layer in layers[-weights.num_layers :] for parameter in layer.parameters()]
-    if is_encoder_decoder(getattr(model, "config", None)):
-        raise UserError(
-            "model.adapter: lisa draws layers of one stack, and an encoder-decoder model has two. Take full, or lora."
-        )
     if weights.period < 1:
         raise UserError(f"model.adapter.period: {weights.period} is less than 1 step.")
     return model.parameters()
@@ -110,7 +120,7 @@ class LayerSampler:
     """
 
     def __init__(self, model: nn.Module, weights: SampledLayers, *, seed: int) -> None:
-        self._layers = decoder_layers(model)
+        self._layers = all_layers(model)
         self._weights, self._seed = weights, seed
 
     def drawn(self, step: int) -> list[int]:

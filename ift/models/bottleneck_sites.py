@@ -65,6 +65,10 @@ SITES: dict[str, Sites] = {
 }
 """Model types (`model_type` of their config) to their sites; a test runs every one."""
 
+ENCODER_DECODER_SITES = dict.fromkeys(("mt5", "t5"), Sites("SelfAttention.o", "DenseReluDense.wo", "DenseReluDense"))
+"""The same of encoder-decoder models, in the layers of both. None is behind the attention to the encoder, as in Houlsby's
+two places per layer."""
+
 
 def default_targets(variant: Variant, model: Any, *, model_type: str) -> list[str]:
     """Return the names of the modules that a variant adapts in a model.
@@ -77,7 +81,7 @@ def default_targets(variant: Variant, model: Any, *, model_type: str) -> list[st
     Raises:
         UserError: the family or its MLP is not known; lists what could be named instead.
     """
-    sites = SITES.get(model_type)
+    sites = SITES.get(model_type) or ENCODER_DECODER_SITES.get(model_type)
     found = sites.of(variant) if sites else None
     if found is not None:
         return found
@@ -92,7 +96,7 @@ def default_targets(variant: Variant, model: Any, *, model_type: str) -> list[st
         )
     raise UserError(
         f"target_modules: no places for adapters are known in '{model_type}' models. Name {what}. A layer has: "
-        f"{names}. Known families: {', '.join(sorted(SITES))}."
+        f"{names}. Known families: {', '.join(sorted(SITES | ENCODER_DECODER_SITES))}."
     )
 
 

@@ -19,7 +19,9 @@ from ift.errors import UserError
 from ift.inference.generation import Decoding, generate
 from ift.inference.likelihood import Scorer
 from ift.models.adapters import attach, check_method
-from ift.models.base_weights import decoder_layers
+from ift.models.base_weights import LayerSampler, SampledLayers, all_layers, decoder_layers
+from ift.models.bottleneck import BottleneckConfig
+from ift.models.bottleneck_layer import BottleneckLayer
 from ift.models.calling import calling_of
 from ift.models.certificate import PromptSample, _logits
 from ift.models.encoder_decoder import Split, check_encoder_decoder
@@ -196,7 +198,7 @@ def test_option_scores_are_those_of_a_plain_forward(bases: dict[str, Path], kind
     rng = random.Random(5)
     start = [7, 8, 9]
     options = [
-        [[rng.randrange(3, VOCABULARY)], start, start + [11], [*start[:2], 4, 5], [rng.randrange(3, VOCABULARY)] * 3]
+        [[rng.randrange(3, VOCABULARY)], start, [*start, 11], [*start[:2], 4, 5], [rng.randrange(3, VOCABULARY)] * 3]
         for _ in prompts
     ]
     scorer = Scorer(model, rows_at_once=3)
@@ -250,9 +252,26 @@ def test_the_last_layers_are_the_decoders(bases: dict[str, Path]) -> None:
     assert trained and all(name.startswith("decoder.block.2.") for name in trained)
 
 
+def test_layers_are_drawn_of_both_stacks(bases: dict[str, Path]) -> None:
+    model = load(bases["t5"])
+    sampler = LayerSampler(model, SampledLayers(num_layers=2, period=1), seed=0)
+    assert {number for step in range(40) for number in sampler.drawn(step)} == set(range(2 + 3))
+    assert all_layers(model) == [*model.encoder.block, *model.decoder.block]
+
+
+@pytest.mark.parametrize(("variant", "sites"), [("houlsby", 2), ("pfeiffer", 1), ("parallel", 1)])
+def test_bottlenecks_stand_in_every_layer_of_both_stacks(bases: dict[str, Path], variant: Any, sites: int) -> None:
+    model = load(bases["t5_1_1"])
+    prompt, response = pairs()[0]
+    before = plain_loss(model, prompt, response)[1]
+    config = BottleneckConfig(variant=variant, bottleneck_size=4)
+    wrapped = attach(model, as_method(config), seed=0, num_steps=None).eval()
+    adapters = [name for name, one in wrapped.named_modules() if isinstance(one, BottleneckLayer)]
+    assert len(adapters) == sites * (2 + 3) and len({name.split(".block.")[0] for name in adapters}) == 2
+    torch.testing.assert_close(plain_loss(wrapped, prompt, response)[1], before, rtol=1e-5, atol=1e-5)
+
+
 def test_what_these_models_cannot_be_is_refused_before_weights(bases: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"lisa draws layers of one stack"):
-        check_method(METHODS["lisa"](), str(bases["t5"]))
     task = as_method(LoraConfig(task_type=TaskType.CAUSAL_LM))
     with pytest.raises(UserError, match=r"model\.adapter\.task_type: .*'t5' is an encoder-decoder.*Leave it out"):
         check_method(task, str(bases["t5"]))
