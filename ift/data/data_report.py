@@ -13,7 +13,7 @@ from ift.data.order import IndexArray, Members, Mixing, Mixture, Permutation
 from ift.data.rows import Source
 from ift.data.store import ExampleStore
 from ift.data.streaming import Stream
-from ift.data.templates import Renderer
+from ift.data.templates import Renderer, Template
 from ift.errors import UserError
 
 
@@ -94,7 +94,7 @@ def check_train_on(train_on: TrainOn, renderer: Renderer) -> None:
     Raises:
         UserError: with the setting.
     """
-    if train_on == "everything" and getattr(renderer, "prompt_end", ""):
+    if train_on == "everything" and isinstance(renderer, Template) and renderer.prompt_end:
         raise UserError(
             "data.train_on: 'everything' counts requests too, which the encoder of an encoder-decoder model reads and "
             "no one predicts. Set it to last_output, or leave it out."

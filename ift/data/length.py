@@ -9,6 +9,7 @@ import numpy as np
 from ift.data.conversation import Conversation, TrainOn, supervise
 from ift.data.encoding import NO_LOSS, STOP_LOSS, EncodedBatch, Encoder
 from ift.data.layouts import RowError
+from ift.data.templates import Template
 
 OverLong = Literal["drop", "cut_start", "cut_end", "cut_turns"]
 """`drop` rejects an over-long example; `cut_start` and `cut_end` cut its tokens on that side; `cut_turns` leaves out
@@ -49,7 +50,7 @@ class LengthPolicy:
     def __init__(self, encoder: Encoder, max_length: int, over_long: OverLong, train_on: TrainOn) -> None:
         self._encoder, self._max_length, self._over_long, self._train_on = encoder, max_length, over_long, train_on
         # An encoder must have something to read, be it the end of a request that was cut.
-        self._needs_prompt = bool(getattr(encoder.template, "prompt_end", ""))
+        self._needs_prompt = isinstance(encoder.template, Template) and bool(encoder.template.prompt_end)
 
     def supervised(self, conversation: Conversation) -> Conversation:
         """Return the conversation with every message's `supervised` decided."""
@@ -57,7 +58,8 @@ class LengthPolicy:
 
     def num_left_out(self, conversation: Conversation) -> int:
         """Return how many texts were to be learned and are not, as the template allows it of the last response only."""
-        if not getattr(self._encoder.template, "last_output_only", False):
+        template = self._encoder.template
+        if not (isinstance(template, Template) and template.last_output_only):
             return 0
         return sum(bool(message.supervised) for message in self.supervised(conversation).messages[:-1])
 

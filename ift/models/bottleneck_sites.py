@@ -66,8 +66,8 @@ SITES: dict[str, Sites] = {
 """Model types (`model_type` of their config) to their sites; a test runs every one."""
 
 ENCODER_DECODER_SITES = dict.fromkeys(("mt5", "t5"), Sites("SelfAttention.o", "DenseReluDense.wo", "DenseReluDense"))
-"""The same of encoder-decoder models, in the layers of both. None is behind the attention to the encoder, as in Houlsby's
-two places per layer."""
+"""The same of encoder-decoder models, in the layers of both stacks; none is behind the decoder's attention to the
+encoder, as Houlsby has two places per layer."""
 
 
 def default_targets(variant: Variant, model: Any, *, model_type: str) -> list[str]:
