@@ -240,9 +240,7 @@ def test_a_run_is_predicted_with_ranked_merged_and_loaded_without_us(
         for option, *scores in zip(one["options"], one["option_scores"], other["option_scores"], strict=True):
             labels = tokenizer(option, return_tensors="pt", add_special_tokens=False).input_ids
             with torch.no_grad():
-                expected = [
-                    -float(each(input_ids=ids, labels=labels).loss) * labels.numel() for each in (trained, model)
-                ]
+                means = [float(each(input_ids=ids, labels=labels).loss) for each in (trained, model)]
             assert scores == pytest.approx([-mean * labels.numel() for mean in means], abs=1e-3)
     card = (merged / "README.md").read_text(encoding="utf-8")
     assert "AutoModelForSeq2SeqLM" in card and "pipeline_tag: text2text-generation" in card
