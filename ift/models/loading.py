@@ -4,11 +4,13 @@ import math
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from safetensors import SafetensorError
 
 from ift.errors import UserError
 from ift.hub import check_base, local_folder
 from ift.models.encoder_decoder import auto_class, check_encoder_decoder, settle_head
+from ift.models.families import Family, made_native, native_config, recognise
 from ift.models.quantization import Quantization, loading_options
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -30,18 +32,24 @@ def load_base_model(key: str, base: str, dtype: Dtype, *, quantization: Quantiza
             cannot be here.
     """
     check_base(key, base)
-    config = read_config(base)
+    config = read_config(base, key=key)
     check_encoder_decoder(key, base, config=config, dtype=dtype)
     folder = local_folder(base)
     options = loading_options(key, base, dtype=dtype, config=config, quantization=quantization)
+    family = family_of(base, key=key)
+    for doubt in family.doubts(raw_config(base)) if family is not None else ():
+        rank_zero_warn(f"{key}: config.json of '{base}': {doubt}")
     try:
-        model, report = auto_class(config).from_pretrained(
+        model, report = (family.reader() if family else auto_class(config)).from_pretrained(
             str(folder) if folder else base,
+            config=config,
             dtype=getattr(torch, dtype),
             trust_remote_code=False,
             output_loading_info=True,
             **options,
         )
+        if family is not None:
+            made_native(model, family)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:400]
         raise UserError(f"{key}: no model could be loaded from '{base}': {reason}") from error
@@ -61,15 +69,53 @@ def load_base_model(key: str, base: str, dtype: Dtype, *, quantization: Quantiza
     return model
 
 
-def read_config(base: str) -> Any | None:
-    """Return transformers' config of a base model, or `None` where it cannot be read; loads no weights."""
+def read_config(base: str, *, key: str = "model.base") -> Any | None:
+    """Return transformers' config of a base model, or `None` where it cannot be read; loads no weights.
+
+    Args:
+        base: folder or hub id.
+        key: the configuration key that named it, for errors.
+
+    Raises:
+        UserError: a checkpoint of 2023 of which no exact reading is known.
+    """
     from transformers import AutoConfig
 
     folder = local_folder(base)
+    family = family_of(base, key=key)
     try:
+        if family is not None:
+            return native_config(family, raw_config(base))
         return AutoConfig.from_pretrained(str(folder) if folder else base, trust_remote_code=False)
     except (OSError, ValueError, KeyError):  # load_base_model says what is wrong
         return None
+
+
+def family_of(base: str, *, key: str = "model.base") -> Family | None:
+    """Return the family of a checkpoint of 2023 that shipped with code of its own; `None` for all others.
+
+    Raises:
+        UserError: one of which no exact reading is known.
+    """
+    try:
+        config = raw_config(base)
+    except (OSError, ValueError):
+        return None
+    return recognise(key, base, config)
+
+
+def raw_config(base: str) -> dict[str, Any]:
+    """Return a base model's `config.json` as it lies there.
+
+    Raises:
+        OSError: there is none.
+        ValueError: it is no JSON.
+    """
+    from transformers import PreTrainedConfig
+
+    folder = local_folder(base)
+    found: dict[str, Any] = PreTrainedConfig.get_config_dict(str(folder) if folder else base)[0]
+    return found
 
 
 def max_positions(base: str) -> int | None:
