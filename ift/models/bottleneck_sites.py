@@ -43,8 +43,8 @@ _OPT = Sites("self_attn.out_proj", "fc2", None)
 # fmt: off
 _LIKE_LLAMA = (
     "cohere", "cohere2", "ernie4_5", "exaone4", "gemma", "gemma2", "gemma3_text", "glm", "glm4", "granite", "helium",
-    "hunyuan_v1_dense", "llama", "mistral", "nemotron", "olmo", "olmo2", "olmo3", "phi3", "qwen2", "qwen3", "seed_oss",
-    "smollm3", "stablelm",
+    "hunyuan_v1_dense", "ift_baichuan_13b", "llama", "mistral", "nemotron", "olmo", "olmo2", "olmo3", "phi3", "qwen2",
+    "qwen3", "seed_oss", "smollm3", "stablelm",
 )
 # fmt: on
 """Checkpoints of other names in Llama's layout are `llama`."""
@@ -56,6 +56,7 @@ SITES: dict[str, Sites] = {
     **dict.fromkeys(("codegen", "gptj"), _GPTJ),
     **dict.fromkeys(("gpt2", "gpt_bigcode"), _GPT2),
     **dict.fromkeys(("opt", "xglm"), _OPT),
+    "ift_chatglm": Sites("attention.dense", "mlp.dense_4h_to_h", "mlp"),
     "gpt_neo": Sites("attn.attention.out_proj", "mlp.c_proj", "mlp"),
     "gpt_neox": Sites("attention.dense", "mlp.dense_4h_to_h", "mlp"),
     "mpt": Sites("attn.out_proj", "ffn.down_proj", "ffn"),

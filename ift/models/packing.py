@@ -19,9 +19,9 @@ from ift.models.loading import read_config
 # fmt: off
 EXACT_FAMILIES = frozenset([
     "codegen", "cohere", "cohere2", "ernie4_5", "exaone4", "gemma", "gemma2", "gemma3_text", "glm", "glm4", "gpt2",
-    "gpt_bigcode", "gpt_neo", "gpt_neox", "gptj", "granite", "helium", "hunyuan_v1_dense", "llama", "mistral",
-    "mixtral", "nemotron", "olmo", "olmo2", "olmo3", "persimmon", "phi", "phi3", "qwen2", "qwen2_moe", "qwen3",
-    "qwen3_moe", "seed_oss", "smollm3", "stablelm", "starcoder2",
+    "gpt_bigcode", "gpt_neo", "gpt_neox", "gptj", "granite", "helium", "hunyuan_v1_dense", "ift_baichuan_13b", "llama",
+    "mistral", "mixtral", "nemotron", "olmo", "olmo2", "olmo3", "persimmon", "phi", "phi3", "qwen2", "qwen2_moe",
+    "qwen3", "qwen3_moe", "seed_oss", "smollm3", "stablelm", "starcoder2",
 ])
 # fmt: on
 """Model types (`model_type` of their config) whose packed rows are exact with eager and sdpa attention; a test runs
@@ -29,6 +29,9 @@ every one. Bloom, Falcon, MPT, OPT and XGLM take their positions from elsewhere,
 
 ATTENTION_WITHOUT_POSITIONS = frozenset({"codegen", "gpt_bigcode", "gpt_neo", "gptj", "persimmon"})
 """Of these, those whose code hands no `position_ids` to the attention function, where FlashAttention looks for them."""
+
+WITHOUT_FLASH = frozenset({"ift_baichuan_13b"})
+"""Of these, those whose attention FlashAttention cannot compute; transformers refuses the two together."""
 
 # fmt: off
 EXACT_ADAPTERS = frozenset([
@@ -86,7 +89,7 @@ def row_layout_for(model_type: str, attention: str, *, adapter: Any = None) -> R
         return RowLayoutChoice("grouped", f"'{model_type}' models are not known to keep the examples of a row apart")
     if adapter is not None and (reason := obstacle_in(adapter)):
         return RowLayoutChoice("grouped", reason)
-    if attention in FLASH and model_type in ATTENTION_WITHOUT_POSITIONS:
+    if attention in FLASH and model_type in ATTENTION_WITHOUT_POSITIONS | WITHOUT_FLASH:
         return RowLayoutChoice("grouped", f"{attention} does not learn of positions in '{model_type}' models")
     if attention in FLASH:
         return RowLayoutChoice("flattened", f"{attention} keeps examples apart in a batch of one row only")

@@ -9,6 +9,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.lora.config import BdLoraConfig
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from ift.models.families import register_own_classes
 from ift.models.methods import METHODS, Method, as_method
 
 VOCABULARY = 96
@@ -134,6 +135,7 @@ LORA_VARIANTS: dict[str, dict[str, Any]] = {
 
 def make_model(family: str) -> Any:
     """Return a tiny random model whose attention matters: at the usual start, weights are near zero."""
+    register_own_classes()
     own = OWN_NAMES.get(family)
     known = AutoConfig.for_model(family)
     settings = own if own is not None else {key: value for key, value in SIZES.items() if hasattr(known, key)}

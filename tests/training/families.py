@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from ift.models.families import register_own_classes
+
 VOCABULARY = 90
 SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,
@@ -57,6 +59,7 @@ def make_model(
         spread: standard deviation of the weight matrices.
         vocabulary: number of tokens.
     """
+    register_own_classes()
     settings = OWN_NAMES.get(model_type, SIZES)
     known = AutoConfig.for_model(model_type)
     settings = {key: value for key, value in settings.items() if hasattr(known, key) or key not in SIZES}

@@ -15,15 +15,26 @@ from typing import Any
 from ift.errors import UserError, unknown_name
 from ift.models.families.baichuan import BAICHUAN2_7B, BAICHUAN2_13B, BAICHUAN_7B, BAICHUAN_13B
 from ift.models.families.chatglm2 import CHATGLM2
+from ift.models.families.chatglm_config import CHATGLM
 from ift.models.families.family import Config, Family
 from ift.models.families.internlm import INTERNLM
 from ift.models.families.moss import MOSS
 from ift.models.families.normalized_head import with_normalized_head
 from ift.models.families.reading import become_native
 
-__all__ = ["FAMILIES", "FAMILY_KEY", "Config", "Family", "made_native", "native_config", "recognise"]
+__all__ = [
+    "FAMILIES",
+    "FAMILY_KEY",
+    "Config",
+    "Family",
+    "made_native",
+    "native_config",
+    "recognise",
+    "register_own_classes",
+]
 
-FAMILIES: tuple[Family, ...] = (BAICHUAN_7B, BAICHUAN2_7B, BAICHUAN_13B, BAICHUAN2_13B, CHATGLM2, INTERNLM, MOSS)
+_BAICHUAN = (BAICHUAN_7B, BAICHUAN2_7B, BAICHUAN_13B, BAICHUAN2_13B)
+FAMILIES: tuple[Family, ...] = (*_BAICHUAN, CHATGLM, CHATGLM2, INTERNLM, MOSS)
 
 FAMILY_KEY = "ift_family"
 """Key of a `config.json` that names the family where the other keys cannot tell."""
@@ -58,8 +69,16 @@ def recognise(key: str, base: str, config: Mapping[str, Any]) -> Family | None:
         raise UserError(f"{place} {_unclear(config, found)}")
     (family,) = found
     if reasons := [*_packed(config), *family.refusals(config)]:
-        raise UserError(f"{place} is of a {family.title} that cannot be read exactly: {'; '.join(reasons)}.")
+        reason = "; ".join(reasons).rstrip(".")
+        raise UserError(f"{place} is of a {family.title} that cannot be read exactly: {reason}.")
     return family
+
+
+def register_own_classes() -> None:
+    """Make model classes of ours known to transformers' auto classes; does nothing twice."""
+    for family in FAMILIES:
+        if family.native is None:
+            family.reader()
 
 
 def native_config(family: Family, config: Mapping[str, Any]) -> Any:
@@ -69,7 +88,7 @@ def native_config(family: Family, config: Mapping[str, Any]) -> Any:
         family: of `recognise`.
         config: its `config.json`.
     """
-    family.reader()  # classes of ours are made known to transformers
+    register_own_classes()
     return family.native_config(config)
 
 
