@@ -21,7 +21,7 @@ import torch
 from ift.artifacts import versions, write_json
 from ift.errors import UserError
 from ift.models.base_tokenizers import TOKENIZER_FILES, copy_tokenizer, save_tokenizer
-from ift.models.conversion_record import RECORD, ConversionRecord, read_record, readme
+from ift.models.conversion_record import RECORD, ConversionRecord, original_family, read_record, readme
 from ift.models.families import FAMILIES, Family, recognise
 from ift.models.families.normalized_head import settle_heads
 from ift.models.loading import Dtype, load_base_model, raw_config, read_config
@@ -84,8 +84,12 @@ def open_source(name: str, folder: Path, settings: ConversionSettings) -> Source
         UserError: a model or a layout that cannot be.
     """
     read_by = _recognised(folder)
-    record = read_record(folder)
-    family = _family(name, read_by, record, settings)
+    family = original_family(name, folder, read_by=read_by, asked=settings.family)
+    if settings.layout == "original" and family is None:
+        raise UserError(
+            f"--layout: 'original', and nothing in '{name}' says which original that is. Name it with --family: "
+            f"{', '.join(one.name for one in FAMILIES)}."
+        )
     if settings.layout == "native" and read_by is not None and read_by.native is None:
         raise UserError(
             f"--layout: transformers has no class for {read_by.title}, so a native folder of it would load nowhere. "
@@ -93,8 +97,8 @@ def open_source(name: str, folder: Path, settings: ConversionSettings) -> Source
         )
     if is_quantized(read_config(str(folder), key=KEY), None):
         raise UserError(f"{KEY}: '{name}' holds quantized weights, and only plain ones are converted.")
-    stored = stored_dtypes(KEY, folder)
-    stated = raw_config(str(folder)) if read_by is not None else record.source_config if record is not None else None
+    stored, record = stored_dtypes(KEY, folder), read_record(folder)
+    stated = raw_config(str(folder)) if read_by is not None else record.source_config if record else None
     dtype = _dtype(name, {one: kind for one, kind in stored.items() if not _ignored(read_by, one)}, settings)
     return Source(name, folder, read_by, family, stated=stated, dtype=dtype, stored=stored)
 
@@ -105,23 +109,6 @@ def _recognised(folder: Path) -> Family | None:
     except (OSError, ValueError):  # told by the reader
         return None
     return recognise(KEY, str(folder), config)
-
-
-def _family(
-    name: str, read_by: Family | None, record: ConversionRecord | None, settings: ConversionSettings
-) -> Family | None:
-    known = {family.name: family for family in FAMILIES}
-    asked = known[settings.family] if settings.family is not None else None
-    found = read_by or (known.get(record.family or "") if record is not None else None)
-    if asked is not None and found is not None and asked is not found:
-        raise UserError(f"--family: '{asked.name}', and '{name}' is of {found.name}. Leave it out.")
-    family = asked or found
-    if settings.layout == "original" and family is None:
-        raise UserError(
-            f"--layout: 'original', and nothing in '{name}' says which original that is. Name it with --family: "
-            f"{', '.join(known)}."
-        )
-    return family
 
 
 def _ignored(family: Family | None, name: str) -> bool:

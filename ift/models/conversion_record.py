@@ -7,6 +7,7 @@ from typing import Any
 
 from ift import __version__
 from ift.errors import UserError
+from ift.models.families import FAMILIES, Family
 
 RECORD = "conversion.json"
 
@@ -58,6 +59,26 @@ def read_record(folder: Path) -> ConversionRecord | None:
         return ConversionRecord(**{name: found[name] for name in names})
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"SRC: '{path}' is damaged ({error}). Delete it, and name the --family.") from error
+
+
+def original_family(name: str, folder: Path | None, *, read_by: Family | None, asked: str | None) -> Family | None:
+    """Return in whose original layout a base model can be, as far as anything says so.
+
+    Args:
+        name: of the base model, for errors.
+        folder: of the base model, where it is on this machine.
+        read_by: the family whose reader reads it, if any.
+        asked: name of the family that the user gave.
+
+    Raises:
+        UserError: the user says otherwise than the folder.
+    """
+    known = {family.name: family for family in FAMILIES}
+    record = read_record(folder) if folder is not None and read_by is None else None
+    found = read_by or (known.get(record.family or "") if record is not None else None)
+    if asked is not None and found is not None and asked != found.name:
+        raise UserError(f"--family: '{asked}', and '{name}' is of {found.name}. Leave it out.")
+    return found or (known[asked] if asked is not None else None)
 
 
 def readme(record: ConversionRecord, name: str) -> str:

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from ift.artifacts import RunFolder, file_hashes
 from ift.errors import UserError
 from ift.hub import fingerprint
+from ift.models.adapter_conversion import readable_adapter
 from ift.models.families.normalized_head import settle_heads
 from ift.models.quantization import Quantization
 
@@ -146,7 +147,7 @@ def warn_of_other_weights(key: str, place: Path, quantization: Quantization | No
 
 
 def load_adapter(key: str, model: Any, folder: str | Path, *, trainable: bool = False) -> Any:
-    """Wrap a base model with a trained adapter.
+    """Wrap a base model with a trained adapter; one on the modules of original code is converted in memory.
 
     Args:
         key: the configuration key, for errors.
@@ -161,15 +162,17 @@ def load_adapter(key: str, model: Any, folder: str | Path, *, trainable: bool = 
 
     place = adapter_folder(key, folder)
     try:
-        with warnings.catch_warnings(record=True) as told:
+        with readable_adapter(key, place, model) as readable, warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
-            loaded = PeftModel.from_pretrained(model, str(place), is_trainable=trainable)
+            loaded = PeftModel.from_pretrained(model, str(readable), is_trainable=trainable)
         for one in told:
             if "missing adapter keys" in str(one.message):  # PEFT would leave these as they begin
                 raise ValueError(f"weights are missing from its file. {one.message}")
             warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
         settle_heads(loaded)  # which a merge would else add to rows of another length
         return loaded
+    except UserError:
+        raise
     except (*_UNREADABLE, RuntimeError, ValueError, LookupError, TypeError) as error:
         reason = " ".join(str(error).split())[:400]
         raise UserError(f"{key}: the adapter '{folder}' does not fit the base model: {reason}") from error
