@@ -5,7 +5,6 @@ which says what it was made of. The folder is built beside its place and renamed
 is the same bit by bit as the model was in memory.
 """
 
-import gc
 import hashlib
 import json
 import os
@@ -181,8 +180,7 @@ class BaseConversion:
         else:
             self._write_original(model)
         before = digests(model)
-        del model
-        gc.collect()
+        del model  # which refers to nothing that refers to it, so that its memory is free now
         self._verify(before)
         record = self._record(left_out, num_tensors=len(before), baked=baked)
         write_json(self._building / RECORD, record.describe())

@@ -35,12 +35,14 @@ def _original_config(native: Any) -> dict[str, Any]:
     rotation = native.rope_parameters
     stated = {"base": rotation["rope_theta"], "type": "dynamic" if rotation["rope_type"] == "dynamic" else "origin"}
     stated |= {"scaling_factor": rotation["factor"]} if "factor" in rotation else {}
+    heads = native.num_key_value_heads  # fewer of them in later revisions only
     plain = stated == {"base": 10000.0, "type": "origin"}  # as the first release, which does not say so
     return {
         "architectures": ["InternLMForCausalLM"],
         "model_type": "internlm",
         "bias": native.attention_bias,
         **original_llama_settings(native),
+        **({} if heads == native.num_attention_heads else {"num_key_value_heads": heads}),
         **({} if plain else {"rotary": stated}),
     }
 

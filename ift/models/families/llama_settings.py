@@ -19,10 +19,11 @@ def llama_settings(config: Config) -> dict[str, Any]:
 
 
 def original_llama_settings(native: Any) -> dict[str, Any]:
-    """Return what originals state of a Llama under its own names; the other way of `llama_settings`."""
-    stated = {name: getattr(native, name) for name in _SHARED}
-    if native.num_key_value_heads == native.num_attention_heads:  # the originals know no other
-        del stated["num_key_value_heads"]
+    """Return what originals state of a Llama under its own names; the other way of `llama_settings`.
+
+    As many keys and values as queries: the originals know nothing else, and say nothing of it.
+    """
+    stated = {name: getattr(native, name) for name in _SHARED if name != "num_key_value_heads"}
     return stated | original_dtype(native)
 
 

@@ -30,7 +30,7 @@ def _native_config(config: Config) -> Any:
 
 
 def _original_config(native: Any) -> dict[str, Any]:
-    stated = {name: getattr(native, name) for name in _SHARED}
+    stated = {name: getattr(native, name) for name in _SHARED if hasattr(native, name)}
     fixed = {"architectures": ["MossForCausalLM"], "model_type": "moss", "tie_word_embeddings": False}
     return {**fixed, **stated, "scale_attn_weights": True, **original_dtype(native)}
 
