@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from safetensors import SafetensorError, safe_open
 
 from ift.artifacts import file_hashes, versions, write_json
@@ -90,6 +91,9 @@ def readable_adapter(key: str, folder: Path, model: Any) -> Iterator[Path]:
         return
     adapter = read_adapter(key, folder)
     native = native_adapter(key, adapter, naming, model=model, head=saved_head(model, naming))
+    # PEFT looks there, on the hub if need be, when the adapter is saved again.
+    native.settings["base_model_name_or_path"] = model.name_or_path
+    rank_zero_info(f"{key}: '{folder}' was trained on modules of the original code, and is read for the native ones.")
     with TemporaryDirectory() as place:
         write_adapter(native, Path(place))
         yield Path(place)
@@ -165,7 +169,7 @@ def _check_fits(adapter: StoredAdapter, model: Any) -> None:
     from peft import PeftConfig, get_peft_model, get_peft_model_state_dict
 
     with TemporaryDirectory() as place, torch.device("meta"):
-        write_json(Path(place) / _SETTINGS, adapter.settings)
+        write_json(Path(place) / _SETTINGS, {**adapter.settings, "base_model_name_or_path": None})
         wrapped = get_peft_model(model, PeftConfig.from_pretrained(place), low_cpu_mem_usage=True)
         places = {_plain(name): tuple(one.shape) for name, one in get_peft_model_state_dict(wrapped).items()}
     tensors = {_plain(name): tuple(one.shape) for name, one in adapter.tensors.items()}
