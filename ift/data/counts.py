@@ -49,6 +49,12 @@ class SourceCounts:
     """Filter (duplicate, near_duplicate, contaminated) to number of conversations that were asked to be left out."""
     cut: int = 0
     """Examples that were cut to `data.max_length`."""
+    texts: int = 0
+    """Plain texts that were joined and cut into blocks."""
+    blocks: int = 0
+    """Examples that are such blocks."""
+    short_blocks: int = 0
+    """Those that are shorter than `data.max_length`: what was left over."""
     longest: int = 0
     """Tokens of the longest example."""
     lengths: list[int] = field(default_factory=lambda: [0] * len(LENGTH_EDGES))
@@ -64,6 +70,11 @@ class SourceCounts:
     """Examples that have a first, second, … supervised stretch."""
     doubled_begin: int = 0
     """Examples that begin with begin-of-text twice."""
+
+    @property
+    def num_used(self) -> int:
+        """Number of conversations that are in the examples: a text counts once, however many blocks it is in."""
+        return self.examples - self.blocks + self.texts
 
     @property
     def num_rejected(self) -> int:

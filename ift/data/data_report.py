@@ -12,12 +12,13 @@ from ift.data.order import IndexArray, Members, Mixing, Mixture, Permutation
 from ift.data.rows import Source
 from ift.data.store import ExampleStore
 from ift.data.streaming import Stream
+from ift.data.text_blocks import SHORTEST
 from ift.errors import UserError
 
 
 def num_outcomes(counts: SourceCounts) -> int:
     """Return the number of conversations that a source held, used or not."""
-    return counts.examples + counts.num_rejected + counts.num_removed
+    return counts.num_used + counts.num_rejected + counts.num_removed
 
 
 def counted_as(counts: Sequence[SourceCounts]) -> str:
@@ -70,7 +71,7 @@ def choose_held_out(asked: int | float, size: int, *, seed: int) -> IndexArray:
     return np.sort(Permutation(size, seed, 0x5EED)(np.arange(number)))
 
 
-def check_sizes(*, max_length: int, global_batch_size: int, micro_batch_tokens: int) -> None:
+def check_sizes(max_length: int, global_batch_size: int, *, micro_batch_tokens: int, text_blocks: bool) -> None:
     """Refuse sizes by which no step can be made.
 
     Raises:
@@ -79,6 +80,10 @@ def check_sizes(*, max_length: int, global_batch_size: int, micro_batch_tokens: 
     for name, value in (("max_length", max_length), ("global_batch_size", global_batch_size)):
         if value < 1:
             raise UserError(f"data.{name}: {value} is less than 1.")
+    if text_blocks and max_length < SHORTEST:
+        raise UserError(
+            f"data.max_length: {max_length} is less than {SHORTEST}, the shortest block of data.text_blocks."
+        )
     if micro_batch_tokens < max_length:
         raise UserError(
             f"data.micro_batch_tokens: {micro_batch_tokens} is less than data.max_length {max_length}, so the "
@@ -190,6 +195,32 @@ def source_notes(stores: Sequence[ExampleStore], *, max_length: int) -> list[str
         if counts.cut:
             lines.append(f"{counts.path}: {counts.cut} examples cut to data.max_length {max_length}")
         lines += [f"{counts.path}: {n} conversations left out ({name})" for name, n in counts.removed.items()]
+    return lines
+
+
+def describe_blocks(counts: SourceCounts) -> str:
+    """Return what became of the texts of a source that are joined, in a few words."""
+    shorter = f" ({counts.short_blocks} of them shorter)" if counts.short_blocks else ""
+    return f"{counts.texts} texts joined and cut into {counts.blocks} blocks{shorter}"
+
+
+def block_notes(
+    stores: Sequence[ExampleStore], streams: Sequence[Stream], *, text_blocks: bool, validation: object
+) -> list[str]:
+    """Return what became of plain texts under `data.text_blocks`, one line each."""
+    if not text_blocks:
+        return []
+    joined = [one for store in stores for one in store.counts if one.texts]
+    lines = [f"{counts.path}: {describe_blocks(counts)}" for counts in joined]
+    streamed = [stream.source.path for stream in streams if stream.tried.texts]
+    lines += [f"{path}: a stream; its texts are joined within each step" for path in streamed]
+    if not lines:
+        return ["data.text_blocks: true, but no source holds plain text (layout text), so it changes nothing"]
+    if joined and isinstance(validation, int | float):
+        lines.append(
+            f"data.validation: {validation} holds out blocks, and a text may reach from one that is held out into one "
+            "that is trained on. List sources of their own to hold out whole texts."
+        )
     return lines
 
 
