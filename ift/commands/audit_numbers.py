@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ift.data.audit import Audit, SourceAudit, total
-from ift.data.counts import LENGTH_EDGES, SourceCounts
-from ift.data.data_report import describe_blocks
+from ift.data.counts import LENGTH_EDGES, SourceCounts, describe_blocks
 
 _MOST_TURNS = 12
 """Turns that are shown apart; later ones are summed."""

@@ -145,6 +145,12 @@ def _added(one: list[int], other: Any) -> list[int]:
     return [int(value) for value in total]
 
 
+def describe_blocks(counts: SourceCounts) -> str:
+    """Return what became of the texts of a source that are joined, in a few words."""
+    shorter = f" ({counts.short_blocks} of them shorter)" if counts.short_blocks else ""
+    return f"{counts.texts} texts joined and cut into {counts.blocks} blocks{shorter}"
+
+
 def reject_report(counts: Sequence[SourceCounts]) -> str:
     """Return the rejected rows of all sources in a few lines: how many for which reason, and the first places."""
     reasons: Counter[str] = Counter()

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from ift.data.audit import audit
-from ift.data.counts import SourceCounts, reject_report
+from ift.data.counts import SourceCounts, describe_blocks, reject_report
 from ift.data.encoding import Encoder
 from ift.data.order import IndexArray, Members, Mixing, Mixture, Permutation
 from ift.data.rows import Source
@@ -196,12 +196,6 @@ def source_notes(stores: Sequence[ExampleStore], *, max_length: int) -> list[str
             lines.append(f"{counts.path}: {counts.cut} examples cut to data.max_length {max_length}")
         lines += [f"{counts.path}: {n} conversations left out ({name})" for name, n in counts.removed.items()]
     return lines
-
-
-def describe_blocks(counts: SourceCounts) -> str:
-    """Return what became of the texts of a source that are joined, in a few words."""
-    shorter = f" ({counts.short_blocks} of them shorter)" if counts.short_blocks else ""
-    return f"{counts.texts} texts joined and cut into {counts.blocks} blocks{shorter}"
 
 
 def block_notes(
