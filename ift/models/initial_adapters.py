@@ -31,13 +31,16 @@ def initial_values(model: Any) -> dict[str, torch.Tensor]:
     return {name: value.detach().to("cpu", copy=True) for name, value in values.items()}
 
 
-def save_initial(model: Any, folder: Path, *, values: Mapping[str, torch.Tensor] | None = None) -> None:
+def save_initial(
+    model: Any, folder: Path, *, values: Mapping[str, torch.Tensor] | None = None, enlarged: bool = False
+) -> None:
     """Save a fresh adapter that changed the base model, for `save_adapter`; one that is saved already is only compared.
 
     Args:
         model: a `PeftModel`.
         folder: where to.
         values: of `initial_values`, where the model's own are no longer those.
+        enlarged: as of `save_adapter`.
 
     Raises:
         UserError: the folder holds another start than was taken out of this model's weights.
@@ -48,7 +51,8 @@ def save_initial(model: Any, folder: Path, *, values: Mapping[str, torch.Tensor]
     config: Any = model.active_peft_config
     start, config.init_lora_weights = config.init_lora_weights, True
     try:
-        model.save_pretrained(str(folder), **({} if values is None else {"state_dict": dict(values)}))
+        state = {} if values is None else {"state_dict": dict(values)}
+        model.save_pretrained(str(folder), **_embeddings(enlarged), **state)
     finally:
         config.init_lora_weights = start
 
@@ -70,7 +74,12 @@ def _check_same(folder: Path, values: Mapping[str, torch.Tensor]) -> None:
             )
 
 
-def save_adapter(model: Any, folder: Path, *, initial: Path | None = None) -> None:
+def _embeddings(enlarged: bool) -> dict[str, bool]:
+    """PEFT would save whole matrices that have other rows than the base model's files; they are made again instead."""
+    return {"save_embedding_layers": False} if enlarged else {}
+
+
+def save_adapter(model: Any, folder: Path, *, initial: Path | None = None, enlarged: bool = False) -> None:
     """Save a trained adapter in PEFT's layout, such that it fits the untouched base model.
 
     Args:
@@ -78,9 +87,11 @@ def save_adapter(model: Any, folder: Path, *, initial: Path | None = None) -> No
         folder: new.
         initial: of `save_initial`, where the adapter changed the base model; what is saved is then the difference of
             the two, a LoRA of twice the rank.
+        enlarged: whether the base model was given more rows than its files have.
     """
     if not changes_base(model.active_peft_config):
-        model.save_pretrained(str(folder))
+        model.save_pretrained(str(folder), **_embeddings(enlarged))
         return
     assert initial is not None
-    model.save_pretrained(str(folder), path_initial_model_for_weight_conversion=str(initial))
+    options: dict[str, Any] = {"path_initial_model_for_weight_conversion": str(initial)}
+    model.save_pretrained(str(folder), **_embeddings(enlarged), **options)
