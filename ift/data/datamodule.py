@@ -163,11 +163,8 @@ class InstructionDataModule(LightningDataModule):
         self.num_train_examples = sum(map(len, self.members))
         settings = (self.max_length, self.over_long, self.train_on)
         self._length = LengthPolicy(self.encoder, *settings, text_blocks=self.text_blocks)
-        self.streams = [
-            try_stream(number, source, self.encoder, self._length)
-            for number, source in enumerate(self.sources)
-            if source.stream
-        ]
+        streaming = [(number, source) for number, source in enumerate(self.sources) if source.stream]
+        self.streams = [try_stream(number, source, self.encoder, self._length) for number, source in streaming]
         if isinstance(self.validation, list):
             self._validation_store = self._open_store("data.validation", self.validation)
             self._validation_indices: IndexArray = np.arange(len(self._validation_store))
