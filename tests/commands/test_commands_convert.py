@@ -102,7 +102,7 @@ def test_a_converted_folder_is_trained_on_top_of_an_old_adapter(source: Path, tm
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump({**settings, **run}), encoding="utf-8")
         assert main(["fit", "--config", str(tmp_path / f"{name}.yaml")]) == 0
         manifest = json.loads((tmp_path / name / "manifest.json").read_text(encoding="utf-8"))
-        losses.append(manifest["results"]["train_loss"] if "train_loss" in manifest["results"] else None)
+        losses.append(manifest["results"].get("train_loss"))
     assert losses[0] == losses[1]
 
 
