@@ -7,10 +7,8 @@ unigram model is read as BPE.
 
 BPE ids are equal on every text, except
 
-- where pieces have equal scores that are not the best: SentencePiece then merges the leftmost pair first, and
-  `tokenizers` the pair that comes first in its list. No line of 3,789 differs with the models of LLaMA (15 such pieces)
-  and InternLM (17,426). The best score may belong to any number of pieces, as it does in Chinese-LLaMA's vocabulary of
-  49,953 (`ift.data.sentencepiece_ties`);
+- where pieces have equal scores and `differences` says that no rule of `tokenizers` tells them apart as SentencePiece
+  does (`ift.data.sentencepiece_ties`; for pieces appended to LLaMA's vocabulary with score 0 there is such a rule);
 - where a piece holds a character that is no piece itself: `tokenizers` then never makes that piece;
 - in a text that is nothing but one user-defined symbol, if the model writes a blank before every text: that blank is
   missing.
@@ -29,7 +27,7 @@ full-width letter with a combining accent, marks out of their canonical order).
 Special tokens written out in a text (`</s>`) are text to SentencePiece and special tokens to transformers.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -37,7 +35,7 @@ from typing import Any
 import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors
 
-from ift.data.sentencepiece_ties import escaped, leading_words, longest_match, order_merges
+from ift.data.sentencepiece_ties import TieRules, tie_rules
 from ift.errors import UserError
 
 BLANK = "▁"
@@ -91,11 +89,15 @@ def fast_tokenizer(model: bytes | Path, *, first: Sequence[str] = (), last: Sequ
         place = model if isinstance(model, Path) else "the SentencePiece model"
         raise UserError(f"{place}: this SentencePiece model has no exact fast tokenizer: {reason}.")
     is_bpe = message.trainer_spec.model_type == _BPE
-    words = leading_words(_learned(message)) if is_bpe else {}
-    tokenizer = tokenizers.Tokenizer(_bpe(message, first, words) if is_bpe else _unigram(message, first))
+    if is_bpe:
+        rules = _tie_rules(message, first)
+        tokenizer, cuts = tokenizers.Tokenizer(_bpe(message, first, rules)), list(rules.patterns)
+    else:
+        tokenizer, cuts = tokenizers.Tokenizer(_unigram(message, first)), _cuts(message, first)
     tokenizer.normalizer = normalizers.Sequence(_normalizer_steps(message))
-    if cuts := longest_match(words) if is_bpe else _cuts(message, first):
-        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(cuts), "isolated")
+    if cuts:
+        steps = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in cuts]
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
     tokenizer.decoder = decoders.Sequence(_decoder_steps(message))
     control = [*_pieces(message, _UNKNOWN, _CONTROL), *last]
     tokenizer.add_special_tokens([tokenizers.AddedToken(piece, normalized=False, special=True) for piece in control])
@@ -112,9 +114,14 @@ def add_begin(tokenizer: tokenizers.Tokenizer, token: str) -> None:
     )
 
 
-def _learned(message: Any) -> dict[str, float]:
-    """Return the learned pieces with their scores."""
-    return {piece.piece: piece.score for piece in message.pieces if piece.type == _NORMAL}
+def differences(message: Any) -> tuple[str, ...]:
+    """Return why a BPE model's fast tokenizer may give other ids than SentencePiece in rare places; mostly nothing."""
+    return _tie_rules(message, ()).problems
+
+
+def _tie_rules(message: Any, first: Sequence[str]) -> TieRules:
+    learned = {piece.piece: piece.score for piece in message.pieces if piece.type == _NORMAL}
+    return tie_rules(learned, never=[*first, *(piece.piece for piece in message.pieces if piece.type != _NORMAL)])
 
 
 def _pieces(message: Any, *types: int) -> list[str]:
@@ -199,12 +206,12 @@ def _prefix(symbols: Sequence[str]) -> normalizers.Normalizer:
     """
     if not symbols:
         return normalizers.Prepend(BLANK)
-    alone = "|".join(map(escaped, symbols))
+    alone = "|".join(map(_escaped, symbols))
     return normalizers.Replace(Regex(rf"{_BEGIN}(?!(?:{alone}){_END})(?m:(?=.))"), BLANK)
 
 
-def _cuts(message: Any, first: Sequence[str]) -> str:
-    """Return a pattern of the places where a unigram model must cut, lest it finds a control or byte piece.
+def _cuts(message: Any, first: Sequence[str]) -> list[str]:
+    """Return a pattern, or none, of the places where a unigram model must cut, lest it finds a control or byte piece.
 
     Such a piece is found where its characters are spelled out and one of them is in no other piece, since that is still
     worse. A cut beside that character costs nothing.
@@ -214,7 +221,15 @@ def _cuts(message: Any, first: Sequence[str]) -> str:
     for token in (*first, *_pieces(message, _UNKNOWN, _CONTROL, _UNUSED, _BYTE)):
         borders = [pair for pair in pairwise(token) if (pair[0] in known) != (pair[1] in known)]
         pairs |= set(borders[:1])
-    return "|".join(f"(?<={escaped(left)})(?={escaped(right)})" for left, right in sorted(pairs))
+    places = [f"(?<={_escaped(left)})(?={_escaped(right)})" for left, right in sorted(pairs)]
+    return ["|".join(places)] if places else []
+
+
+def _escaped(text: str) -> str:
+    """Return a text as a pattern of Oniguruma."""
+    return "".join(
+        character if character.isalnum() or ord(character) > 127 else f"\\x{ord(character):02x}" for character in text
+    )
 
 
 def _decoder_steps(message: Any) -> list[decoders.Decoder]:
@@ -227,27 +242,16 @@ def _decoder_steps(message: Any) -> list[decoders.Decoder]:
     return steps
 
 
-def _bpe(message: Any, first: Sequence[str], words: Collection[str]) -> models.BPE:
-    learned = _learned(message)
-    merges = order_merges(_merges(learned), learned, words) if words else _merges(learned)
+def _bpe(message: Any, first: Sequence[str], rules: TieRules) -> models.BPE:
     pieces = [*first, *(piece.piece for piece in message.pieces)]
     return models.BPE(
         vocab={piece: index for index, piece in enumerate(pieces)},
-        merges=merges,
+        merges=rules.merges,
         unk_token=_pieces(message, _UNKNOWN)[0],
         fuse_unk=True,
         byte_fallback=message.trainer_spec.byte_fallback,
+        ignore_merges=bool(rules.patterns),
     )
-
-
-def _merges(learned: dict[str, float]) -> list[tuple[str, str]]:
-    """Return all pairs of pieces that make a piece, best piece first: SentencePiece merges by the result's score."""
-    return [
-        (piece[:cut], piece[cut:])
-        for piece in sorted(learned, key=lambda piece: -learned[piece])
-        for cut in range(1, len(piece))
-        if piece[:cut] in learned and piece[cut:] in learned
-    ]
 
 
 def _unigram(message: Any, first: Sequence[str]) -> models.Unigram:

@@ -18,7 +18,12 @@ from safetensors import SafetensorError
 from ift.artifacts import RunFolder, file_hashes
 from ift.errors import UserError
 from ift.hub import fingerprint
+from ift.models.adapter_conversion import readable_adapter
+from ift.models.families.normalized_head import settle_heads
 from ift.models.quantization import Quantization
+from ift.models.rope import Rope
+from ift.models.trained_rows import compute_as_the_module
+from ift.models.vocabulary import Growth, check_same_growth
 
 _UNREADABLE = (OSError, SafetensorError, pickle.UnpicklingError)
 
@@ -65,13 +70,14 @@ def merged_before(place: Path) -> list[MergedAdapter]:
     return [MergedAdapter(**entry) for entry in entries]
 
 
-def merged_chain(key: str, folders: Sequence[str], *, base: str) -> list[MergedAdapter]:
+def merged_chain(key: str, folders: Sequence[str], *, base: str, growth: Growth | None = None) -> list[MergedAdapter]:
     """Return all adapters to merge, in order: the named ones, and those that the first was trained on top of.
 
     Args:
         key: the configuration key, for errors.
         folders: of adapters or runs.
         base: the base model.
+        growth: by which its vocabulary is enlarged.
 
     Raises:
         UserError: one is missing, was trained on another base model, on top of others, or has changed since.
@@ -81,7 +87,7 @@ def merged_chain(key: str, folders: Sequence[str], *, base: str) -> list[MergedA
         place = adapter_folder(f"{key}[{number}]", folder)
         if not chain:
             chain = merged_before(place)
-        check_foundation(f"{key}[{number}]", place, base=base, merged=chain)
+        check_foundation(f"{key}[{number}]", place, base=base, merged=chain, growth=growth)
         chain.append(MergedAdapter(str(place.resolve()), file_hashes(place)))
     check_unchanged(key, chain)
     return chain
@@ -100,7 +106,9 @@ def check_unchanged(key: str, chain: Sequence[MergedAdapter]) -> None:
             raise UserError(f"{key}: the merged adapter '{one.folder}' {what} since something was trained on it.")
 
 
-def check_foundation(key: str, place: Path, *, base: str, merged: Sequence[MergedAdapter]) -> None:
+def check_foundation(
+    key: str, place: Path, *, base: str, merged: Sequence[MergedAdapter], growth: Growth | None = None
+) -> None:
     """Refuse an adapter of a run that was trained on other weights than it is to be put on.
 
     Args:
@@ -108,19 +116,23 @@ def check_foundation(key: str, place: Path, *, base: str, merged: Sequence[Merge
         place: folder of the adapter; of one that lies in no run, nothing is known.
         base: the base model.
         merged: what is merged into it first.
+        growth: by which its vocabulary is enlarged.
 
     Raises:
-        UserError: another base model, or other merged adapters.
+        UserError: another base model, other merged adapters, or another vocabulary.
     """
     run = run_of_adapter(place)
     if run is None:
         return
-    trained_on = run.read_manifest()["base"]
+    manifest = run.read_manifest()
+    trained_on = manifest["base"]
     if trained_on["fingerprint"] != fingerprint(base):
         raise UserError(
             f"{key}: the adapter '{place}' was trained on '{trained_on['name']}', and model.base '{base}' is not "
             "that model as it was then. Set model.base to it."
         )
+    enlarged = manifest.get("vocabulary") or {}
+    check_same_growth(key, growth, enlarged.get("fingerprint"), where=str(place))
     before = merged_before(place)
     if [one.files for one in before] != [one.files for one in merged]:
         named = ", ".join(one.folder for one in before)
@@ -144,8 +156,47 @@ def warn_of_other_weights(key: str, place: Path, quantization: Quantization | No
         )
 
 
+def _rope_of(place: Path) -> dict[str, Any] | None:
+    """Return the rotary positions that an adapter was trained with; `None` where they are the base model's own."""
+    run = run_of_adapter(place)
+    found: dict[str, Any] | None = run.read_manifest().get("rope") if run is not None else None
+    return found
+
+
+def warn_of_other_rope(key: str, place: Path, rope: Rope | None) -> None:
+    """Say so where a run trained its adapter with other rotary positions; longer texts may be learnt later."""
+    then, now = _rope_of(place), asdict(rope) if rope is not None else None
+    if run_of_adapter(place) is not None and then != now:
+        rank_zero_warn(
+            f"{key}: '{place}' was trained with model.rope {_given(then)}, and here it is {_given(now)}: it begins "
+            "with other positions than those that it knows."
+        )
+
+
+def check_rope_of(place: Path, rope: Rope | None) -> None:
+    """Refuse to predict with an adapter without the rotary positions that it was trained with.
+
+    Args:
+        place: folder of the adapter; of one that lies in no run, nothing is known.
+        rope: `model.rope`.
+
+    Raises:
+        UserError: they differ; longer texts are allowed where it was trained with the base model's own positions.
+    """
+    then = _rope_of(place)
+    if then is not None and then != (asdict(rope) if rope is not None else None):
+        raise UserError(
+            f"model.rope: '{place}' was trained with {_given(then)}. Set it to that, or name the run with --run, which "
+            "does so."
+        )
+
+
+def _given(rope: dict[str, Any] | None) -> str:
+    return str({name: value for name, value in rope.items() if value is not None}) if rope else "null"
+
+
 def load_adapter(key: str, model: Any, folder: str | Path, *, trainable: bool = False) -> Any:
-    """Wrap a base model with a trained adapter.
+    """Wrap a base model with a trained adapter; one on the modules of original code is converted in memory.
 
     Args:
         key: the configuration key, for errors.
@@ -160,14 +211,18 @@ def load_adapter(key: str, model: Any, folder: str | Path, *, trainable: bool = 
 
     place = adapter_folder(key, folder)
     try:
-        with warnings.catch_warnings(record=True) as told:
+        with readable_adapter(key, place, model) as readable, warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
-            loaded = PeftModel.from_pretrained(model, str(place), is_trainable=trainable)
+            loaded = PeftModel.from_pretrained(model, str(readable), is_trainable=trainable)
         for one in told:
             if "missing adapter keys" in str(one.message):  # PEFT would leave these as they begin
                 raise ValueError(f"weights are missing from its file. {one.message}")
             warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+        settle_heads(loaded)  # which a merge would else add to rows of another length
+        compute_as_the_module(loaded)
         return loaded
+    except UserError:
+        raise
     except (*_UNREADABLE, RuntimeError, ValueError, LookupError, TypeError) as error:
         reason = " ".join(str(error).split())[:400]
         raise UserError(f"{key}: the adapter '{folder}' does not fit the base model: {reason}") from error

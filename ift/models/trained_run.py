@@ -10,7 +10,9 @@ from ift.errors import UserError
 from ift.hub import fingerprint, local_folder
 from ift.models.loading import Dtype
 from ift.models.quantization import Quantization
+from ift.models.rope import Rope
 from ift.models.trained_adapters import MergedAdapter, check_unchanged
+from ift.models.vocabulary import Growth, growth_of_run
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,10 @@ class TrainedRun:
     quantization: Quantization | None
     merged_adapters: tuple[MergedAdapter, ...] = ()
     """Part of the base model's weights that the adapter was trained on."""
+    rope: Rope | None = None
+    """Rotary positions other than those of the base model's config."""
+    growth: Growth | None = None
+    """By which the base model was enlarged before all else."""
 
 
 def open_trained(key: str, root: str) -> TrainedRun:
@@ -53,15 +59,18 @@ def open_trained(key: str, root: str) -> TrainedRun:
         raise UserError(f"{key}: '{root}' is not finished. Continue it with ift fit --ckpt_path last.")
     adapted = folder.adapter.is_dir()
     _check_exported(key, folder, manifest, folder.adapter if adapted else folder.model)
-    quantization = manifest.get("quantization")
+    quantization, rope = manifest.get("quantization"), manifest.get("rope")
+    base = base_of_run(key, folder, manifest["base"]) if adapted else str(folder.model)
     return TrainedRun(
         folder=folder,
         manifest=manifest,
-        base=base_of_run(key, folder, manifest["base"]) if adapted else str(folder.model),
+        base=base,
         adapter=folder.adapter if adapted else None,
         dtype=manifest["dtype"],
         quantization=Quantization(**quantization) if quantization and adapted else None,
         merged_adapters=merged_adapters_of(key, manifest) if adapted else (),
+        rope=Rope(**rope) if rope and adapted else None,
+        growth=growth_of_run(key, folder, manifest, base=base) if adapted else None,
     )
 
 

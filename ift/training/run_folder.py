@@ -14,8 +14,10 @@ from ift.artifacts import RunFolder, file_hashes, fingerprint, versions, write_j
 from ift.data.steps import Step
 from ift.hub import fingerprint as base_fingerprint
 from ift.hub import local_folder
+from ift.models.families.normalized_head import settle_heads
 from ift.models.initial_adapters import changes_base, save_adapter, save_initial
 from ift.models.loading import count_parameters
+from ift.models.vocabulary import describe
 from ift.training.metrics import StepMetrics
 
 
@@ -41,6 +43,7 @@ class RunFolderWriter(Callback):
         if not trainer.is_global_zero:
             return
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        module: Any = pl_module
         self._run.root.mkdir(parents=True, exist_ok=True)
         resumed = self._run.manifest.is_file()
         self._manifest = self._run.read_manifest() if resumed else self._new_manifest(pl_module, datamodule)
@@ -50,6 +53,7 @@ class RunFolderWriter(Callback):
             "from_step": 0,
             "world_size": trainer.world_size,
             "row_layout": {"layout": rows.layout, "reason": rows.reason},
+            "attention": module.model.config._attn_implementation,
             "versions": versions(),
         }
         self._manifest["sessions"].append(session)
@@ -63,7 +67,6 @@ class RunFolderWriter(Callback):
             _join_files(datamodule.rejects_files(), self._run.rejects)
             if removed := datamodule.removed_files():
                 _join_files(removed, self._run.removed)
-        module: Any = pl_module
         if not module.method.trains_base and changes_base(module.model.active_peft_config):
             save_initial(module.model, self._run.initial_adapter, values=module.initial_values)
             module.initial_values = None
@@ -136,6 +139,8 @@ class RunFolderWriter(Callback):
             "fingerprint": base_fingerprint(pl_module.base),
         }
         parts = {"settings": self._settings, "data": data["prepared"], "base": base["fingerprint"]}
+        if pl_module.growth is not None:
+            parts["vocabulary"] = pl_module.growth.fingerprint
         parts |= {"validation": data.get("validation_prepared"), "versions": versions()}
         return {
             "status": "running",
@@ -143,10 +148,12 @@ class RunFolderWriter(Callback):
             "base": base,
             "dtype": pl_module.dtype_name,
             "quantization": asdict(pl_module.quantization) if pl_module.quantization is not None else None,
+            "rope": asdict(pl_module.rope) if pl_module.rope is not None else None,
             "method": pl_module.method.name,
             "adapter": _adapter_kind(pl_module),
             "budget": asdict(pl_module.allotment) if pl_module.allotment is not None else None,
             "merged_adapters": [asdict(one) for one in pl_module.merged_chain],
+            "vocabulary": _vocabulary(pl_module),
             "seed": pl_module.seed,
             "versions": versions(),
             "parameters": count_parameters(pl_module),
@@ -161,6 +168,7 @@ class RunFolderWriter(Callback):
         building = target.with_name(target.name + ".tmp")
         shutil.rmtree(building, ignore_errors=True)  # left by a killed export of this same run
         if whole:
+            settle_heads(pl_module.model, trained=True)  # as the class that is written has them
             pl_module.model.save_pretrained(str(building))
             datamodule.tokenizer.save_pretrained(str(building))
         else:
@@ -173,6 +181,13 @@ class RunFolderWriter(Callback):
 def _adapter_kind(pl_module: Any) -> str | None:
     """Return the class of the adapter's configuration, or `None` where the base model itself is trained."""
     return None if pl_module.method.trains_base else type(pl_module.model.active_peft_config).__name__
+
+
+def _vocabulary(pl_module: Any) -> dict[str, Any] | None:
+    """Return by what the base model was enlarged, or `None` where it has the rows that it came with."""
+    if pl_module.growth is None:
+        return None
+    return describe(pl_module.vocabulary, pl_module.growth, seed=pl_module.seed)
 
 
 def _keep_lines(path: Path, number: int) -> None:
