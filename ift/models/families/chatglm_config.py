@@ -154,5 +154,6 @@ CHATGLM = Family(
     recognises=recognises,
     native_config=native_config,
     reader=_reader,
+    original_config=lambda native: dict(native.to_diff_dict()),
     refusals=lambda config: [reason] if (reason := refusals(config)) is not None else [],
 )
