@@ -22,7 +22,7 @@ from ift.errors import UserError
 from ift.models.adapters import attach, num_trainable
 from ift.models.enlarging import enlarge
 from ift.models.merging import merge
-from ift.models.methods import as_method, bitfit, embeddings, freeze, full, ia3, lora, prefix
+from ift.models.methods import as_method, bitfit, embeddings, freeze, full, ia3, ln_tuning, lora, prefix
 from ift.models.quantization import Quantization
 from ift.models.trained_adapters import load_adapter
 from ift.models.trained_rows import ends_of, with_trained_rows
@@ -329,6 +329,7 @@ def test_methods_of_base_weights() -> None:
         (ia3(), "new", "ia3 cannot train single rows"),
         (prefix(), "new", "prefix cannot train single rows"),
         (prefix(), "all", "prefix cannot train whole matrices"),
+        (ln_tuning(), "all", "ln_tuning cannot train whole matrices"),
         (LoraConfig(modules_to_save=["lm_head"]), "new", "model.adapter.modules_to_save already says"),
         (LoraConfig(target_modules=["q_proj", "embed_tokens"]), "all", "model.adapter.target_modules already says"),
         (LoraConfig(trainable_token_indices=[3]), "new", "model.adapter.trainable_token_indices already says"),
