@@ -70,7 +70,7 @@ def test_a_model_without_blocks_is_refused() -> None:
 
 def test_missing_compilers_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(UserError, match=r"model.compile: true needs a C\+\+ compiler on a CPU .* 'no-such-compiler'"):
+    with pytest.raises(UserError, match=r"model.compile: true needs a C\+\+ compiler on a CPU.* 'no-such-compiler'"):
         check_compilable("cpu")
     monkeypatch.setattr("ift.models.compiling.find_spec", lambda name: None)
     with pytest.raises(UserError, match="model.compile: true needs the package triton on a GPU"):
