@@ -19,6 +19,7 @@ from ift.commands.trainer import IftCLI, is_first_process
 from ift.commands.trainer_settings import check_trainer
 from ift.data.encoding import tokenizer_hash
 from ift.data.enlarged_tokenizer import enlarged_tokenizer
+from ift.data.templates import Template
 from ift.errors import UserError
 from ift.inference.module import PredictionModule
 from ift.inference.prediction_folder import PredictionFolder, PredictionWriter
@@ -45,6 +46,8 @@ def run_settings(run: RunFolder, *, untuned: bool = False) -> dict[str, Any]:
     if manifest["status"] != "finished":
         raise UserError(f"run: '{run.root}' is not finished. Continue it with ift fit --ckpt_path last.")
     template = json.loads(run.template.read_text(encoding="utf-8"))
+    if "chat_template" not in template:
+        template = asdict(Template(**template))  # with the fields that a run of an older version does not know
     settings = {
         "data.template": "tokenizer" if "chat_template" in template else template,
         "data.template_options": template.get("options") or None,

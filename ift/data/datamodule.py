@@ -17,6 +17,7 @@ from ift.data.data_report import (
     check_not_empty,
     check_rejected,
     check_sizes,
+    check_train_on,
     check_uses,
     check_validation_sources,
     choose_held_out,
@@ -49,7 +50,7 @@ from ift.data.streaming import (
     stream_parts,
     try_stream,
 )
-from ift.data.templates import Template, resolve_template
+from ift.data.templates import Renderer, Template, resolve_template
 from ift.errors import UserError
 
 
@@ -311,7 +312,12 @@ class InstructionDataModule(LightningDataModule):
 
     def _load_encoder(self) -> None:
         self.tokenizer = enlarged_tokenizer(self.base, self.enlarged)
-        self.encoder = Encoder(self.tokenizer, make_renderer(self.tokenizer, self.template, self.template_options))
+        self.encoder = Encoder(self.tokenizer, self._renderer())
+
+    def _renderer(self) -> Renderer:
+        renderer = make_renderer(self.tokenizer, self.template, self.template_options, base=self.base)
+        check_train_on(self.train_on, renderer)
+        return renderer
 
     def _prepared(self, key: str, sources: list[Source]) -> ExampleStore:
         """Return the examples of the sources, whatever became of their rows."""

@@ -9,6 +9,7 @@ import numpy as np
 from ift.data.conversation import Conversation, TrainOn, supervise
 from ift.data.encoding import NO_LOSS, STOP_LOSS, EncodedBatch, Encoder
 from ift.data.layouts import RowError
+from ift.data.templates import Template
 
 OverLong = Literal["drop", "cut_start", "cut_end", "cut_turns"]
 """`drop` rejects an over-long example; `cut_start` and `cut_end` cut its tokens on that side; `cut_turns` leaves out
@@ -48,10 +49,19 @@ class LengthPolicy:
 
     def __init__(self, encoder: Encoder, max_length: int, over_long: OverLong, train_on: TrainOn) -> None:
         self._encoder, self._max_length, self._over_long, self._train_on = encoder, max_length, over_long, train_on
+        # An encoder must have something to read, be it the end of a request that was cut.
+        self._needs_prompt = isinstance(encoder.template, Template) and bool(encoder.template.prompt_end)
 
     def supervised(self, conversation: Conversation) -> Conversation:
         """Return the conversation with every message's `supervised` decided."""
         return supervise(conversation, self._train_on)
+
+    def num_left_out(self, conversation: Conversation) -> int:
+        """Return how many texts were to be learned and are not, as the template allows it of the last response only."""
+        template = self._encoder.template
+        if not (isinstance(template, Template) and template.last_output_only):
+            return 0
+        return sum(bool(message.supervised) for message in self.supervised(conversation).messages[:-1])
 
     def apply(self, batch: EncodedBatch, conversations: Sequence[Conversation]) -> Outcome:
         """Cut or reject what is too long, and reject what has no supervised token.
@@ -71,6 +81,9 @@ class LengthPolicy:
             one = self._shorten(batch, i, conversations[i]) if self._over_long != "drop" else None
             if one is None:
                 rejected[i] = Reason("longer than data.max_length", self._too_long(length))
+            elif self._needs_prompt and one.loss[0] != NO_LOSS:
+                kind = f"longer than data.max_length; {self._over_long} leaves nothing of the request"
+                rejected[i] = Reason(kind, f"{self._too_long(length)}; {self._over_long} leaves nothing of the request")
             elif one.num_supervised[0] == 0:
                 text = f"{self._too_long(length)}; {self._over_long} leaves no supervised token"
                 rejected[i] = Reason(f"longer than data.max_length; {self._over_long} leaves nothing to learn", text)

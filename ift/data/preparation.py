@@ -160,7 +160,10 @@ class _Builder:
         self._encoder, self._settings, self._folder = encoder, settings, folder
         self._length = LengthPolicy(encoder, settings.max_length, settings.over_long, settings.train_on)
         self._special = SpecialTokens(
-            begin=encoder.begin_token_id, stops=tuple(encoder.stop_token_ids), end=encoder.end_token_id
+            begin=encoder.begin_token_id,
+            stops=tuple(encoder.stop_token_ids),
+            end=encoder.end_token_id,
+            unknown=encoder.unknown_token_id,
         )
         self._filters = settings.filters.build()
         self._files: dict[str, int] = {}
@@ -243,6 +246,7 @@ class _Builder:
             if stays[-1]:
                 kept.append(place.row)
                 counts.cut += number in outcome.cut
+                counts.left_out_texts += self._length.num_left_out(place.conversation)
         batch = outcome.batch if all(stays) else outcome.batch.take(np.array(stays))
         files = [self._files.setdefault(row.file or counts.path, len(self._files)) for row in kept]
         self._sink.add(batch, source=index, files=files, lines=[row.line for row in kept])

@@ -15,6 +15,7 @@ from ift.inference.prompts import Prompt, PromptBatch
 from ift.inference.windows import Windows, cut
 from ift.models.adapters import num_virtual_tokens
 from ift.models.attention import Attention, check_attention
+from ift.models.encoder_decoder import check_encoder_decoder
 from ift.models.enlarging import enlarge
 from ift.models.families.normalized_head import settle_heads
 from ift.models.loading import Dtype, check_vocabulary, load_base_model, max_positions, read_config
@@ -70,6 +71,7 @@ class PredictionModule(LightningModule):
         super().__init__()
         check_base("model.base", base)
         config = read_config(base)
+        check_encoder_decoder("model.base", base, config=config, dtype=dtype)
         check_quantization("model.base", base, config=config, quantization=quantization)
         check_attention(attention, config=config, dtype=dtype)
         check_rope(rope, config=config)

@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from ift.errors import UserError
 from ift.hub import check_base, local_folder
 from ift.models.attention import Attention, check_attention
+from ift.models.encoder_decoder import auto_class, check_encoder_decoder, settle_head
 from ift.models.families import Family, made_native, native_config, recognise
 from ift.models.positions import forget_lengths, positions_of
 from ift.models.quantization import Quantization, loading_options
@@ -29,7 +30,7 @@ def load_base_model(
     attention: Attention | None = None,
     rope: Rope | None = None,
 ) -> Any:
-    """Load a causal language model in training mode; a quantized one is frozen.
+    """Load a causal language model, or a known encoder-decoder, in training mode; a quantized one is frozen.
 
     Args:
         key: the configuration key that named it, for errors.
@@ -44,10 +45,9 @@ def load_base_model(
             attention or rotary positions that cannot be here.
     """
     check_base(key, base)
-    from transformers import AutoModelForCausalLM
-
     folder = local_folder(base)
     config = with_rope(read_config(base, key=key), rope)
+    check_encoder_decoder(key, base, config=config, dtype=dtype)
     check_attention(attention, config=config, dtype=dtype)
     options = loading_options(key, base, dtype=dtype, config=config, quantization=quantization)
     chosen = {"attn_implementation": attention} if attention is not None else {}
@@ -55,7 +55,7 @@ def load_base_model(
     for doubt in family.doubts(raw_config(base)) if family is not None else ():
         rank_zero_warn(f"{key}: config.json of '{base}': {doubt}")
     try:
-        model, report = (family.reader() if family else AutoModelForCausalLM).from_pretrained(
+        model, report = (family.reader() if family else auto_class(config)).from_pretrained(
             str(folder) if folder else base,
             config=config,
             dtype=getattr(torch, dtype),
@@ -75,6 +75,7 @@ def load_base_model(
             f"{key}: {len(missing)} weights of the model are not in the files of '{base}', first '{missing[0]}'. "
             "The folder is incomplete, or its config.json belongs to another model."
         )
+    settle_head(model)
     if options:
         from ift.models.quantized_layers import prepare_quantized
 

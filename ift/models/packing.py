@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from ift.data.micro_batches import GROUPED, RowLayoutChoice, RowLayoutSetting
 from ift.errors import UserError
 from ift.models.attention import Attention
+from ift.models.encoder_decoder import is_encoder_decoder
 from ift.models.loading import read_config
 
 # fmt: off
@@ -69,6 +70,8 @@ def choose_row_layout(
         return GROUPED
     computed = attention or getattr(config, "_attn_implementation", None) or "sdpa"
     best = row_layout_for(config.model_type, computed, adapter=adapter)
+    if is_encoder_decoder(config):
+        best = replace(best, reason="an encoder-decoder model reads one prompt per row")
     # Per token, matrices cost 24 x width^2 operations and attention 4 x width x length, at about 2/3 of the speed.
     best = replace(best, square_cost_length=max(1024, 4 * getattr(config, "hidden_size", 2048)))
     if asked in ("auto", best.layout):

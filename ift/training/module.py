@@ -20,6 +20,7 @@ from ift.models.attention import Attention, check_attention
 from ift.models.budget import Allotment, allot, check_budget, check_counted
 from ift.models.calling import calling_of
 from ift.models.compiling import check_compilable, compile_blocks
+from ift.models.encoder_decoder import check_encoder_decoder
 from ift.models.enlarging import enlarge
 from ift.models.families.normalized_head import settle_heads
 from ift.models.initial_adapters import changes_base, initial_values
@@ -151,6 +152,7 @@ class InstructionModule(LightningModule):
         if self._checked:
             return
         config = read_config(self.base)
+        check_encoder_decoder("model.base", self.base, config=config, dtype=self.dtype_name)
         check_quantization("model.base", self.base, config=config, quantization=self.quantization)
         check_attention(self.attention, config=config, dtype=self.dtype_name)
         check_rope(self.rope, config=config)

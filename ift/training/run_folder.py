@@ -68,8 +68,7 @@ class RunFolderWriter(Callback):
             if removed := datamodule.removed_files():
                 _join_files(removed, self._run.removed)
         if not module.method.trains_base and changes_base(module.model.active_peft_config):
-            enlarged = module.growth is not None
-            save_initial(module.model, self._run.initial_adapter, values=module.initial_values, enlarged=enlarged)
+            save_initial(module.model, self._run.initial_adapter, values=module.initial_values)
             module.initial_values = None
         write_json(self._run.manifest, self._manifest)
 
@@ -173,8 +172,7 @@ class RunFolderWriter(Callback):
             pl_module.model.save_pretrained(str(building))
             datamodule.tokenizer.save_pretrained(str(building))
         else:
-            enlarged = pl_module.growth is not None
-            save_adapter(pl_module.model, building, initial=self._run.initial_adapter, enlarged=enlarged)
+            save_adapter(pl_module.model, building, initial=self._run.initial_adapter)
         shutil.rmtree(target, ignore_errors=True)  # of an earlier session of this same run
         building.rename(target)
         self._manifest["exported"] = file_hashes(target)

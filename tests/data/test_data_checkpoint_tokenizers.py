@@ -1,6 +1,7 @@
 """Tokenizers of the 2023 checkpoints, read without their code, against what that code would do."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -266,3 +267,23 @@ assert internlm.recognises(CheckpointFiles({str(folder)!r}))
 assert not {{"torch", "transformers"}} & {{name.split('.')[0] for name in sys.modules}}
 """
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=60)
+
+
+def test_a_hub_id_is_read_from_the_cache(tmp_path: Path) -> None:
+    """Files of a hub id are found as transformers finds them; here without network, in its cache."""
+    place = tmp_path / "hub" / "models--owner--name"
+    folder = old.write_internlm(place / "snapshots" / "0123")
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text("0123")
+    program = """
+from ift.data.checkpoint_tokenizers import load_checkpoint_tokenizer
+print(*load_checkpoint_tokenizer("model.base", "owner/name")("hello").input_ids)
+print(load_checkpoint_tokenizer("model.base", "owner/other"))
+"""
+    settings = os.environ | {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", program]
+    result = subprocess.run(command, cwd=ROOT, env=settings, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    expected = [1, *processor((folder / "tokenizer.model").read_bytes()).encode("hello")]
+    assert result.stdout.splitlines() == [" ".join(map(str, expected)), "None"]
+    assert not (folder / old.CANARY).exists()

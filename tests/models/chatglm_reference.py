@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def weights(seed: int = 0) -> Weights:
     def draw(*shape: int, around: float = 0.0, spread: float = 0.25) -> torch.Tensor:
         return (around + spread * torch.randn(*shape, generator=random)).half()
 
-    found = {"transformer.word_embeddings.weight": draw(VOCABULARY, WIDTH, spread=1.0)}
+    found = {"transformer.word_embeddings.weight": draw(VOCABULARY, WIDTH, spread=0.4)}
     norms = ["transformer.final_layernorm"]
     for number in range(LAYERS):
         layer = f"transformer.layers.{number}"
@@ -201,9 +202,10 @@ def _mixed(
     return _linear(w, f"{name}.dense", torch.cat(heads, dim=-1))
 
 
-def greedy(tensors: Weights, ids: Sequence[int], number: int) -> list[int]:
-    """Return the next tokens, each the likeliest."""
-    text = list(ids)
+@cache
+def greedy(ids: tuple[int, ...], number: int) -> list[int]:
+    """Return the next tokens with the weights of `weights()`, each the likeliest."""
+    text, tensors = list(ids), weights()
     for _ in range(number):
         text.append(int(reference_logits(tensors, text)[-1].argmax()))
     return text[len(ids) :]

@@ -129,7 +129,7 @@ def test_a_prompt_has_the_same_states_before_sop_is_written(model: Any) -> None:
 def test_greedy_tokens_alone_and_padded(model: Any, use_cache: bool) -> None:
     prompts = [PROMPT, SHORT[:4], INFILLING[:5]]
     options = {"max_new_tokens": 8, "do_sample": False, "use_cache": use_cache, "eos_token_id": None}
-    expected = [greedy(weights(), prompt, 8) for prompt in prompts]
+    expected = [greedy(tuple(prompt), 8) for prompt in prompts]
     assert [model.generate(torch.tensor([prompt]), **options)[0, len(prompt) :].tolist() for prompt in prompts] == (
         expected
     )
