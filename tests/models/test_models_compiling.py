@@ -155,10 +155,6 @@ def test_a_compiled_run_trains_the_same_and_resumes_without(config: Callable[...
     state = torch.load(checkpoints[0], weights_only=True)["state_dict"]
     assert state and not any("_orig_mod" in name for name in state)
     checkpoints[-1].unlink()
-    assert (
-        main(
-            ["fit", "--config", str(compiled_run.with_suffix(".yaml")), "--ckpt_path", "last", "--model.compile=false"]
-        )
-        == 0
-    )
+    path = compiled_run.with_suffix(".yaml")
+    assert main(["fit", "--config", str(path), "--ckpt_path", "last", "--model.compile=false"]) == 0
     assert difference() < 1e-6
