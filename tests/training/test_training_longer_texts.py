@@ -124,6 +124,7 @@ def test_examples_longer_than_the_positions_are_refused(
     assert "or model.rope.type to linear, yarn or llama3" in told
 
 
+@pytest.mark.slow
 def test_a_whole_model_trained_with_it_keeps_it(config: Config, fit: Fit, short_base: Path) -> None:
     whole = fit(config("whole", model={"base": str(short_base), "rope": LINEAR, "adapter": None}, trainer=ONE_EPOCH))
     stored = json.loads((whole / "model" / "config.json").read_text(encoding="utf-8"))
