@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from ift.commands.stage_start import start_keys
 from ift.errors import UserError
 from ift.inference.module import PredictionModule
 from ift.models.loading import load_base_model
-from ift.models.methods import as_method
+from ift.models.methods import as_method, trained
 from ift.models.rope import Rope
 from ift.models.trained_adapters import load_adapter
+from ift.training.module import InstructionModule
 
 Config = Callable[..., Path]
 Fit = Callable[..., Path]
@@ -108,6 +110,9 @@ def test_a_run_with_longer_texts_is_used_as_it_was_trained(
     assert "was trained with {'type': 'linear', 'factor': 8.0}. Set it to that" in told
     assert run_settings(RunFolder(run), untuned=True)["model.rope"]["type"] == "linear"
     check_stages(run)
+    going_on = InstructionModule(str(short_base), partial(torch.optim.SGD, lr=0.1), adapter=trained(str(run)))
+    with pytest.warns(UserWarning, match=r"trained with model.rope {'type': 'linear', 'factor': 8.0}, .* is null"):
+        going_on.check()
 
 
 def test_examples_longer_than_the_positions_are_refused(
