@@ -79,7 +79,7 @@ def run(command: str, arguments: list[str]) -> None:
     """
     options = parser().parse(arguments)
     _check(options)
-    _quiet()
+    quiet()
     merge_run(options)
 
 
@@ -93,7 +93,7 @@ def _check(options: Namespace) -> None:
         raise UserError(f"--shard_size: '{options.shard_size}' is no size. Write it as 500MB or 5GB.")
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Hide the libraries' remarks that are none here."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     logging.getLogger("transformers").setLevel(logging.ERROR)

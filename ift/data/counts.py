@@ -55,6 +55,12 @@ class SourceCounts:
     """Texts before a last response that were to be learned, and that a template with `last_output_only` leaves out."""
     unknown_tokens: int = 0
     """Tokens that stand for text of which the tokenizer knows nothing."""
+    texts: int = 0
+    """Plain texts that were joined and cut into blocks."""
+    blocks: int = 0
+    """Examples that are such blocks."""
+    short_blocks: int = 0
+    """Those that are shorter than `data.max_length`: what was left over."""
     longest: int = 0
     """Tokens of the longest example."""
     lengths: list[int] = field(default_factory=lambda: [0] * len(LENGTH_EDGES))
@@ -70,6 +76,11 @@ class SourceCounts:
     """Examples that have a first, second, … supervised stretch."""
     doubled_begin: int = 0
     """Examples that begin with begin-of-text twice."""
+
+    @property
+    def num_used(self) -> int:
+        """Number of conversations that are in the examples: a text counts once, however many blocks it is in."""
+        return self.examples - self.blocks + self.texts
 
     @property
     def num_rejected(self) -> int:
@@ -140,6 +151,12 @@ def _added(one: list[int], other: Any) -> list[int]:
     total[: len(one)] += np.array(one, dtype=np.int64)
     total[: len(other)] += other
     return [int(value) for value in total]
+
+
+def describe_blocks(counts: SourceCounts) -> str:
+    """Return what became of the texts of a source that are joined, in a few words."""
+    shorter = f" ({counts.short_blocks} of them shorter)" if counts.short_blocks else ""
+    return f"{counts.texts} texts joined and cut into {counts.blocks} blocks{shorter}"
 
 
 def reject_report(counts: Sequence[SourceCounts]) -> str:

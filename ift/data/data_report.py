@@ -7,19 +7,20 @@ import numpy as np
 
 from ift.data.audit import audit
 from ift.data.conversation import TrainOn
-from ift.data.counts import SourceCounts, reject_report
+from ift.data.counts import SourceCounts, describe_blocks, reject_report
 from ift.data.encoding import Encoder
 from ift.data.order import IndexArray, Members, Mixing, Mixture, Permutation
 from ift.data.rows import Source
 from ift.data.store import ExampleStore
 from ift.data.streaming import Stream
 from ift.data.templates import Renderer, Template
+from ift.data.text_blocks import SHORTEST
 from ift.errors import UserError
 
 
 def num_outcomes(counts: SourceCounts) -> int:
     """Return the number of conversations that a source held, used or not."""
-    return counts.examples + counts.num_rejected + counts.num_removed
+    return counts.num_used + counts.num_rejected + counts.num_removed
 
 
 def counted_as(counts: Sequence[SourceCounts]) -> str:
@@ -72,7 +73,7 @@ def choose_held_out(asked: int | float, size: int, *, seed: int) -> IndexArray:
     return np.sort(Permutation(size, seed, 0x5EED)(np.arange(number)))
 
 
-def check_sizes(*, max_length: int, global_batch_size: int, micro_batch_tokens: int) -> None:
+def check_sizes(max_length: int, global_batch_size: int, *, micro_batch_tokens: int, text_blocks: bool) -> None:
     """Refuse sizes by which no step can be made.
 
     Raises:
@@ -81,6 +82,10 @@ def check_sizes(*, max_length: int, global_batch_size: int, micro_batch_tokens: 
     for name, value in (("max_length", max_length), ("global_batch_size", global_batch_size)):
         if value < 1:
             raise UserError(f"data.{name}: {value} is less than 1.")
+    if text_blocks and max_length < SHORTEST:
+        raise UserError(
+            f"data.max_length: {max_length} is less than {SHORTEST}, the shortest block of data.text_blocks."
+        )
     if micro_batch_tokens < max_length:
         raise UserError(
             f"data.micro_batch_tokens: {micro_batch_tokens} is less than data.max_length {max_length}, so the "
@@ -215,6 +220,26 @@ def source_notes(stores: Sequence[ExampleStore], *, max_length: int) -> list[str
                 "reads all before the last response at once"
             )
         lines += [f"{counts.path}: {n} conversations left out ({name})" for name, n in counts.removed.items()]
+    return lines
+
+
+def block_notes(
+    stores: Sequence[ExampleStore], streams: Sequence[Stream], *, text_blocks: bool, validation: object
+) -> list[str]:
+    """Return what became of plain texts under `data.text_blocks`, one line each."""
+    if not text_blocks:
+        return []
+    joined = [one for store in stores for one in store.counts if one.texts]
+    lines = [f"{counts.path}: {describe_blocks(counts)}" for counts in joined]
+    streamed = [stream.source.path for stream in streams if stream.tried.texts]
+    lines += [f"{path}: a stream; its texts are joined within each step" for path in streamed]
+    if not lines:
+        return ["data.text_blocks: true, but no source holds plain text (layout text), so it changes nothing"]
+    if joined and isinstance(validation, int | float):
+        lines.append(
+            f"data.validation: {validation} holds out blocks, and a text may reach from one that is held out into one "
+            "that is trained on. List sources of their own to hold out whole texts."
+        )
     return lines
 
 

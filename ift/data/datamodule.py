@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from ift.data.audit import audit, problems
 from ift.data.conversation import TrainOn
 from ift.data.data_report import (
+    block_notes,
     check_held_out,
     check_members,
     check_not_empty,
@@ -74,6 +75,8 @@ class InstructionDataModule(LightningDataModule):
         train_on: what the loss counts: `outputs` (every response), `last_output`, or `everything`.
         over_long: what becomes of examples beyond `max_length`: `drop`, `cut_start`, `cut_end` (tokens on that side),
             or `cut_turns` (the last turns); each is counted, and none is kept without a supervised token.
+        text_blocks: whether plain texts (layout `text`) are joined, end-of-text behind each, and cut into blocks of
+            `max_length` supervised tokens, the last one shorter; of a stream, within the rows of each step.
         mixing: what a source's weight means: how often its examples occur (`repeats`), or its share of the `examples`
             or `tokens` of an epoch.
         deduplicate: which conversations are left out where an earlier one stays: `none`, `exact`, or `near` (MinHash,
@@ -100,6 +103,7 @@ class InstructionDataModule(LightningDataModule):
         template_options: dict[str, bool | str] | None = None,
         train_on: TrainOn = "outputs",
         over_long: OverLong = "drop",
+        text_blocks: bool = False,
         mixing: Mixing = "repeats",
         deduplicate: Deduplicate = "none",
         benchmarks: list[str] | None = None,
@@ -114,7 +118,7 @@ class InstructionDataModule(LightningDataModule):
         super().__init__()
         if not sources:
             raise UserError("data.sources: the list is empty. Name at least one source with 'path' and 'layout'.")
-        check_sizes(max_length=max_length, global_batch_size=global_batch_size, micro_batch_tokens=micro_batch_tokens)
+        check_sizes(max_length, global_batch_size, micro_batch_tokens=micro_batch_tokens, text_blocks=text_blocks)
         if not 0 <= max_rejected <= 1:
             raise UserError(f"data.max_rejected: {max_rejected} is no share between 0 and 1.")
         self.sources = checked_sources("data.sources", sources)
@@ -130,7 +134,7 @@ class InstructionDataModule(LightningDataModule):
         """What steps are cut by. Data do not know the model; whoever does sets it, before the loaders are built."""
         self.template = resolve_template("data.template", template)
         self.template_options = template_options or {}
-        self.train_on, self.over_long, self.mixing = train_on, over_long, mixing
+        self.train_on, self.over_long, self.mixing, self.text_blocks = train_on, over_long, mixing, text_blocks
         self.filters = FilterSettings(deduplicate, tuple(benchmarks or ()))
         self.filters.check("data")
         check_streams(self.sources, mixing=mixing, deduplicate=deduplicate, num_benchmarks=len(self.filters.benchmarks))
@@ -158,12 +162,10 @@ class InstructionDataModule(LightningDataModule):
         held_out = self._held_out()
         self.members = self._members(held_out)
         self.num_train_examples = sum(map(len, self.members))
-        self._length = LengthPolicy(self.encoder, self.max_length, self.over_long, self.train_on)
-        self.streams = [
-            try_stream(number, source, self.encoder, self._length)
-            for number, source in enumerate(self.sources)
-            if source.stream
-        ]
+        settings = (self.max_length, self.over_long, self.train_on)
+        self._length = LengthPolicy(self.encoder, *settings, text_blocks=self.text_blocks)
+        streaming = [(number, source) for number, source in enumerate(self.sources) if source.stream]
+        self.streams = [try_stream(number, source, self.encoder, self._length) for number, source in streaming]
         if isinstance(self.validation, list):
             self._validation_store = self._open_store("data.validation", self.validation)
             self._validation_indices: IndexArray = np.arange(len(self._validation_store))
@@ -304,6 +306,7 @@ class InstructionDataModule(LightningDataModule):
     def notes(self) -> list[str]:
         """Return what was decided for the user and may not be what they expect, one line each."""
         notes = source_notes(self._stores, max_length=self.max_length)
+        notes += block_notes(self._stores, self.streams, text_blocks=self.text_blocks, validation=self.validation)
         return [*notes, *stream_notes(self.streams, mixing=self.mixing), *token_notes(self.encoder)]
 
     @property
@@ -323,7 +326,7 @@ class InstructionDataModule(LightningDataModule):
         """Return the examples of the sources, whatever became of their rows."""
         # What validation measures is not the run's to choose: filters are for training data.
         filters = self.filters if key == "data.sources" else NO_FILTERS
-        settings = PreparationSettings(self.max_length, self.over_long, self.train_on, filters)
+        settings = PreparationSettings(self.max_length, self.over_long, self.train_on, filters, self.text_blocks)
         place: Any = {"key": key, "numbers": self.stored_numbers if key == "data.sources" else None}
         store = ExampleStore(prepare(sources, self.encoder, settings, cache_dir=self.cache_dir, **place))
         for counts, source in zip(store.counts, sources, strict=True):

@@ -21,11 +21,9 @@ from ift.models.enlarging import enlarge
 from ift.models.loading import Dtype, check_vocabulary, load_base_model, read_config
 from ift.models.mapped_files import release_mapped_weights
 from ift.models.quantization import Quantization
+from ift.models.stored_weights import SAFETENSORS_DTYPES
 from ift.models.trained_adapters import MergedAdapter, load_adapter
 from ift.models.trained_run import TrainedRun
-
-_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-"""safetensors' names to torch's."""
 
 
 def files_dtype(base: str) -> Dtype:
@@ -36,9 +34,10 @@ def files_dtype(base: str) -> Dtype:
         with path.open("rb") as file:
             header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
         for name, entry in header.items():
-            if name != "__metadata__" and entry["dtype"] in _DTYPES:
+            if name != "__metadata__" and entry["dtype"] in SAFETENSORS_DTYPES:
                 start, end = entry["data_offsets"]
-                sizes[_DTYPES[entry["dtype"]]] = sizes.get(_DTYPES[entry["dtype"]], 0) + end - start
+                kind = SAFETENSORS_DTYPES[entry["dtype"]]
+                sizes[kind] = sizes.get(kind, 0) + end - start
     stated = str(getattr(read_config(base), "dtype", None)).removeprefix("torch.")
     found = max(sizes, key=lambda name: sizes[name]) if sizes else stated
     return found if found in get_args(Dtype) else "float32"  # type: ignore[return-value]

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from ift.artifacts import RunFolder, file_hashes
 from ift.errors import UserError
 from ift.hub import fingerprint
+from ift.models.adapter_conversion import readable_adapter
 from ift.models.families.normalized_head import settle_heads
 from ift.models.quantization import Quantization
 from ift.models.rope import Rope
@@ -195,7 +196,7 @@ def _given(rope: dict[str, Any] | None) -> str:
 
 
 def load_adapter(key: str, model: Any, folder: str | Path, *, trainable: bool = False) -> Any:
-    """Wrap a base model with a trained adapter.
+    """Wrap a base model with a trained adapter; one on the modules of original code is converted in memory.
 
     Args:
         key: the configuration key, for errors.
@@ -210,9 +211,9 @@ def load_adapter(key: str, model: Any, folder: str | Path, *, trainable: bool = 
 
     place = adapter_folder(key, folder)
     try:
-        with warnings.catch_warnings(record=True) as told:
+        with readable_adapter(key, place, model) as readable, warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
-            loaded = PeftModel.from_pretrained(model, str(place), is_trainable=trainable)
+            loaded = PeftModel.from_pretrained(model, str(readable), is_trainable=trainable)
         for one in told:
             if "missing adapter keys" in str(one.message):  # PEFT would leave these as they begin
                 raise ValueError(f"weights are missing from its file. {one.message}")
@@ -220,6 +221,8 @@ def load_adapter(key: str, model: Any, folder: str | Path, *, trainable: bool = 
         settle_heads(loaded)  # which a merge would else add to rows of another length
         compute_as_the_module(loaded)
         return loaded
+    except UserError:
+        raise
     except (*_UNREADABLE, RuntimeError, ValueError, LookupError, TypeError) as error:
         reason = " ".join(str(error).split())[:400]
         raise UserError(f"{key}: the adapter '{folder}' does not fit the base model: {reason}") from error

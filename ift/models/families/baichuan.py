@@ -10,7 +10,8 @@ from functools import cache, partial
 from typing import Any
 
 from ift.models.families.family import Config, Family
-from ift.models.families.llama_settings import llama_settings, only_silu
+from ift.models.families.llama_settings import llama_settings, only_silu, original_llama_settings
+from ift.models.families.naming import Naming, Renamed
 
 _SECOND_GENERATION_VOCABULARY, _FIRST_GENERATION_VOCABULARY = 125_696, 64_000
 
@@ -89,12 +90,19 @@ def _refusals(config: Config) -> Iterable[str]:
         yield "tie_word_embeddings true, and its head is a matrix of its own"
 
 
-def packed_projections() -> list[Any]:
-    """Return how `W_pack` `(3 x width, width)` becomes queries, keys and values, in this order."""
-    from transformers.core_model_loading import Chunk, WeightConverter
+def _original_first(native: Any) -> dict[str, Any]:
+    return {"architectures": ["BaiChuanForCausalLM"], "model_type": "baichuan", **original_llama_settings(native)}
 
-    parts = [f".self_attn.{name}_proj.weight" for name in "qkv"]
-    return [WeightConverter(".self_attn.W_pack.weight", parts, operations=[Chunk(dim=0)])]
+
+def _original_second(native: Any) -> dict[str, Any]:
+    settings = {**original_llama_settings(native), "model_max_length": native.max_position_embeddings}
+    return {"architectures": ["BaichuanForCausalLM"], "model_type": "baichuan", **settings}
+
+
+NAMING = Naming(
+    modules=(Renamed("self_attn.W_pack", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),),
+)
+"""`W_pack` `(3 x width, width)` is queries, keys and values, in this order."""
 
 
 @cache
@@ -106,7 +114,7 @@ def _rotating_reader() -> Any:
     return reading_class(
         LlamaForCausalLM,
         "BaichuanReaderForCausalLM",
-        conversions=packed_projections(),
+        conversions=NAMING.conversions(),
         ignored=(r"rotary_emb\.inv_freq$",),
     )
 
@@ -129,6 +137,8 @@ BAICHUAN_7B = Family(
     recognises=_is_first_7b,
     native_config=_rotating_config,
     reader=_rotating_reader,
+    original_config=_original_first,
+    naming=NAMING,
     native=_native,
     refusals=_refusals,
 )
@@ -138,6 +148,8 @@ BAICHUAN2_7B = Family(
     recognises=_is_second_7b,
     native_config=_rotating_config,
     reader=_rotating_reader,
+    original_config=_original_second,
+    naming=NAMING,
     native=_native,
     refusals=_refusals,
     normalized_head=True,
@@ -148,6 +160,8 @@ BAICHUAN_13B = Family(
     recognises=lambda config: _is_13b(config) and not is_second_generation(config),
     native_config=partial(_alibi_config, normalized_head=False),
     reader=_alibi_reader,
+    original_config=lambda native: dict(native.original()),
+    naming=NAMING,
     refusals=_refusals,
     doubts=_doubts,
 )
@@ -157,6 +171,8 @@ BAICHUAN2_13B = Family(
     recognises=lambda config: _is_13b(config) and is_second_generation(config),
     native_config=partial(_alibi_config, normalized_head=True),
     reader=_alibi_reader,
+    original_config=lambda native: dict(native.original()),
+    naming=NAMING,
     refusals=_refusals,
     doubts=_doubts,
     normalized_head=True,

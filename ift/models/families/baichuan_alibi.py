@@ -18,7 +18,7 @@ from transformers.conversion_mapping import register_checkpoint_conversion_mappi
 from transformers.masking_utils import create_causal_mask
 from transformers.models.llama.modeling_llama import LlamaPreTrainedModel
 
-from ift.models.families.baichuan import packed_projections
+from ift.models.families.baichuan import NAMING
 from ift.models.families.normalized_head import NormalizedHead
 
 _STATED = (
@@ -156,5 +156,5 @@ def registered() -> type[BaichuanAlibiForCausalLM]:
     """Let transformers' auto classes and its reading of files know the class, once, and return it."""
     AutoConfig.register(BaichuanAlibiConfig.model_type, BaichuanAlibiConfig)
     AutoModelForCausalLM.register(BaichuanAlibiConfig, BaichuanAlibiForCausalLM)
-    register_checkpoint_conversion_mapping(BaichuanAlibiForCausalLM.__name__, packed_projections())
+    register_checkpoint_conversion_mapping(BaichuanAlibiForCausalLM.__name__, NAMING.conversions())
     return BaichuanAlibiForCausalLM

@@ -5,7 +5,8 @@ from functools import cache
 from typing import Any
 
 from ift.models.families.family import Config, Family
-from ift.models.families.llama_settings import stated_dtype
+from ift.models.families.llama_settings import original_dtype, stated_dtype
+from ift.models.families.naming import Naming, Renamed
 
 _MUST_BE = {
     "rmsnorm": True,
@@ -66,34 +67,64 @@ def _refusals(config: Config) -> Iterable[str]:
         yield "tie_word_embeddings true, and its head is a matrix of its own"
 
 
+NAMING = Naming(
+    beginnings={
+        "transformer.embedding.word_embeddings": "model.embed_tokens",
+        "transformer.output_layer": "lm_head",
+        "transformer.encoder.final_layernorm": "model.norm",
+        "transformer.encoder.layers": "model.layers",
+    },
+    modules=(
+        Renamed("self_attention.dense", ("self_attn.o_proj",)),
+        Renamed("mlp.dense_h_to_4h", ("mlp.gate_up_proj",)),
+        Renamed("mlp.dense_4h_to_h", ("mlp.down_proj",)),
+        Renamed("self_attention.query_key_value", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
+    ),
+)
+
+
+def _original_config(native: Any) -> dict[str, Any]:
+    rotation = native.rope_parameters
+    same = ("hidden_size", "num_attention_heads", "use_cache", "attention_dropout", "initializer_range")
+    tokens = {name: getattr(native, name) for name in ("pad_token_id", "eos_token_id", "bos_token_id")}
+    ratio = rotation["rope_theta"] / 10000
+    return {
+        "architectures": ["ChatGLMModel"],
+        "model_type": "chatglm",
+        **_MUST_BE,
+        **{name: getattr(native, name) for name in same},
+        **{name: token for name, token in tokens.items() if token is not None},
+        **original_dtype(native),
+        **({"rope_ratio": ratio} if ratio != 1 else {}),
+        "add_qkv_bias": native.attention_bias,
+        "apply_query_key_layer_scaling": True,
+        "attention_softmax_in_fp32": True,
+        "bias_dropout_fusion": True,
+        "ffn_hidden_size": native.intermediate_size,
+        "fp32_residual_connection": False,
+        "hidden_dropout": 0.0,
+        "kv_channels": native.head_dim,
+        "layernorm_epsilon": native.rms_norm_eps,
+        "multi_query_attention": True,
+        "multi_query_group_num": native.num_key_value_heads,
+        "num_layers": native.num_hidden_layers,
+        "padded_vocab_size": native.vocab_size,
+        "seq_length": native.max_position_embeddings,
+        "tie_word_embeddings": False,
+    }
+
+
 @cache
 def _reader() -> Any:
     from transformers import GlmForCausalLM
-    from transformers.core_model_loading import Split, WeightConverter, WeightRenaming
 
     from ift.models.families.reading import reading_class
 
-    parts = ("q_proj", "k_proj", "v_proj")
-    names = (
-        (r"^transformer\.embedding\.word_embeddings\.", "model.embed_tokens."),
-        (r"^transformer\.output_layer\.", "lm_head."),
-        (r"^transformer\.encoder\.final_layernorm\.", "model.norm."),
-        (r"^transformer\.encoder\.layers\.", "model.layers."),
-        (r"\.self_attention\.dense\.", ".self_attn.o_proj."),
-        (r"\.mlp\.dense_h_to_4h\.", ".mlp.gate_up_proj."),
-        (r"\.mlp\.dense_4h_to_h\.", ".mlp.down_proj."),
-    )
-    fused = [
-        WeightConverter(
-            f".self_attention.query_key_value.{kind}",
-            [f".self_attn.{part}.{kind}" for part in parts],
-            operations=[Split(dim=0)],
-        )
-        for kind in ("weight", "bias")
-    ]
-    conversions = [*(WeightRenaming(source, target) for source, target in names), *fused]
     return reading_class(
-        GlmForCausalLM, "ChatGLM2ReaderForCausalLM", conversions=conversions, ignored=(r"rotary_pos_emb\.inv_freq$",)
+        GlmForCausalLM,
+        "ChatGLM2ReaderForCausalLM",
+        conversions=NAMING.conversions(),
+        ignored=(r"rotary_pos_emb\.inv_freq$",),
     )
 
 
@@ -109,6 +140,8 @@ CHATGLM2 = Family(
     recognises=_recognises,
     native_config=_native_config,
     reader=_reader,
+    original_config=_original_config,
     native=_native,
+    naming=NAMING,
     refusals=_refusals,
 )

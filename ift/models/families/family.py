@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ift.models.families.naming import SAME_NAMES, Naming
+
 Config = Mapping[str, Any]
 """A checkpoint's `config.json` as it lies there."""
 
@@ -27,8 +29,12 @@ class Family:
     """The same model as transformers (or a class of ours beside it) states it."""
     reader: Callable[[], Any]
     """The class whose `from_pretrained` reads the original files, tensor by tensor."""
+    original_config: Callable[[Any], dict[str, Any]]
+    """The `config.json` of the original that states the same as a native config."""
     native: Callable[[], Any] | None = None
     """The class of transformers that a model is once it is read; `None` where the reader itself is the model."""
+    naming: Naming = SAME_NAMES
+    """How the modules of the original files are called in the class that reads them."""
     refusals: Callable[[Config], Iterable[str]] = nothing
     """Reasons why a variant cannot be read exactly."""
     doubts: Callable[[Config], Iterable[str]] = nothing

@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 from ift.models.families.family import Config, Family
-from ift.models.families.llama_settings import llama_settings, only_silu
+from ift.models.families.llama_settings import llama_settings, only_silu, original_llama_settings
 
 
 def _native_config(config: Config) -> Any:
@@ -29,6 +29,22 @@ def _rotation(config: Config) -> dict[str, Any]:
     if stated["type"] == "dynamic":
         rotation |= {"rope_type": "dynamic", "factor": float(stated.get("scaling_factor", 1.0))}
     return rotation
+
+
+def _original_config(native: Any) -> dict[str, Any]:
+    rotation = native.rope_parameters
+    stated = {"base": rotation["rope_theta"], "type": "dynamic" if rotation["rope_type"] == "dynamic" else "origin"}
+    stated |= {"scaling_factor": rotation["factor"]} if "factor" in rotation else {}
+    heads = native.num_key_value_heads  # fewer of them in later revisions only
+    plain = stated == {"base": 10000.0, "type": "origin"}  # as the first release, which does not say so
+    return {
+        "architectures": ["InternLMForCausalLM"],
+        "model_type": "internlm",
+        "bias": native.attention_bias,
+        **original_llama_settings(native),
+        **({} if heads == native.num_attention_heads else {"num_key_value_heads": heads}),
+        **({} if plain else {"rotary": stated}),
+    }
 
 
 def _refusals(config: Config) -> Iterable[str]:
@@ -59,6 +75,7 @@ INTERNLM = Family(
     recognises=lambda config: config.get("model_type") == "internlm",
     native_config=_native_config,
     reader=_reader,
+    original_config=_original_config,
     native=_native,
     refusals=_refusals,
 )

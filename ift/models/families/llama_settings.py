@@ -18,6 +18,20 @@ def llama_settings(config: Config) -> dict[str, Any]:
     return settings | {name: config[name] for name in _SHARED if name in config}
 
 
+def original_llama_settings(native: Any) -> dict[str, Any]:
+    """Return what originals state of a Llama under its own names; the other way of `llama_settings`.
+
+    As many keys and values as queries: the originals know nothing else, and say nothing of it.
+    """
+    stated = {name: getattr(native, name) for name in _SHARED if name != "num_key_value_heads"}
+    return stated | original_dtype(native)
+
+
+def original_dtype(native: Any) -> dict[str, str]:
+    """Return the dtype of a native config under the name of 2023."""
+    return {"torch_dtype": str(native.dtype).removeprefix("torch.")} if native.dtype is not None else {}
+
+
 def stated_dtype(config: Config) -> dict[str, Any]:
     """Return the dtype that a `config.json` states, under the name of today."""
     found = config.get("torch_dtype", config.get("dtype"))

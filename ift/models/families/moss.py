@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 from ift.models.families.family import Config, Family
-from ift.models.families.llama_settings import stated_dtype
+from ift.models.families.llama_settings import original_dtype, stated_dtype
 
 _SHARED = (
     "vocab_size", "n_positions", "n_ctx", "n_embd", "n_layer", "n_head", "rotary_dim", "n_inner", "activation_function",
@@ -27,6 +27,12 @@ def _native_config(config: Config) -> Any:
 
     settings = _DEFAULTS | {name: config[name] for name in _SHARED if name in config}
     return CodeGenConfig(**settings, **stated_dtype(config), tie_word_embeddings=False)
+
+
+def _original_config(native: Any) -> dict[str, Any]:
+    stated = {name: getattr(native, name) for name in _SHARED if hasattr(native, name)}
+    fixed = {"architectures": ["MossForCausalLM"], "model_type": "moss", "tie_word_embeddings": False}
+    return {**fixed, **stated, "scale_attn_weights": True, **original_dtype(native)}
 
 
 def _refusals(config: Config) -> Iterable[str]:
@@ -60,6 +66,7 @@ MOSS = Family(
     recognises=lambda config: config.get("model_type") == "moss",
     native_config=_native_config,
     reader=_reader,
+    original_config=_original_config,
     native=_native,
     refusals=_refusals,
 )

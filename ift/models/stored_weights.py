@@ -1,0 +1,65 @@
+"""The files of weights in a model's folder: which of them are read, and what lies in them, without loading it."""
+
+import json
+import pickle
+import struct
+from pathlib import Path
+
+import torch
+
+from ift.errors import UserError
+
+SAFETENSORS_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+"""safetensors' names to torch's."""
+_SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
+"""In the order in which transformers looks for them; each may be an index of shards instead."""
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files of weights that transformers reads from a folder; none where there is nothing it knows."""
+    for name in _SINGLE_FILES:
+        if (folder / name).is_file():
+            return [folder / name]
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            return [folder / shard for shard in sorted(shards)]
+    return []
+
+
+def stored_dtypes(key: str, folder: Path) -> dict[str, str]:
+    """Return the dtype of every tensor in the files of a folder, by its name there.
+
+    Args:
+        key: names the folder, for errors.
+        folder: of a model.
+
+    Raises:
+        UserError: a file that is missing, damaged, or holds more than tensors.
+    """
+    found: dict[str, str] = {}
+    for path in weight_files(folder):
+        try:
+            found |= _of_safetensors(path) if path.suffix == ".safetensors" else _of_pickle(path)
+        except (OSError, ValueError, KeyError, RuntimeError, struct.error, pickle.UnpicklingError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(f"{key}: '{path}' cannot be read as weights: {reason}") from error
+    return found
+
+
+def _of_safetensors(path: Path) -> dict[str, str]:
+    with path.open("rb") as file:
+        header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
+    return {
+        name: SAFETENSORS_DTYPES.get(entry["dtype"], entry["dtype"])
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
+
+
+def _of_pickle(path: Path) -> dict[str, str]:
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except RuntimeError:  # written before torch 1.6: not to be mapped
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    return {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in tensors.items()}
