@@ -1,6 +1,5 @@
 """`model.compile`: the same losses, gradients and names as without it, once for all blocks and lengths."""
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +8,6 @@ from typing import Any
 import peft
 import pytest
 import torch
-from safetensors.torch import load_file
 from tiny import make_llama
 
 from ift.cli import main
@@ -119,42 +117,3 @@ def test_compiled_blocks_compute_the_same(kind: str, tmp_path: Path) -> None:
         check_equal(plain, model, ids)
         positions = torch.cat([torch.arange(4), torch.arange(length - 4)]).repeat(rows, 1)
         check_equal(plain, model, ids, positions)
-
-
-@pytest.mark.slow
-@compiler
-def test_a_compiled_run_trains_the_same_and_resumes_without(config: Callable[..., Path]) -> None:
-    dropout = {"r": 4, "target_modules": ["q_proj", "down_proj"], "lora_dropout": 0.2}
-    model = {
-        "adapter": {"class_path": "peft.LoraConfig", "init_args": dropout},
-        "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.5}},
-    }
-    sections: dict[str, Any] = {
-        "trainer": {"max_epochs": 2},
-        "checkpoint": {"every_n_train_steps": 4, "save_top_k": -1},
-    }
-    runs = []
-    for name, compiled in (("plain", False), ("compiled", True)):
-        path = config(name, model={**model, "compile": compiled}, **sections)
-        assert main(["fit", "--config", str(path)]) == 0
-        runs.append(path.with_suffix(""))
-    plain, compiled_run = runs
-
-    def weights(run: Path) -> dict[str, torch.Tensor]:
-        return load_file(str(run / "adapter" / "adapter_model.safetensors"))
-
-    def difference() -> float:
-        one, other = weights(plain), weights(compiled_run)
-        assert one.keys() == other.keys()
-        return max(float((one[name] - other[name]).abs().max()) for name in one)
-
-    assert difference() < 1e-6
-    losses = [[one["loss"] for one in json.loads((run / "manifest.json").read_text())["validation"]] for run in runs]
-    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
-    checkpoints = sorted((compiled_run / "checkpoints").glob("*.ckpt"))
-    state = torch.load(checkpoints[0], weights_only=True)["state_dict"]
-    assert state and not any("_orig_mod" in name for name in state)
-    checkpoints[-1].unlink()
-    path = compiled_run.with_suffix(".yaml")
-    assert main(["fit", "--config", str(path), "--ckpt_path", "last", "--model.compile=false"]) == 0
-    assert difference() < 1e-6

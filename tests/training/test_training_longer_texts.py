@@ -124,6 +124,7 @@ def test_examples_longer_than_the_positions_are_refused(
 
     assert f"the model only {POSITIONS} positions. Set data.max_length to {POSITIONS}" in said()
     assert f"only {2 * POSITIONS} positions" in said(rope={"type": "linear", "factor": 2.0})
+    assert "model.rope.factor: None; 'linear' needs one" in said(rope={"type": "linear"})
     told = said(rope={"type": "dynamic", "factor": 8.0})
     assert f"Beyond {POSITIONS}, this model's rotary positions follow from the longest text" in told
     assert "or model.rope.type to linear, yarn or llama3" in told
