@@ -25,6 +25,8 @@ class SpecialTokens:
     """What ends a response."""
     end: int
     """End-of-text."""
+    unknown: int | None = None
+    """What stands for text that the tokenizer has no token for, where it has such a token."""
 
 
 @dataclass
@@ -55,6 +57,10 @@ class SourceCounts:
     """Examples that are such blocks."""
     short_blocks: int = 0
     """Those that are shorter than `data.max_length`: what was left over."""
+    left_out_texts: int = 0
+    """Texts before a last response that were to be learned, and that a template with `last_output_only` leaves out."""
+    unknown_tokens: int = 0
+    """Tokens that stand for text of which the tokenizer knows nothing."""
     longest: int = 0
     """Tokens of the longest example."""
     lengths: list[int] = field(default_factory=lambda: [0] * len(LENGTH_EDGES))
@@ -104,6 +110,8 @@ class SourceCounts:
         self.examples += len(batch)
         self.tokens += len(batch.input_ids)
         self.supervised_tokens += int(batch.num_supervised.sum())
+        if special.unknown is not None:
+            self.unknown_tokens += int((batch.input_ids == special.unknown).sum())
         self.longest = max(self.longest, int(batch.num_tokens.max()))
         bins = np.searchsorted(LENGTH_EDGES, batch.num_tokens, side="right") - 1
         self.lengths = (np.array(self.lengths) + np.bincount(bins, minlength=len(LENGTH_EDGES))).tolist()

@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ift.data.checkpoint_tokenizers import load_checkpoint_tokenizer
 from ift.data.conversation import Conversation, Message
 from ift.data.layouts import RowError
 from ift.data.templates import Renderer, Segment, Template
 from ift.errors import UserError
-from ift.hub import check_place, local_folder
+from ift.hub import check_place, has_encoder, local_folder
 
 IGNORE_INDEX = -100
 """Label of a position that the loss does not count (the default of PyTorch's cross-entropy)."""
@@ -46,7 +47,7 @@ class Example:
 
 
 def load_tokenizer(key: str, base: str) -> Any:
-    """Load the tokenizer of a base model, without remote code.
+    """Load the tokenizer of a base model, without remote code; checkpoints of 2023 that need it are read here.
 
     Args:
         key: the configuration key that named it, for errors.
@@ -59,14 +60,9 @@ def load_tokenizer(key: str, base: str) -> Any:
         UserError: no tokenizer there, none with a fast backend, or one without end-of-text.
     """
     check_place(key, base)
-    from transformers import AutoTokenizer
-
-    folder = local_folder(base)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder) if folder else base, trust_remote_code=False)
-    except Exception as error:  # transformers raises many types here; each means that there is no usable tokenizer
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{key}: no tokenizer could be loaded from '{base}': {reason}") from error
+    tokenizer = load_checkpoint_tokenizer(key, base)
+    if tokenizer is None:
+        tokenizer = _auto_tokenizer(key, base)
     if not tokenizer.is_fast:
         raise UserError(f"{key}: the tokenizer of '{base}' has no fast (Rust) version, which ift needs.")
     if tokenizer.eos_token_id is None:
@@ -75,6 +71,17 @@ def load_tokenizer(key: str, base: str) -> Any:
             f"Name one as 'eos_token' in {Path(base) / 'tokenizer_config.json'}."
         )
     return tokenizer
+
+
+def _auto_tokenizer(key: str, base: str) -> Any:
+    from transformers import AutoTokenizer
+
+    folder = local_folder(base)
+    try:
+        return AutoTokenizer.from_pretrained(str(folder) if folder else base, trust_remote_code=False)
+    except Exception as error:  # transformers raises many types here; each means that there is no usable tokenizer
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{key}: no tokenizer could be loaded from '{base}': {reason}") from error
 
 
 def tokenizer_hash(tokenizer: Any) -> str:
@@ -162,13 +169,26 @@ class Encoder:
         self._backend.no_padding()
         self._known: dict[str, list[int] | None] = {}
         # transformers' SentencePiece tokenizers drop the blank that a text begins with; a second one keeps it.
-        self._loses_blank = tokenizer.decode(self._ids([" a"])[0]) == "a"
+        one, two = (str(tokenizer.decode(ids)) for ids in self._ids([" a", "  a"]))
+        self._loses_blank = (one, two) == ("a", " a")
 
     @property
     def start_token_id(self) -> int:
         """Id before the first token of a text that nothing stands before: begin-of-text, else end-of-text."""
         begin = self.tokenizer.bos_token_id
         return int(begin) if begin is not None else self.end_token_id
+
+    @property
+    def unknown_token_id(self) -> int | None:
+        """Id of text that the tokenizer has no token for; `None` where it has a token for every text."""
+        unknown = self.tokenizer.unk_token_id
+        others = (self.tokenizer.bos_token_id, self.end_token_id, self.tokenizer.pad_token_id)
+        return int(unknown) if unknown is not None and unknown not in others else None
+
+    @property
+    def keeps_lines(self) -> bool:
+        """Whether line breaks outlast the tokenizer; T5's writes none."""
+        return "\n" in self.decode(self.response_ids("a\nb"))
 
     @property
     def pad_token_id(self) -> int:
@@ -310,18 +330,32 @@ class Encoder:
 
 
 def make_renderer(
-    tokenizer: Any, template: Template | None, options: Mapping[str, bool | str] | None = None
+    tokenizer: Any,
+    template: Template | None,
+    options: Mapping[str, bool | str] | None = None,
+    *,
+    base: str | None = None,
 ) -> Renderer:
-    """Return the template, or for `None` the tokenizer's own chat template.
+    """Return the template as a model needs it, or for `None` the tokenizer's own chat template.
 
     Args:
         tokenizer: of transformers.
         template: a template of ours.
         options: variables that the tokenizer's chat template reads, such as `{"enable_thinking": False}`.
+        base: folder or hub id of the model, if it has one: the prompts of an encoder-decoder model are read by its
+            encoder.
 
     Raises:
         UserError: the chat template cannot be used, or options are given for a template that reads none.
     """
+    split = base is not None and has_encoder(base)
+    if split and template is None:
+        raise UserError(
+            "data.template: 'tokenizer' writes request and response as one text, and the encoder of an encoder-decoder "
+            "model reads the request alone. Name a template (alpaca, plain)."
+        )
+    if template is not None and split:
+        template = template.for_encoder_decoder()
     if template is not None:
         if options:
             raise UserError(

@@ -10,6 +10,7 @@ from ift.data.conversation import Conversation, TrainOn, supervise
 from ift.data.encoding import NO_LOSS, STOP_LOSS, EncodedBatch, Encoder
 from ift.data.layouts import RowError
 from ift.data.segments import Segment
+from ift.data.templates import Template
 from ift.data.text_blocks import TextBlocks, is_plain_text, text_segments
 
 OverLong = Literal["drop", "cut_start", "cut_end", "cut_turns"]
@@ -54,10 +55,14 @@ class LengthPolicy:
     ) -> None:
         self._encoder, self._over_long, self._train_on = encoder, over_long, train_on
         self.max_length, self.text_blocks = max_length, text_blocks
+        # An encoder must have something to read, be it the end of a request that was cut.
+        self._needs_prompt = isinstance(encoder.template, Template) and bool(encoder.template.prompt_end)
 
     def is_joined(self, conversation: Conversation | None) -> bool:
         """Whether the conversation is a text that becomes part of blocks."""
-        return self.text_blocks and conversation is not None and is_plain_text(conversation)
+        if not self.text_blocks or self._needs_prompt or conversation is None:
+            return False
+        return is_plain_text(conversation)
 
     def render(self, conversation: Conversation) -> list[Segment]:
         """Return the segments of a conversation, with what the loss counts.
@@ -68,6 +73,13 @@ class LengthPolicy:
         if self.is_joined(conversation):
             return text_segments(conversation)
         return self._encoder.template.render(supervise(conversation, self._train_on))
+
+    def num_left_out(self, conversation: Conversation) -> int:
+        """Return how many texts were to be learned and are not, as the template allows it of the last response only."""
+        template = self._encoder.template
+        if not (isinstance(template, Template) and template.last_output_only):
+            return 0
+        return sum(bool(message.supervised) for message in supervise(conversation, self._train_on).messages[:-1])
 
     def apply(self, batch: EncodedBatch, conversations: Sequence[Conversation]) -> Outcome:
         """Cut or reject what is too long, and reject what has no supervised token.
@@ -90,6 +102,9 @@ class LengthPolicy:
             one = self._shorten(batch, i, conversations[i]) if self._over_long != "drop" else None
             if one is None:
                 rejected[i] = Reason("longer than data.max_length", self._too_long(length))
+            elif self._needs_prompt and one.loss[0] != NO_LOSS:
+                kind = f"longer than data.max_length; {self._over_long} leaves nothing of the request"
+                rejected[i] = Reason(kind, f"{self._too_long(length)}; {self._over_long} leaves nothing of the request")
             elif one.num_supervised[0] == 0:
                 text = f"{self._too_long(length)}; {self._over_long} leaves no supervised token"
                 rejected[i] = Reason(f"longer than data.max_length; {self._over_long} leaves nothing to learn", text)

@@ -165,7 +165,10 @@ class _Builder:
             encoder, settings.max_length, settings.over_long, settings.train_on, text_blocks=settings.text_blocks
         )
         self._special = SpecialTokens(
-            begin=encoder.begin_token_id, stops=tuple(encoder.stop_token_ids), end=encoder.end_token_id
+            begin=encoder.begin_token_id,
+            stops=tuple(encoder.stop_token_ids),
+            end=encoder.end_token_id,
+            unknown=encoder.unknown_token_id,
         )
         self._filters = settings.filters.build()
         self._files: dict[str, int] = {}
@@ -250,6 +253,7 @@ class _Builder:
             if stays[-1]:
                 kept.append(place)
                 counts.cut += number in outcome.cut
+                counts.left_out_texts += self._length.num_left_out(place.conversation)
         batch = outcome.batch if all(stays) else outcome.batch.take(np.array(stays))
         self._keep(batch, kept, counts=counts, index=index)
 

@@ -83,7 +83,9 @@ def fast_tokenizer(model: bytes | Path, *, first: Sequence[str] = (), last: Sequ
         UserError: no SentencePiece model, or one that `tokenizers` cannot reproduce.
     """
     message = read_model(model)
-    _check(message, model if isinstance(model, Path) else "the SentencePiece model")
+    if reason := why_inexact(message):
+        place = model if isinstance(model, Path) else "the SentencePiece model"
+        raise UserError(f"{place}: this SentencePiece model has no exact fast tokenizer: {reason}.")
     is_bpe = message.trainer_spec.model_type == _BPE
     if is_bpe:
         rules = _tie_rules(message, first)
@@ -124,29 +126,27 @@ def _pieces(message: Any, *types: int) -> list[str]:
     return [piece.piece for piece in message.pieces if piece.type in types]
 
 
-def _check(message: Any, place: object) -> None:
-    """Refuse what `tokenizers` cannot do as SentencePiece does."""
+def why_inexact(message: Any) -> str:
+    """Return what a model has that `tokenizers` cannot do as SentencePiece does; empty where there is nothing."""
     trainer, normalizer = message.trainer_spec, message.normalizer_spec
     unused = _pieces(message, _UNUSED)
-    reason = ""
     if trainer.model_type not in (_BPE, _UNIGRAM):
-        reason = "it is neither a BPE nor a unigram model"
-    elif trainer.treat_whitespace_as_suffix:
-        reason = "it writes blanks behind words (treat_whitespace_as_suffix)"
-    elif not normalizer.escape_whitespaces:
-        reason = "it does not write blanks as U+2581 (escape_whitespaces: false)"
-    elif message.denormalizer_spec.precompiled_charsmap:
-        reason = "it has rules for decoded text (denormalizer_spec)"
-    elif len(_pieces(message, _UNKNOWN)) != 1:
-        reason = "it does not have exactly one piece for the unknown"
-    elif unused and trainer.model_type == _BPE:
-        reason = f"it is a BPE model with {len(unused)} unused pieces, such as {unused[0]!r}"
-    elif single := [piece for piece in (*unused, *_pieces(message, _CONTROL)) if len(piece) == 1]:
-        reason = f"a control or unused piece is a single character: {single[0]!r}"
-    elif changed := _changed_symbols(message):
-        reason = f"its normalisation would change its user-defined symbol {changed[0]!r}"
-    if reason:
-        raise UserError(f"{place}: this SentencePiece model has no exact fast tokenizer: {reason}.")
+        return "it is neither a BPE nor a unigram model"
+    if trainer.treat_whitespace_as_suffix:
+        return "it writes blanks behind words (treat_whitespace_as_suffix)"
+    if not normalizer.escape_whitespaces:
+        return "it does not write blanks as U+2581 (escape_whitespaces: false)"
+    if message.denormalizer_spec.precompiled_charsmap:
+        return "it has rules for decoded text (denormalizer_spec)"
+    if len(_pieces(message, _UNKNOWN)) != 1:
+        return "it does not have exactly one piece for the unknown"
+    if unused and trainer.model_type == _BPE:
+        return f"it is a BPE model with {len(unused)} unused pieces, such as {unused[0]!r}"
+    if single := [piece for piece in (*unused, *_pieces(message, _CONTROL)) if len(piece) == 1]:
+        return f"a control or unused piece is a single character: {single[0]!r}"
+    if changed := _changed_symbols(message):
+        return f"its normalisation would change its user-defined symbol {changed[0]!r}"
+    return ""
 
 
 def _changed_symbols(message: Any) -> list[str]:

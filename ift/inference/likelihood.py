@@ -4,14 +4,18 @@ What several options have in common is computed once: the prompt of a question, 
 stand before several questions. Their keys and values are kept, cut to what is shared, and the rest is run behind them,
 padded on the right, without gaps; so positions, masks and windows are those of each text alone. A model that cannot be
 called so (virtual tokens, states other than keys and values, frequencies that depend on the length) runs every text in
-full; the scores are the same up to rounding. Logits are made where they are needed only.
+full; the scores are the same up to rounding. Where a model reads prompts in both directions, nothing is cut within one:
+options share their prompt, and prompts share nothing. Logits are made where they are needed only.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import takewhile
 from typing import Any
 
 import torch
+from torch.nn import functional as F
 
 from ift.inference.shared_prefixes import Past, Row, can_share, common_length, group_by_prefix
 from ift.models.calling import calling_of
@@ -71,7 +75,7 @@ class Scorer:
     @torch.no_grad()
     def scores(self, prompts: Sequence[list[int]], options: Sequence[Sequence[list[int]]]) -> list[list[float]]:
         """Return for each prompt one score per option, as `option_scores`."""
-        found = _Sums()
+        found = _Sums(self._calling.settled_length)
         questions = [
             found.rows(prompt, own_options) for prompt, own_options in zip(prompts, options, strict=True) if own_options
         ]
@@ -92,12 +96,25 @@ class Scorer:
         return tuple(both)
 
     def _share(self, questions: list[list[Row]], found: "_Sums") -> None:
-        stems = [_Stem.of(rows) for rows in questions]
-        for group, length in group_by_prefix([stem.row.ids for stem in stems], least_saved=self._least_saved):
+        stems = [stem for rows in questions for stem in self._forked(rows)]
+        whole = [stem for stem in stems if self._calling.settled_length(stem.row.ids)]
+        if whole:
+            self._stems(whole, Past(), found)
+        stems = [stem for stem in stems if not self._calling.settled_length(stem.row.ids)]
+        # Up to the first position that is asked about: of what is shared, which is run apart, no logits are made.
+        texts = [stem.row.ids[: stem.row.places[0] + 1] if stem.row.places else stem.row.ids for stem in stems]
+        for group, length in group_by_prefix(texts, least_saved=self._least_saved):
             past = Past()
             if length:
                 past = self._forward([Row(stems[group[0]].row.ids[:length])], found, past, keep=True)
             self._stems([stems[number] for number in group], past, found)
+
+    def _forked(self, rows: list[Row]) -> list["_Stem"]:
+        """Return a question, or its rows one by one where they part within a prompt that is read in both directions."""
+        stem = _Stem.of(rows)
+        if max(self._calling.settled_length(row.ids) for row in rows) > len(stem.row.ids):
+            return [_Stem(row, ()) for row in rows]
+        return [stem]
 
     def _stems(self, stems: list["_Stem"], past: Past, found: "_Sums") -> None:
         """Run what the options of each question share, behind a past that the questions share."""
@@ -114,12 +131,17 @@ class Scorer:
         numbered = sorted(enumerate(stems), key=lambda one: len(one[1].row.ids))
         while numbered:
             shortest = len(numbered[0][1].row.ids)
-            near = [one for one in numbered if len(one[1].row.ids) <= shortest + _SLACK_TOKENS]
+            near = list(takewhile(partial(self._may_end, length=shortest), numbered))
             numbered = numbered[len(near) :]
             places = {id(row): number for number, stem in near for row in stem.branches}
             for rows in self._chunks([row for _, stem in near for row in stem.branches], start=shortest):
                 own = past.selected([places[id(row)] for row in rows], length=shortest)
                 self._forward(rows, found, own)
+
+    def _may_end(self, numbered: tuple[int, "_Stem"], *, length: int) -> bool:
+        """Whether the options of a question are run behind its first `length` ids, with those of others."""
+        ids = numbered[1].row.ids
+        return len(ids) <= length + _SLACK_TOKENS and self._calling.settled_length(ids) <= length
 
     def _chunks(self, rows: list[Row], *, start: int) -> Iterator[list[Row]]:
         """Yield rows that go through the model together: alike in length, and no more than memory holds."""
@@ -164,6 +186,9 @@ class Scorer:
         inputs: dict[str, Any] = {"input_ids": input_ids.to(device), "use_cache": keep or bool(start)}
         if inputs["use_cache"]:
             inputs["past_key_values"] = past.cache()
+        if start and self._calling.both_ways is not None:
+            texts = [F.pad(torch.tensor(row.ids), (0, start + width - len(row.ids))) for row in rows]
+            inputs["layout_ids"] = torch.stack(texts).to(device)
         logits = self._calling.logits(self._model, inputs, kept.to(device))
         found.add(rows, logits)
         after = Past(inputs.get("past_key_values"))
@@ -194,10 +219,15 @@ class _Stem:
 
 
 class _Sums:
-    """Summed log-likelihoods of all options, in the order in which they were asked for."""
+    """Summed log-likelihoods of all options, in the order in which they were asked for.
 
-    def __init__(self) -> None:
+    Args:
+        settled_length: of a text, the first ids that must be run together.
+    """
+
+    def __init__(self, settled_length: Callable[[Sequence[int]], int]) -> None:
         self.values: list[float] = []
+        self._settled_length = settled_length
 
     def rows(self, prompt: list[int], options: Sequence[list[int]]) -> list[Row]:
         """Return the fewest texts that have all that the options ask for: one for options of one token."""
@@ -208,12 +238,18 @@ class _Sums:
             before = option[:-1]  # the logits at a position are about the next one
             wanted = [(len(prompt) - 1 + place, token, number) for place, token in enumerate(option)]
             for context, own in contexts:
-                if context[: len(before)] == before:
+                if self._is_in(before, context, prompt):
                     own += wanted
                     break
             else:
                 contexts.append((before, wanted))
         return [Row(prompt + context, tuple(wanted)) for context, wanted in contexts]
+
+    def _is_in(self, before: list[int], context: list[int], prompt: list[int]) -> bool:
+        """Whether a text has what is asked about a beginning of it; not where more of it is read in both directions."""
+        if context[: len(before)] != before:
+            return False
+        return len(before) == len(context) or self._settled_length([*prompt, *context]) <= len(prompt)
 
     def add(self, rows: list[Row], logits: torch.Tensor) -> None:
         """Count what the rows want.

@@ -43,8 +43,8 @@ _OPT = Sites("self_attn.out_proj", "fc2", None)
 # fmt: off
 _LIKE_LLAMA = (
     "cohere", "cohere2", "ernie4_5", "exaone4", "gemma", "gemma2", "gemma3_text", "glm", "glm4", "granite", "helium",
-    "hunyuan_v1_dense", "llama", "mistral", "nemotron", "olmo", "olmo2", "olmo3", "phi3", "qwen2", "qwen3", "seed_oss",
-    "smollm3", "stablelm",
+    "hunyuan_v1_dense", "ift_baichuan_13b", "llama", "mistral", "nemotron", "olmo", "olmo2", "olmo3", "phi3", "qwen2",
+    "qwen3", "seed_oss", "smollm3", "stablelm",
 )
 # fmt: on
 """Checkpoints of other names in Llama's layout are `llama`."""
@@ -56,6 +56,7 @@ SITES: dict[str, Sites] = {
     **dict.fromkeys(("codegen", "gptj"), _GPTJ),
     **dict.fromkeys(("gpt2", "gpt_bigcode"), _GPT2),
     **dict.fromkeys(("opt", "xglm"), _OPT),
+    "ift_chatglm": Sites("attention.dense", "mlp.dense_4h_to_h", "mlp"),
     "gpt_neo": Sites("attn.attention.out_proj", "mlp.c_proj", "mlp"),
     "gpt_neox": Sites("attention.dense", "mlp.dense_4h_to_h", "mlp"),
     "mpt": Sites("attn.out_proj", "ffn.down_proj", "ffn"),
@@ -64,6 +65,10 @@ SITES: dict[str, Sites] = {
     "starcoder2": Sites("self_attn.o_proj", "mlp.c_proj", "mlp"),
 }
 """Model types (`model_type` of their config) to their sites; a test runs every one."""
+
+ENCODER_DECODER_SITES = dict.fromkeys(("mt5", "t5"), Sites("SelfAttention.o", "DenseReluDense.wo", "DenseReluDense"))
+"""The same of encoder-decoder models, in the layers of both stacks; none is behind the decoder's attention to the
+encoder, as Houlsby has two places per layer."""
 
 
 def default_targets(variant: Variant, model: Any, *, model_type: str) -> list[str]:
@@ -77,7 +82,7 @@ def default_targets(variant: Variant, model: Any, *, model_type: str) -> list[st
     Raises:
         UserError: the family or its MLP is not known; lists what could be named instead.
     """
-    sites = SITES.get(model_type)
+    sites = SITES.get(model_type) or ENCODER_DECODER_SITES.get(model_type)
     found = sites.of(variant) if sites else None
     if found is not None:
         return found
@@ -92,7 +97,7 @@ def default_targets(variant: Variant, model: Any, *, model_type: str) -> list[st
         )
     raise UserError(
         f"target_modules: no places for adapters are known in '{model_type}' models. Name {what}. A layer has: "
-        f"{names}. Known families: {', '.join(sorted(SITES))}."
+        f"{names}. Known families: {', '.join(sorted(SITES | ENCODER_DECODER_SITES))}."
     )
 
 

@@ -1,16 +1,35 @@
 """How a model is called: logits where they count only, and what PEFT's prompt methods put before the text."""
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from peft import PeftModel
 from torch.nn import functional as F
 
+from ift.errors import UserError
+from ift.models.encoder_decoder import Split, is_encoder_decoder
 from ift.models.targets import peft_type
 
 _KEYS_AND_VALUES = ("PREFIX_TUNING", "CARTRIDGE")
+
+
+class ReadsBothWays(Protocol):
+    """A model that reads prompts in both directions, and finds them by their ids.
+
+    Its class says so with `reads_prompts_both_ways = True`. Its `forward` takes `layout_ids`, the ids of the whole
+    text, beside embeddings or behind keys and values of its first tokens.
+    """
+
+    def settled_length(self, ids: Sequence[int]) -> int:
+        """Return the number of first ids of a text that must be run together; behind them, it may be cut anywhere."""
+        ...
+
+    def in_prompt(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Return which tokens of some texts are read in both directions, bool `(batch, length)`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -27,21 +46,54 @@ class Calling:
     PEFT and models with a sliding window then count positions wrongly."""
     names_task: bool = False
     """Whether the adapter is one of several tasks; here there is one."""
+    split: Split | None = None
+    """Of an encoder-decoder model: how a text is split between the two."""
+    both_ways: ReadsBothWays | None = None
+    """The base model, where it reads prompts in both directions."""
 
     def logits(self, model: Any, inputs: dict[str, Any], keep: torch.Tensor) -> torch.Tensor:
         """Return logits `(kept, vocabulary)`.
 
         Args:
-            model: a causal language model of transformers, wrapped by PEFT or not.
-            inputs: for its forward, `input_ids` among them.
-            keep: positions of the text, bool `(batch, length)`.
+            model: a language model of transformers, wrapped by PEFT or not.
+            inputs: for the forward of a causal one, `input_ids` among them.
+            keep: positions of the text, bool `(batch, length)`; of an encoder-decoder model, the first of a row is the
+                last token of its prompt.
         """
+        if self.split is not None:
+            inputs, keep = self.split.apply(inputs, keep)
         inputs = {**inputs, **self.task(len(keep), keep.device)}
+        if self.both_ways is not None:
+            inputs.setdefault("layout_ids", inputs["input_ids"])  # which PEFT may turn into embeddings
         if self.keep_only:
             kept = model(**inputs, logits_to_keep=F.pad(keep, (self.num_virtual_tokens, 0))).logits
         else:
             kept = model(**inputs).logits[:, self.num_virtual_tokens :][keep]
         return cast(torch.Tensor, kept.view(-1, kept.shape[-1]))
+
+    def settled_length(self, ids: Sequence[int]) -> int:
+        """Return the number of first ids of a text that must be run together; 0 where each reads what is before it."""
+        return self.both_ways.settled_length(ids) if self.both_ways is not None else 0
+
+    def check_unseen(self, input_ids: torch.Tensor, keep: torch.Tensor) -> None:
+        """Refuse to learn tokens that the model sees when it predicts them.
+
+        Args:
+            input_ids: int64, `(batch, length)`.
+            keep: bool, `(batch, length)`: where the next token is learned.
+
+        Raises:
+            UserError: such a token stands in a prompt that is read in both directions.
+        """
+        if self.both_ways is None:
+            return
+        seen = keep & F.pad(self.both_ways.in_prompt(input_ids)[:, 1:], (0, 1))
+        if number := int(seen.sum()):
+            raise UserError(
+                f"data.template: {number} of the {int(keep.sum())} supervised tokens of a micro-batch stand before the "
+                "<sop> of their text. The model reads all of that in both directions, so it would copy them and learn "
+                "nothing. Set last_output_only of the template to true, or take 'chatglm'."
+            )
 
     def task(self, rows: int, device: Any) -> dict[str, torch.Tensor]:
         """Return what names the task of each row, where the adapter asks for it."""
@@ -49,19 +101,24 @@ class Calling:
 
 
 def calling_of(model: Any) -> Calling:
-    """Return how to call a causal language model of transformers, wrapped by PEFT or not."""
+    """Return how to call a language model of transformers, wrapped by PEFT or not."""
     adapted = isinstance(model, PeftModel)
     base = model.get_base_model() if adapted else model
     keep_only = "logits_to_keep" in inspect.signature(base.forward).parameters
+    split = Split(base.config.decoder_start_token_id) if is_encoder_decoder(base.config) else None
+    both_ways = base if getattr(base, "reads_prompts_both_ways", False) else None
     if not adapted:
-        return Calling(keep_only)
+        return Calling(keep_only, split=split, both_ways=both_ways)
     config: Any = model.active_peft_config
     kind = peft_type(config)
     # Prefixes of keys and values have no positions of their own among the logits.
     before = config.num_virtual_tokens if config.is_prompt_learning and kind not in _KEYS_AND_VALUES else 0
+    if split is not None:  # what stands before the prompt is the encoder's, and has no logits
+        return Calling(keep_only, names_task=kind == "POLY", split=split)
     return Calling(
         keep_only,
         before,
         reads_prompts=config.is_prompt_learning,
         names_task=kind in ("POLY", "MULTITASK_PROMPT_TUNING"),
+        both_ways=both_ways,
     )

@@ -18,6 +18,10 @@ _CHANGE_THE_BASE = ("pissa", "olora", "corda", "lora_ga")
 _CLOSE = 1e-4
 """Share of a start's size by which another machine may compute it otherwise; rounding is far below."""
 
+_NO_EMBEDDINGS: dict[str, Any] = {"save_embedding_layers": False}
+"""PEFT would save whole matrices of the base model where its config states another size than the files' own, as that of
+an enlarged vocabulary or of a checkpoint in another layout. The base model is made again as it was instead."""
+
 
 def changes_base(config: Any) -> bool:
     """Whether attaching a fresh adapter takes its first value out of the base model's weights."""
@@ -31,16 +35,13 @@ def initial_values(model: Any) -> dict[str, torch.Tensor]:
     return {name: value.detach().to("cpu", copy=True) for name, value in values.items()}
 
 
-def save_initial(
-    model: Any, folder: Path, *, values: Mapping[str, torch.Tensor] | None = None, enlarged: bool = False
-) -> None:
+def save_initial(model: Any, folder: Path, *, values: Mapping[str, torch.Tensor] | None = None) -> None:
     """Save a fresh adapter that changed the base model, for `save_adapter`; one that is saved already is only compared.
 
     Args:
         model: a `PeftModel`.
         folder: where to.
         values: of `initial_values`, where the model's own are no longer those.
-        enlarged: as of `save_adapter`.
 
     Raises:
         UserError: the folder holds another start than was taken out of this model's weights.
@@ -52,7 +53,7 @@ def save_initial(
     start, config.init_lora_weights = config.init_lora_weights, True
     try:
         state = {} if values is None else {"state_dict": dict(values)}
-        model.save_pretrained(str(folder), **_embeddings(enlarged), **state)
+        model.save_pretrained(str(folder), **_NO_EMBEDDINGS, **state)
     finally:
         config.init_lora_weights = start
 
@@ -74,12 +75,7 @@ def _check_same(folder: Path, values: Mapping[str, torch.Tensor]) -> None:
             )
 
 
-def _embeddings(enlarged: bool) -> dict[str, bool]:
-    """PEFT would save whole matrices that have other rows than the base model's files; they are made again instead."""
-    return {"save_embedding_layers": False} if enlarged else {}
-
-
-def save_adapter(model: Any, folder: Path, *, initial: Path | None = None, enlarged: bool = False) -> None:
+def save_adapter(model: Any, folder: Path, *, initial: Path | None = None) -> None:
     """Save a trained adapter in PEFT's layout, such that it fits the untouched base model.
 
     Args:
@@ -87,11 +83,10 @@ def save_adapter(model: Any, folder: Path, *, initial: Path | None = None, enlar
         folder: new.
         initial: of `save_initial`, where the adapter changed the base model; what is saved is then the difference of
             the two, a LoRA of twice the rank.
-        enlarged: whether the base model was given more rows than its files have.
     """
     if not changes_base(model.active_peft_config):
-        model.save_pretrained(str(folder), **_embeddings(enlarged))
+        model.save_pretrained(str(folder), **_NO_EMBEDDINGS)
         return
     assert initial is not None
     options: dict[str, Any] = {"path_initial_model_for_weight_conversion": str(initial)}
-    model.save_pretrained(str(folder), **_embeddings(enlarged), **options)
+    model.save_pretrained(str(folder), **_NO_EMBEDDINGS, **options)

@@ -4,43 +4,68 @@ import math
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from safetensors import SafetensorError
 
 from ift.errors import UserError
 from ift.hub import check_base, local_folder
+from ift.models.attention import Attention, check_attention
+from ift.models.encoder_decoder import auto_class, check_encoder_decoder, settle_head
+from ift.models.families import Family, made_native, native_config, recognise
+from ift.models.positions import forget_lengths, positions_of
 from ift.models.quantization import Quantization, loading_options
+from ift.models.rope import Rope, with_rope
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 TrainingDtype = Literal["float32", "bfloat16"]
 """float16 is for inference only: its small numbers vanish in gradients and in AdamW's denominator."""
 
 
-def load_base_model(key: str, base: str, dtype: Dtype, *, quantization: Quantization | None = None) -> Any:
-    """Load a causal language model in training mode; a quantized one is frozen.
+def load_base_model(
+    key: str,
+    base: str,
+    dtype: Dtype,
+    *,
+    quantization: Quantization | None = None,
+    attention: Attention | None = None,
+    rope: Rope | None = None,
+) -> Any:
+    """Load a causal language model, or a known encoder-decoder, in training mode; a quantized one is frozen.
 
     Args:
         key: the configuration key that named it, for errors.
         base: folder or hub id in transformers' layout; it may be quantized already.
         dtype: of the weights in memory, but for quantized ones.
         quantization: how to quantize the weights while they are read; none keeps them as they are.
+        attention: how attention is computed; none leaves it to transformers.
+        rope: rotary positions other than those of its config.
 
     Raises:
-        UserError: nothing there that transformers can load, weights missing from the files, or a quantization that
-            cannot be here.
+        UserError: nothing there that transformers can load, weights missing from the files, or a quantization,
+            attention or rotary positions that cannot be here.
     """
     check_base(key, base)
-    from transformers import AutoModelForCausalLM
-
     folder = local_folder(base)
-    options = loading_options(key, base, dtype=dtype, config=read_config(base), quantization=quantization)
+    config = with_rope(read_config(base, key=key), rope)
+    check_encoder_decoder(key, base, config=config, dtype=dtype)
+    check_attention(attention, config=config, dtype=dtype)
+    options = loading_options(key, base, dtype=dtype, config=config, quantization=quantization)
+    chosen = {"attn_implementation": attention} if attention is not None else {}
+    family = family_of(base, key=key)
+    for doubt in family.doubts(raw_config(base)) if family is not None else ():
+        rank_zero_warn(f"{key}: config.json of '{base}': {doubt}")
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        model, report = (family.reader() if family else auto_class(config)).from_pretrained(
             str(folder) if folder else base,
+            config=config,
             dtype=getattr(torch, dtype),
             trust_remote_code=False,
             output_loading_info=True,
+            **chosen,
             **options,
         )
+        if family is not None:
+            made_native(model, family)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:400]
         raise UserError(f"{key}: no model could be loaded from '{base}': {reason}") from error
@@ -50,30 +75,75 @@ def load_base_model(key: str, base: str, dtype: Dtype, *, quantization: Quantiza
             f"{key}: {len(missing)} weights of the model are not in the files of '{base}', first '{missing[0]}'. "
             "The folder is incomplete, or its config.json belongs to another model."
         )
+    settle_head(model)
     if options:
         from ift.models.quantized_layers import prepare_quantized
 
         prepare_quantized(model)
+    forget_lengths(model)
     # from_pretrained leaves the model in evaluation mode, and Lightning does not change that.
     model.train()
     return model
 
 
-def read_config(base: str) -> Any | None:
-    """Return transformers' config of a base model, or `None` where it cannot be read; loads no weights."""
+def read_config(base: str, *, key: str = "model.base") -> Any | None:
+    """Return transformers' config of a base model, or `None` where it cannot be read; loads no weights.
+
+    Args:
+        base: folder or hub id.
+        key: the configuration key that named it, for errors.
+
+    Raises:
+        UserError: a checkpoint of 2023 of which no exact reading is known.
+    """
     from transformers import AutoConfig
 
     folder = local_folder(base)
+    family = family_of(base, key=key)
     try:
+        if family is not None:
+            return native_config(family, raw_config(base))
         return AutoConfig.from_pretrained(str(folder) if folder else base, trust_remote_code=False)
     except (OSError, ValueError, KeyError):  # load_base_model says what is wrong
         return None
 
 
-def max_positions(base: str) -> int | None:
-    """Return the longest input of a base model in tokens, or `None` where its config states none; loads no weights."""
-    limit: int | None = getattr(read_config(base), "max_position_embeddings", None)
-    return limit
+def family_of(base: str, *, key: str = "model.base") -> Family | None:
+    """Return the family of a checkpoint of 2023 that shipped with code of its own; `None` for all others.
+
+    Raises:
+        UserError: one of which no exact reading is known.
+    """
+    try:
+        config = raw_config(base)
+    except (OSError, ValueError):
+        return None
+    return recognise(key, base, config)
+
+
+def raw_config(base: str) -> dict[str, Any]:
+    """Return a base model's `config.json` as it lies there.
+
+    Raises:
+        OSError: there is none.
+        ValueError: it is no JSON.
+    """
+    from transformers import PreTrainedConfig
+
+    folder = local_folder(base)
+    found: dict[str, Any] = PreTrainedConfig.get_config_dict(str(folder) if folder else base)[0]
+    return found
+
+
+def max_positions(base: str, rope: Rope | None = None) -> int | None:
+    """Return the longest input of a base model in tokens, or `None` where its config states none; loads no weights.
+
+    Args:
+        base: folder or hub id of the base model.
+        rope: rotary positions other than those of its config.
+    """
+    config = with_rope(read_config(base), rope)
+    return positions_of(config) if config is not None else None
 
 
 def check_vocabulary(key: str, model: Any, tokenizer: Any) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_warn
 
 from ift.errors import UserError
+from ift.models.encoder_decoder import tried_family
 from ift.models.methods import METHODS, Method
 from ift.models.quantization import Quantization, stored_quantization
 
@@ -65,7 +66,8 @@ def entries_of(method: Method, config: Any) -> list[str]:
         config: its `peft.PeftConfig`, or `None` where base weights are trained.
     """
     if method.name in METHODS:
-        return [method.name]
+        rows = getattr(config, "trainable_token_indices", None)
+        return [method.name, *(["LoraConfig trainable_token_indices"] if rows else [])]
     if config is None:
         return []
     name = type(config).__name__
@@ -123,7 +125,7 @@ def check_supported(
             f"{key}: {method.name} trains the base model's own weights, and those quantized with {scheme} cannot be "
             "trained. Name an adapter (lora), or load the base model without quantization."
         )
-    model_type = config.model_type if config is not None else ""
+    model_type = tried_family(config.model_type) if config is not None else ""
     reason: str | None
     for entry in entries_of(method, adapter):
         if (reason := _NOT_MADE.get(entry.rpartition(" ")[2])) is not None:

@@ -18,17 +18,21 @@ def shifted_targets(labels: torch.Tensor) -> torch.Tensor:
 def loss_sum(model: Any, batch: MicroBatch, *, calling: Calling) -> torch.Tensor:
     """Return the summed cross-entropy of a micro-batch's supervised tokens, a float32 scalar in nats.
 
-    Examples are padded on the right and the model is causal, so no real position ever attends to padding and no
-    attention mask is needed. Where rows hold several examples, positions that begin anew tell the model so; which
-    models understand that, `ift.models.packing` knows.
+    Examples are padded on the right, and a response is read from left to right by every model, a prompt by most; so no
+    real position ever attends to padding and no attention mask is needed. Where rows hold several examples, positions
+    that begin anew tell the model so; which models understand that, `ift.models.packing` knows.
 
     Args:
         model: a causal language model of transformers, wrapped by PEFT or not.
         batch: of this rank.
         calling: of `calling_of(model)`.
+
+    Raises:
+        UserError: the model sees what it should learn to predict.
     """
     targets = shifted_targets(batch.labels)
     keep = targets != IGNORE_INDEX
+    calling.check_unseen(batch.input_ids, keep)
     # transformers takes restarting positions for packed examples only without a cache and without an attention mask.
     inputs: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
     if batch.position_ids is not None:

@@ -14,6 +14,7 @@ from ift.artifacts import RunFolder, file_hashes, fingerprint, versions, write_j
 from ift.data.steps import Step
 from ift.hub import fingerprint as base_fingerprint
 from ift.hub import local_folder
+from ift.models.families.normalized_head import settle_heads
 from ift.models.initial_adapters import changes_base, save_adapter, save_initial
 from ift.models.loading import count_parameters
 from ift.models.vocabulary import describe
@@ -42,6 +43,7 @@ class RunFolderWriter(Callback):
         if not trainer.is_global_zero:
             return
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        module: Any = pl_module
         self._run.root.mkdir(parents=True, exist_ok=True)
         resumed = self._run.manifest.is_file()
         self._manifest = self._run.read_manifest() if resumed else self._new_manifest(pl_module, datamodule)
@@ -51,6 +53,7 @@ class RunFolderWriter(Callback):
             "from_step": 0,
             "world_size": trainer.world_size,
             "row_layout": {"layout": rows.layout, "reason": rows.reason},
+            "attention": module.model.config._attn_implementation,
             "versions": versions(),
         }
         self._manifest["sessions"].append(session)
@@ -64,10 +67,8 @@ class RunFolderWriter(Callback):
             _join_files(datamodule.rejects_files(), self._run.rejects)
             if removed := datamodule.removed_files():
                 _join_files(removed, self._run.removed)
-        module: Any = pl_module
         if not module.method.trains_base and changes_base(module.model.active_peft_config):
-            enlarged = module.growth is not None
-            save_initial(module.model, self._run.initial_adapter, values=module.initial_values, enlarged=enlarged)
+            save_initial(module.model, self._run.initial_adapter, values=module.initial_values)
             module.initial_values = None
         write_json(self._run.manifest, self._manifest)
 
@@ -147,6 +148,7 @@ class RunFolderWriter(Callback):
             "base": base,
             "dtype": pl_module.dtype_name,
             "quantization": asdict(pl_module.quantization) if pl_module.quantization is not None else None,
+            "rope": asdict(pl_module.rope) if pl_module.rope is not None else None,
             "method": pl_module.method.name,
             "adapter": _adapter_kind(pl_module),
             "budget": asdict(pl_module.allotment) if pl_module.allotment is not None else None,
@@ -166,11 +168,11 @@ class RunFolderWriter(Callback):
         building = target.with_name(target.name + ".tmp")
         shutil.rmtree(building, ignore_errors=True)  # left by a killed export of this same run
         if whole:
+            settle_heads(pl_module.model, trained=True)  # as the class that is written has them
             pl_module.model.save_pretrained(str(building))
             datamodule.tokenizer.save_pretrained(str(building))
         else:
-            enlarged = pl_module.growth is not None
-            save_adapter(pl_module.model, building, initial=self._run.initial_adapter, enlarged=enlarged)
+            save_adapter(pl_module.model, building, initial=self._run.initial_adapter)
         shutil.rmtree(target, ignore_errors=True)  # of an earlier session of this same run
         building.rename(target)
         self._manifest["exported"] = file_hashes(target)

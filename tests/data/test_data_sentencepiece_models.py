@@ -1,13 +1,12 @@
 """SentencePiece models read by `tokenizers`, against SentencePiece itself."""
 
 import itertools
-import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sentencepiece import sentencepiece_model_pb2
-from sentencepiece_training import TEXTS, processor, random_texts, train
+from sentencepiece_training import TEXTS, equally_likely, processor, random_texts, train
 from tiny import ROOT
 
 from ift.data.sentencepiece_models import add_begin, differences, fast_tokenizer, read_model
@@ -33,12 +32,6 @@ def ids(tokenizer: Any, text: str) -> list[int]:
     tokenizer.encode_special_tokens = True  # a special token written out in a text is text
     found: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
     return found
-
-
-def equally_likely(reference: Any, found: list[int], expected: list[int]) -> bool:
-    """Whether two ways to cut a text have the same score but for rounding."""
-    scores = [sum(map(reference.get_score, cut)) for cut in (found, expected)]
-    return math.isclose(*scores, rel_tol=1e-6)
 
 
 @pytest.mark.parametrize(("name", "model_type"), itertools.product(SETTINGS, ["bpe", "unigram"]))

@@ -10,7 +10,8 @@ import pytest
 import torch
 from adapted_models import make_model
 from byte_level import make_byte_level
-from peft import LoraConfig
+from original_checkpoints import CHECKPOINTS, write_checkpoint
+from peft import LoraConfig, TrainableTokensConfig
 from tiny import make_rows
 from torch.nn import functional as F
 from transformers import AutoTokenizer
@@ -157,6 +158,47 @@ def test_quantized_layers_stay_and_a_quantized_head_is_refused(folders: dict[str
         enlarge(broken, growth())
 
 
+@pytest.mark.parametrize("name", sorted(CHECKPOINTS))
+def test_the_families_of_2023(name: str, tmp_path: Path) -> None:
+    """Loaded from the original layout, enlarged, new rows trained, saved, loaded, merged."""
+    from ift.models.families.normalized_head import NormalizedHead, settle_heads
+    from ift.models.loading import load_base_model
+
+    folder = write_checkpoint(CHECKPOINTS[name](), tmp_path / "base")
+    model = load_base_model("model.base", str(folder), "float32")
+    head, rows = type(model.lm_head), model.get_input_embeddings().weight.shape[0]
+    known = tuple(range(rows - 4))
+    new = {rows - 2: (5, 6), rows: (3, 4), rows + 1: ()}
+    gained = Growth(rows, rows + 2, known, new, "pieces", 0)
+    ids = torch.arange(7, 40)[None] % (rows - 4)
+    expected, old = logits(model, ids), matrices(model)
+    enlarge(model, gained)
+    torch.testing.assert_close(logits(model, ids)[..., known], expected[..., known], rtol=0, atol=2e-5)
+    for part, one in matrices(model).items():
+        assert torch.equal(one[list(known)], old[part][list(known)])
+        torch.testing.assert_close(one[rows], old[part][[3, 4]].mean(0), rtol=0, atol=1e-6)
+    plain = copy.deepcopy(model)
+    method = with_trained_rows(lora(r=2, lora_dropout=0), Vocabulary(), gained, model=model)
+    text = torch.cat([ids, torch.tensor([list(new)])], dim=1)
+    before = logits(plain, text)
+    adapted = attach(model, method, seed=0, num_steps=None)
+    settle_heads(adapted)
+    torch.testing.assert_close(logits(adapted, text), before, rtol=0, atol=2e-5)
+    assert type(adapted.get_output_embeddings().token_adapter.base_layer) is head, "which divides its rows, if any does"
+    optimizer = torch.optim.AdamW([one for one in adapted.parameters() if one.requires_grad], lr=0.05)
+    adapted.train()
+    adapted(input_ids=text, labels=text, use_cache=False).loss.backward()
+    optimizer.step()
+    trained_logits = logits(adapted, text)
+    assert (trained_logits - before).abs().max() > 0.01
+    adapted.save_pretrained(str(tmp_path / "adapter"), save_embedding_layers=False)
+    again = load_adapter("model.adapter", plain, tmp_path / "adapter")
+    torch.testing.assert_close(logits(again, text), trained_logits, rtol=0, atol=2e-5)
+    merged = merge("RUN", again, "float32")
+    assert type(merged.get_output_embeddings()) is not NormalizedHead
+    torch.testing.assert_close(logits(merged, text), trained_logits, rtol=0, atol=2e-5)
+
+
 # What trains which rows.
 
 
@@ -255,6 +297,17 @@ def test_embeddings_alone(family: str) -> None:
         if head and not tied:
             expected |= {name for name in own if name.startswith(f"{ends.head}.")}
         assert moved == expected
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_new_rows_and_nothing_else(family: str) -> None:
+    """PEFT's own method for rows of the vocabulary, without being told which."""
+    before, model = trained(family, TrainableTokensConfig())
+    new, old = matrices(merge("RUN", model, "float32")), matrices(before)
+    rest = [index for index in range(96) if index not in NEW]
+    for name in old:
+        assert torch.equal(new[name][rest], old[name][rest])
+        assert all(not torch.equal(new[name][index], old[name][index]) for index in NEW)
 
 
 def test_methods_of_base_weights() -> None:

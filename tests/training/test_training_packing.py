@@ -18,6 +18,7 @@ from ift.models.calling import Calling
 from ift.models.packing import (
     ATTENTION_WITHOUT_POSITIONS,
     EXACT_FAMILIES,
+    WITHOUT_FLASH,
     choose_row_layout,
     keeps_examples_apart,
     row_layout_for,
@@ -168,7 +169,7 @@ def one_row_attention(
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
 
 
-@pytest.mark.parametrize("model_type", sorted(EXACT_FAMILIES - ATTENTION_WITHOUT_POSITIONS))
+@pytest.mark.parametrize("model_type", sorted(EXACT_FAMILIES - ATTENTION_WITHOUT_POSITIONS - WITHOUT_FLASH))
 def test_flattened_rows_tell_flash_attention_where_examples_begin(model_type: str) -> None:
     """No GPU here: a stand-in that reads positions as transformers' FlashAttention does gets all it needs."""
     assert row_layout_for(model_type, "flash_attention_2").layout == "flattened"
@@ -187,6 +188,13 @@ def test_flattened_rows_tell_flash_attention_where_examples_begin(model_type: st
         expected = plain(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False).logits
     assert len(calls) == 2  # layers
     torch.testing.assert_close(flat, expected, atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("model_type", sorted(WITHOUT_FLASH))
+def test_families_that_flash_attention_cannot_compute_are_refused_with_it(model_type: str) -> None:
+    assert row_layout_for(model_type, "flash_attention_2").layout == "grouped"
+    with pytest.raises(ValueError, match=r"does not support Flash Attention|flash"):
+        make_model(model_type, attention="flash_attention_2")
 
 
 @pytest.mark.parametrize("model_type", sorted(ATTENTION_WITHOUT_POSITIONS))
