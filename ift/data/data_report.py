@@ -112,12 +112,17 @@ def check_sizes(max_length: int, global_batch_size: int, *, micro_batch_tokens: 
         )
 
 
-def check_train_on(train_on: TrainOn, renderer: Renderer) -> None:
-    """Refuse to learn what the model reads, where an encoder reads it that writes nothing.
+def check_loss(train_on: TrainOn, renderer: Renderer, *, text_blocks: bool) -> None:
+    """Refuse to learn what the model only reads, where it reads in both directions.
 
     Raises:
         UserError: with the setting.
     """
+    if text_blocks and isinstance(renderer, Template) and renderer.last_output_only:
+        raise UserError(
+            "data.text_blocks: true joins texts for a model that predicts each token from all before it, and this one "
+            "reads what comes before a response in both directions. Leave it out."
+        )
     if train_on == "everything" and isinstance(renderer, Template) and renderer.prompt_end:
         raise UserError(
             "data.train_on: 'everything' counts requests too, which the encoder of an encoder-decoder model reads and "

@@ -14,11 +14,11 @@ from ift.data.conversation import TrainOn
 from ift.data.data_report import (
     block_notes,
     check_held_out,
+    check_loss,
     check_members,
     check_not_empty,
     check_rejected,
     check_sizes,
-    check_train_on,
     check_uses,
     check_validation_sources,
     choose_held_out,
@@ -141,8 +141,7 @@ class InstructionDataModule(LightningDataModule):
         check_streams(self.sources, mixing=mixing, deduplicate=deduplicate, num_benchmarks=len(self.filters.benchmarks))
         if shuffle_buffer < 1:
             raise UserError(f"data.shuffle_buffer: {shuffle_buffer} is less than 1; 1 keeps the order of the rows.")
-        self.shuffle_buffer = shuffle_buffer
-        self.validation, self.max_rejected = validation, max_rejected
+        self.validation, self.max_rejected, self.shuffle_buffer = validation, max_rejected, shuffle_buffer
         self.cache_dir, self.num_workers, self.seed = Path(cache_dir).expanduser(), num_workers, seed
         self.position = Position()
         self.streams: list[Stream] = []
@@ -163,8 +162,7 @@ class InstructionDataModule(LightningDataModule):
         held_out = self._held_out()
         self.members = members_of(self.store, self._stored_sources, held_out, seed=self.seed)
         self.num_train_examples = sum(map(len, self.members))
-        settings = (self.max_length, self.over_long, self.train_on)
-        self._length = LengthPolicy(self.encoder, *settings, text_blocks=self.text_blocks)
+        self._length = LengthPolicy(self.encoder, self.max_length, self.over_long, self.train_on, self.text_blocks)
         streaming = [(number, source) for number, source in enumerate(self.sources) if source.stream]
         self.streams = [try_stream(number, source, self.encoder, self._length) for number, source in streaming]
         if isinstance(self.validation, list):
@@ -324,7 +322,7 @@ class InstructionDataModule(LightningDataModule):
 
     def _renderer(self) -> Renderer:
         renderer = make_renderer(self.tokenizer, self.template, self.template_options, base=self.base)
-        check_train_on(self.train_on, renderer)
+        check_loss(self.train_on, renderer, text_blocks=self.text_blocks)
         return renderer
 
     def _prepared(self, key: str, sources: list[Source]) -> ExampleStore:

@@ -51,7 +51,7 @@ class LengthPolicy:
     """
 
     def __init__(
-        self, encoder: Encoder, max_length: int, over_long: OverLong, train_on: TrainOn, *, text_blocks: bool = False
+        self, encoder: Encoder, max_length: int, over_long: OverLong, train_on: TrainOn, text_blocks: bool = False
     ) -> None:
         self._encoder, self._over_long, self._train_on = encoder, over_long, train_on
         self.max_length, self.text_blocks = max_length, text_blocks
@@ -60,9 +60,7 @@ class LengthPolicy:
 
     def is_joined(self, conversation: Conversation | None) -> bool:
         """Whether the conversation is a text that becomes part of blocks."""
-        if not self.text_blocks or self._needs_prompt or conversation is None:
-            return False
-        return is_plain_text(conversation)
+        return self.text_blocks and conversation is not None and is_plain_text(conversation)
 
     def render(self, conversation: Conversation) -> list[Segment]:
         """Return the segments of a conversation, with what the loss counts.
