@@ -281,3 +281,12 @@ def test_a_model_that_reads_in_both_directions_takes_no_block(base: Path, tmp_pa
     sources = [Source(str(write_texts(tmp_path / "text.jsonl", texts(4))), "text")]
     with pytest.raises(UserError, match="data.text_blocks: true joins texts for a model that predicts"):
         module(base, tmp_path, sources, template=template)
+
+
+def test_half_of_a_block_is_the_prompt_for_the_other(base: Path, tmp_path: Path) -> None:
+    sources = [Source(str(write_texts(tmp_path / "text.jsonl", texts(40))), "text")]
+    data = module(base, tmp_path, sources, validation=5)
+    pairs = data.validation_prompts(5)
+    blocks = [data.store[int(index)].input_ids.tolist() for index in data._validation_indices]
+    assert [prompt + response for prompt, response in pairs] == blocks
+    assert [len(prompt) for prompt, _ in pairs] == [len(block) // 2 for block in blocks]

@@ -107,6 +107,7 @@ def test_one_plain_model_comes_of_all_stages(chain: Path, base: Path) -> None:
 
     target = chain / "merged"
     assert main(["merge", str(chain / "instruction"), "--output", str(target)]) == 0
+    assert main(["merge", str(chain / "stage2"), "--output", str(chain / "merged_stage2")]) == 0
     tokenizer: Any = AutoTokenizer.from_pretrained(str(target))
     larger: Any = AutoTokenizer.from_pretrained(str(chain / "tokenizer"))
     assert tokenizer.get_vocab() == larger.get_vocab()
@@ -128,7 +129,7 @@ def test_the_experiment_runs_from_texts_to_a_table(tokenizer_folder: Path, tmp_p
     (tmp_path / "english.txt").write_text(english, encoding="utf-8")
     inputs = ["--chinese", str(tmp_path / "chinese"), "--english", str(tmp_path / "english.txt")]
     inputs += ["--base-tokenizer", str(tokenizer_folder / "tokenizer.model"), "--output", str(tmp_path / "run")]
-    sizes = ["--vocab-size", "330", "--flops", "4e9", "--base-flops", "2e9", "--width", "32", "--layers", "1"]
+    sizes = ["--vocab-size", "290", "--flops", "4e9", "--base-flops", "2e9", "--width", "32", "--layers", "1"]
     sizes += ["--block", "256", "--instruction-steps", "4"]
     command = [sys.executable, str(ROOT / "scripts" / "chinese_llama" / "experiment.py"), *inputs, *sizes]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
