@@ -74,7 +74,7 @@ def train_tokenizer(inputs: Sequence[Path], output: Path, settings: TrainingSett
     num_used = min(corpus.num_sentences, settings.max_sentences or corpus.num_sentences)
     sentences = sample_sentences(inputs, num_sentences=num_used, total=corpus.num_sentences, seed=settings.seed)
     model = train_model(sentences if num_used < corpus.num_sentences else read_sentences(inputs), settings)
-    _publish(output, model, settings.model_type)
+    _publish(output, model)
     return TrainingSummary(corpus, num_used, time.monotonic() - start)
 
 
@@ -128,13 +128,13 @@ def _rewritten(message: str, settings: TrainingSettings) -> UserError:
     return UserError(f"--input: SentencePiece cannot train on this text with these settings: {message}")
 
 
-def _publish(output: Path, model: bytes, model_type: ModelType) -> None:
+def _publish(output: Path, model: bytes) -> None:
     """Build the folder beside its place and move it there, so that it is never seen half written."""
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     temporary.mkdir()
     try:
-        write_tokenizer(temporary, model, model_type)
+        write_tokenizer(temporary, model)
         temporary.rename(output)
     except BaseException:
         shutil.rmtree(temporary)

@@ -44,7 +44,7 @@ def read_prompts(
             batch_size=batch_size,
             join_options=join_options,
         )
-        prompts.load()
+        prompts.load(datamodule.tokenizer)
     return prompts
 
 

@@ -119,6 +119,7 @@ def merge_run(options: Namespace) -> None:
     from ift.models.merging import files_dtype
     from ift.models.quantization import is_quantized
     from ift.models.trained_run import open_trained
+    from ift.models.vocabulary import enlarged_config
 
     output = Path(options.output).expanduser()
     check_new(output)
@@ -133,7 +134,7 @@ def merge_run(options: Namespace) -> None:
             "train on the unquantized model with model.quantization."
         )
     if trained.adapter is not None:
-        check_mergeable("RUN", trained.adapter, config=config)
+        check_mergeable("RUN", trained.adapter, config=enlarged_config(config, trained.growth))
     weights: Weights = options.base or ("dequantized" if trained.quantization is not None else "original")
     in_files = files_dtype(trained.base)
     settings = ExportSettings(

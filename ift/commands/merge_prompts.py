@@ -47,7 +47,10 @@ def run_prompts(run: RunFolder, *, base: str, number: int, most_tokens: int) -> 
 
 
 def _data(run: RunFolder, base: str) -> InstructionDataModule:
-    return configured_data(["--config", str(run.config), "--model.base", base])
+    own = ["--model.base", base]
+    if run.read_manifest().get("vocabulary"):  # its tokenizer may be gone, and the run has a copy
+        own += ["--model.vocabulary.tokenizer", str(run.tokenizer), "--model.vocabulary.special_tokens", "null"]
+    return configured_data(["--config", str(run.config), *own])
 
 
 def _pairs(data: InstructionDataModule, number: int) -> tuple[list[tuple[list[int], list[int]]], str]:

@@ -18,12 +18,14 @@ from ift.artifacts import RunFolder
 from ift.commands.trainer import IftCLI, is_first_process
 from ift.commands.trainer_settings import check_trainer
 from ift.data.encoding import tokenizer_hash
+from ift.data.enlarged_tokenizer import enlarged_tokenizer
 from ift.errors import UserError
 from ift.inference.module import PredictionModule
 from ift.inference.prediction_folder import PredictionFolder, PredictionWriter
 from ift.inference.prompts import PromptDataModule
 from ift.inference.windows import Windows
 from ift.models.trained_run import base_of_run, merged_adapters_of
+from ift.models.vocabulary import growth_of_run, vocabulary_of_run
 
 
 def run_settings(run: RunFolder, *, untuned: bool = False) -> dict[str, Any]:
@@ -51,14 +53,20 @@ def run_settings(run: RunFolder, *, untuned: bool = False) -> dict[str, Any]:
     }
     if untuned:
         nothing = {"model.adapter": None, "model.merged_adapters": None}
-        name = base_of_run("run", run, manifest["base"])
-        return settings | nothing | {"model.base": name, "model.quantization": manifest.get("quantization")}
+        return settings | nothing | _base_settings(run, manifest)
     if manifest["adapter"] is None:
-        return settings | {"model.base": str(run.model)}
-    name = base_of_run("run", run, manifest["base"])
-    own = {"model.base": name, "model.adapter": str(run.adapter), "model.quantization": manifest.get("quantization")}
+        return settings | {"model.base": str(run.model), "model.vocabulary": None}
     merged = [one.folder for one in merged_adapters_of("run", manifest)]
-    return settings | own | {"model.merged_adapters": merged or None}
+    own = {"model.adapter": str(run.adapter), "model.merged_adapters": merged or None}
+    return settings | _base_settings(run, manifest) | own
+
+
+def _base_settings(run: RunFolder, manifest: dict[str, Any]) -> dict[str, Any]:
+    """Return the keys of a run's base model, before anything was trained."""
+    name = base_of_run("run", run, manifest["base"])
+    growth_of_run("run", run, manifest, base=name)
+    vocabulary = vocabulary_of_run(run, manifest)
+    return {"model.base": name, "model.quantization": manifest.get("quantization"), "model.vocabulary": vocabulary}
 
 
 class PredictCLI(IftCLI):
@@ -99,10 +107,17 @@ class PredictCLI(IftCLI):
     def before_instantiate_classes(self) -> None:
         """Refuse settings that make no sense here."""
         check_trainer(self.config["trainer"], self.command)
+        own = self.config["data"]["tokenizer"]
+        if self.config["run"] is None and own is not None and self.config["model"]["vocabulary"] is not None:
+            raise UserError(
+                f"data.tokenizer: '{own}', and model.vocabulary says which tokenizer the model has. Leave it out."
+            )
 
     def own_callbacks(self) -> list[Callback]:
         """Add what writes the predictions."""
-        self.datamodule.load()
+        vocabulary = self.model.vocabulary
+        base = self.config["model"]["base"]
+        self.datamodule.load(enlarged_tokenizer(base, vocabulary.enlarged) if vocabulary is not None else None)
         model = {name: self.config["model"][name] for name in ("base", "adapter")} | {"run": self.config["run"]}
         folder = PredictionFolder(self.config["output_dir"], model)
         identity = self._identity()
@@ -137,6 +152,8 @@ class PredictCLI(IftCLI):
             identity["join_options"] = self.datamodule.join_options
         if self.model.windows != Windows():
             identity["windows"] = vars(self.model.windows)
+        if self.model.growth is not None:
+            identity["vocabulary"] = self.model.growth.fingerprint
         if self.model.merged_chain:
             identity["merged_adapters"] = [one.files for one in self.model.merged_chain]
         return identity | ({"quantization": asdict(quantization)} if quantization is not None else {})

@@ -23,6 +23,7 @@ from ift.models.mergeability import check_mergeable
 from ift.models.methods import Method
 from ift.models.quantization import is_quantized
 from ift.models.trained_adapters import adapter_folder
+from ift.models.vocabulary import Growth, enlarged_config, vocabulary_of_run
 
 Settings = dict[str, Any]
 """Keys of a run, nested as in YAML."""
@@ -39,6 +40,9 @@ class CheckedStage:
     adapter: Any
     """`model.adapter`, as plain values."""
     quantization: Settings | None
+    vocabulary: Settings | None
+    """`model.vocabulary`, as plain values."""
+    growth: Growth | None
     quantized: bool
     """Whether the weights in memory will be, by setting or by the base model's own files."""
     dtype: str
@@ -62,12 +66,18 @@ def start_keys(stage: Stage, before: RunFolder, method: Method) -> Settings | No
     if manifest["adapter"] is None:
         return {"model": {"base": str(before.model), "merged_adapters": None}}
     base, merged = manifest["base"]["name"], [one["folder"] for one in manifest["merged_adapters"]]
+    enlarged = _vocabulary(stage, vocabulary_of_run(before, manifest))
     if stage.start == "merge":
-        return {"model": {"base": base, "merged_adapters": [*merged, str(before.adapter)]}}
-    own = {"base": base, "merged_adapters": merged or None, "adapter": _gone_on_with(before, method)}
+        return {"model": {"base": base, "merged_adapters": [*merged, str(before.adapter)], **enlarged}}
+    own = {**enlarged, "base": base, "merged_adapters": merged or None, "adapter": _gone_on_with(before, method)}
     if stage.sets("model.quantization") is None:  # a short name (qlora) may have brought it, and is not there now
         own["quantization"] = manifest["quantization"]
     return {"model": own}
+
+
+def _vocabulary(stage: Stage, before: Settings | None) -> Settings:
+    """Return the vocabulary of the stage before as a key of the model, where the stage itself names none."""
+    return {"vocabulary": before} if before is not None and stage.sets("model.vocabulary") is None else {}
 
 
 def _gone_on_with(before: RunFolder, method: Method) -> Any:
@@ -90,14 +100,21 @@ def model_keys(checked: CheckedStage, after: RunFolder | None) -> Settings:
         adapter = str(checked.method.config) if isinstance(checked.method.config, Path) else nothing
         merged = list(checked.merged_adapters) or None
         own = {"base": checked.base, "merged_adapters": merged, "adapter": _as_folder(adapter)}
+        own["vocabulary"] = _untrained(checked.vocabulary, trains_base=nothing is None)
         return {"model": {**own, "dtype": checked.dtype, "quantization": checked.quantization}}
     manifest = after.read_manifest()
     if manifest["adapter"] is None:
-        own = {"base": str(after.model), "merged_adapters": None, "adapter": None}
+        own = {"base": str(after.model), "merged_adapters": None, "adapter": None, "vocabulary": None}
     else:
         merged = [one["folder"] for one in manifest["merged_adapters"]] or None
         own = {"base": manifest["base"]["name"], "merged_adapters": merged, "adapter": _as_folder(str(after.adapter))}
+        own["vocabulary"] = vocabulary_of_run(after, manifest)
     return {"model": {**own, "dtype": manifest["dtype"], "quantization": manifest["quantization"]}}
+
+
+def _untrained(vocabulary: Settings | None, *, trains_base: bool) -> Settings | None:
+    """Return a vocabulary for a model that is only measured; whole weights are named as trained, and trained never."""
+    return {**vocabulary, "train": None if trains_base else "none"} if vocabulary is not None else None
 
 
 def _as_folder(adapter: str | None) -> Any:
@@ -151,7 +168,7 @@ def _check_goes_on(stage: Stage, before: CheckedStage) -> None:
 
 def _check_merges(stage: Stage, before: CheckedStage) -> None:
     key = f"{stage.place}: {stage.key}.start: merge"
-    config = read_config(before.base)
+    config = enlarged_config(read_config(before.base), before.growth)
     if before.quantized:
         raise UserError(
             f"{key}: adapters are not merged into quantized weights, which would round them again. Set start to "
@@ -159,7 +176,7 @@ def _check_merges(stage: Stage, before: CheckedStage) -> None:
         )
     if isinstance(before.method.config, Path):
         check_mergeable(key, adapter_folder("model.adapter", before.method.config), config=config)
-    elif (model := empty_model(before.base)) is not None:
+    elif (model := empty_model(before.base, before.growth)) is not None:
         adapter: Any = resolved(before.method, model, num_steps=None)
         if changes_base(adapter):  # it is saved as a plain LoRA of the base model
             adapter.init_lora_weights = True
@@ -186,8 +203,8 @@ def check_stage(
     with files.places(stage):
         check_start(stage, before)
         last = None
-        if before is not None and stage.start == "continue" and not before.method.trains_base and not finished:
-            last = {"model": {"adapter": before.adapter}}  # the same one, before it was trained
+        if before is not None and stage.start != "fresh" and not finished:
+            last = _unfinished(stage, before)
         elif before is not None and finished:
             last = start_keys(stage, RunFolder(chain.folder(before.stage)), before.method)
         cli = prepare("fit", files.arguments(stage, last, resume=True), tell=False)
@@ -199,6 +216,16 @@ def check_stage(
     goes_on = before is not None and stage.start == "continue" and not before.method.trains_base
     # Of an adapter that is gone on with, later stages ask what it was when it began.
     return replace(checked, method=before.method, adapter=before.adapter) if before and goes_on else checked
+
+
+def _unfinished(stage: Stage, before: CheckedStage) -> Settings:
+    """Return the settings that stand for a start that is not there yet."""
+    own = _vocabulary(stage, before.vocabulary)
+    if before.method.trains_base:  # its model will have the rows, and train those that the stage asks for
+        return {"model": {name: {**one, "train": None} for name, one in own.items()}}
+    if stage.start == "continue":
+        own["adapter"] = before.adapter  # the same one, before it was trained
+    return {"model": own}
 
 
 def _check_run(stage: Stage, before: CheckedStage | None, cli: TrainingCLI) -> None:
@@ -223,7 +250,10 @@ def _check_run(stage: Stage, before: CheckedStage | None, cli: TrainingCLI) -> N
 
 def _check_duration(cli: TrainingCLI) -> None:
     """Refuse too few steps for AdaLoRA, whose budget follows them, before any stage trains."""
-    if not isinstance(cli.model.method.peft_config, AdaLoraConfig) or (model := empty_model(cli.model.base)) is None:
+    if (
+        not isinstance(cli.model.method.peft_config, AdaLoraConfig)
+        or (model := empty_model(cli.model.base, cli.model.growth)) is None
+    ):
         return
     trainer = cli.trainer
     most = [trainer.max_steps] if trainer.max_steps > 0 else []
@@ -244,6 +274,8 @@ def _checked(stage: Stage, cli: TrainingCLI, plain: Settings) -> CheckedStage:
         method=cli.model.method,
         adapter=plain["model"]["adapter"],
         quantization=asdict(cli.model.quantization) if cli.model.quantization is not None else None,
+        vocabulary=plain["model"]["vocabulary"],
+        growth=cli.model.growth,
         quantized=is_quantized(read_config(cli.model.base), cli.model.quantization),
         dtype=cli.model.dtype_name,
         learning_rate=float(rate) if rate is not None else None,

@@ -107,6 +107,7 @@ class TrainingCLI(IftCLI):
         """Add the run folder, the checkpoint to resume from, checkpointing and sample responses."""
         super().add_arguments_to_parser(parser)
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+        parser.link_arguments("model.vocabulary", "data.tokenizer", compute_fn=_tokenizer_settings)
         parser.add_argument(
             "--run_dir", type=str, required=True, help="the run folder: new, or continued with --ckpt_path last"
         )
@@ -176,6 +177,14 @@ def is_first_process() -> bool:
     from lightning.fabric.utilities import rank_zero
 
     return getattr(rank_zero.rank_zero_only, "rank", 0) == 0
+
+
+def _tokenizer_settings(vocabulary: Any) -> dict[str, Any] | None:
+    """Return what of `model.vocabulary` the data ask for."""
+    if vocabulary is None:
+        return None
+    values = vocabulary.get("init_args", vocabulary)  # jsonargparse's own form, while it parses
+    return {name: values[name] for name in ("tokenizer", "special_tokens")}
 
 
 def _checkpoint_folder(run_dir: str) -> str:

@@ -26,7 +26,8 @@ from ift.data.data_report import (
     stream_notes,
     token_notes,
 )
-from ift.data.encoding import Encoder, load_tokenizer, make_renderer
+from ift.data.encoding import Encoder, make_renderer
+from ift.data.enlarged_tokenizer import EnlargedTokenizer, enlarged_tokenizer
 from ift.data.filters import NO_FILTERS, Deduplicate, FilterSettings
 from ift.data.length import LengthPolicy, OverLong
 from ift.data.micro_batches import GROUPED, RowLayoutChoice, RowLayoutSetting
@@ -83,6 +84,7 @@ class InstructionDataModule(LightningDataModule):
         cache_dir: where prepared examples are kept between runs.
         num_workers: processes that collate steps ahead of training.
         seed: of the order and of the validation split; follows `seed_everything`.
+        tokenizer: what the tokenizer has more than the base model's; follows `model.vocabulary`.
     """
 
     def __init__(
@@ -106,6 +108,7 @@ class InstructionDataModule(LightningDataModule):
         cache_dir: str = "~/.cache/ift",
         num_workers: int = 0,
         seed: int = 0,
+        tokenizer: EnlargedTokenizer | None = None,
     ) -> None:
         super().__init__()
         if not sources:
@@ -119,7 +122,7 @@ class InstructionDataModule(LightningDataModule):
             check_validation_sources(validation)
         elif validation is not None:
             check_held_out(validation)
-        self.base, self.max_length = base, max_length
+        self.base, self.enlarged, self.max_length = base, tokenizer, max_length
         self.global_batch_size, self.micro_batch_tokens = global_batch_size, micro_batch_tokens
         self.row_layout = row_layout
         self.row_layout_choice = GROUPED if row_layout == "auto" else RowLayoutChoice(row_layout, "asked for")
@@ -307,7 +310,7 @@ class InstructionDataModule(LightningDataModule):
         return list({store.key: store for store in (self.store, self._validation_store)}.values())
 
     def _load_encoder(self) -> None:
-        self.tokenizer = load_tokenizer("model.base", self.base)
+        self.tokenizer = enlarged_tokenizer(self.base, self.enlarged)
         self.encoder = Encoder(self.tokenizer, make_renderer(self.tokenizer, self.template, self.template_options))
 
     def _prepared(self, key: str, sources: list[Source]) -> ExampleStore:

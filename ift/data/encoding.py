@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ift.data.checkpoint_tokenizers import load_checkpoint_tokenizer
 from ift.data.conversation import Conversation, Message
 from ift.data.layouts import RowError
 from ift.data.templates import Renderer, Segment, Template
@@ -46,7 +47,7 @@ class Example:
 
 
 def load_tokenizer(key: str, base: str) -> Any:
-    """Load the tokenizer of a base model, without remote code.
+    """Load the tokenizer of a base model, without remote code; checkpoints of 2023 that need it are read here.
 
     Args:
         key: the configuration key that named it, for errors.
@@ -59,14 +60,9 @@ def load_tokenizer(key: str, base: str) -> Any:
         UserError: no tokenizer there, none with a fast backend, or one without end-of-text.
     """
     check_place(key, base)
-    from transformers import AutoTokenizer
-
-    folder = local_folder(base)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder) if folder else base, trust_remote_code=False)
-    except Exception as error:  # transformers raises many types here; each means that there is no usable tokenizer
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{key}: no tokenizer could be loaded from '{base}': {reason}") from error
+    tokenizer = load_checkpoint_tokenizer(key, base)
+    if tokenizer is None:
+        tokenizer = _auto_tokenizer(key, base)
     if not tokenizer.is_fast:
         raise UserError(f"{key}: the tokenizer of '{base}' has no fast (Rust) version, which ift needs.")
     if tokenizer.eos_token_id is None:
@@ -75,6 +71,17 @@ def load_tokenizer(key: str, base: str) -> Any:
             f"Name one as 'eos_token' in {Path(base) / 'tokenizer_config.json'}."
         )
     return tokenizer
+
+
+def _auto_tokenizer(key: str, base: str) -> Any:
+    from transformers import AutoTokenizer
+
+    folder = local_folder(base)
+    try:
+        return AutoTokenizer.from_pretrained(str(folder) if folder else base, trust_remote_code=False)
+    except Exception as error:  # transformers raises many types here; each means that there is no usable tokenizer
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{key}: no tokenizer could be loaded from '{base}': {reason}") from error
 
 
 def tokenizer_hash(tokenizer: Any) -> str:
@@ -162,7 +169,8 @@ class Encoder:
         self._backend.no_padding()
         self._known: dict[str, list[int] | None] = {}
         # transformers' SentencePiece tokenizers drop the blank that a text begins with; a second one keeps it.
-        self._loses_blank = tokenizer.decode(self._ids([" a"])[0]) == "a"
+        one, two = (str(tokenizer.decode(ids)) for ids in self._ids([" a", "  a"]))
+        self._loses_blank = (one, two) == ("a", " a")
 
     @property
     def start_token_id(self) -> int:

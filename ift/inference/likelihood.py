@@ -8,7 +8,7 @@ full; the scores are the same up to rounding. Where a model reads prompts in bot
 options share their prompt, and prompts share nothing. Logits are made where they are needed only.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
@@ -75,7 +75,7 @@ class Scorer:
     @torch.no_grad()
     def scores(self, prompts: Sequence[list[int]], options: Sequence[Sequence[list[int]]]) -> list[list[float]]:
         """Return for each prompt one score per option, as `option_scores`."""
-        found = _Sums()
+        found = _Sums(self._calling.settled_length)
         questions = [
             found.rows(prompt, own_options) for prompt, own_options in zip(prompts, options, strict=True) if own_options
         ]
@@ -101,7 +101,9 @@ class Scorer:
         if whole:
             self._stems(whole, Past(), found)
         stems = [stem for stem in stems if not self._calling.settled_length(stem.row.ids)]
-        for group, length in group_by_prefix([stem.row.ids for stem in stems], least_saved=self._least_saved):
+        # Up to the first position that is asked about: of what is shared, which is run apart, no logits are made.
+        texts = [stem.row.ids[: stem.row.places[0] + 1] if stem.row.places else stem.row.ids for stem in stems]
+        for group, length in group_by_prefix(texts, least_saved=self._least_saved):
             past = Past()
             if length:
                 past = self._forward([Row(stems[group[0]].row.ids[:length])], found, past, keep=True)
@@ -217,10 +219,15 @@ class _Stem:
 
 
 class _Sums:
-    """Summed log-likelihoods of all options, in the order in which they were asked for."""
+    """Summed log-likelihoods of all options, in the order in which they were asked for.
 
-    def __init__(self) -> None:
+    Args:
+        settled_length: of a text, the first ids that must be run together.
+    """
+
+    def __init__(self, settled_length: Callable[[Sequence[int]], int]) -> None:
         self.values: list[float] = []
+        self._settled_length = settled_length
 
     def rows(self, prompt: list[int], options: Sequence[list[int]]) -> list[Row]:
         """Return the fewest texts that have all that the options ask for: one for options of one token."""
@@ -231,12 +238,18 @@ class _Sums:
             before = option[:-1]  # the logits at a position are about the next one
             wanted = [(len(prompt) - 1 + place, token, number) for place, token in enumerate(option)]
             for context, own in contexts:
-                if context[: len(before)] == before:
+                if self._is_in(before, context, prompt):
                     own += wanted
                     break
             else:
                 contexts.append((before, wanted))
         return [Row(prompt + context, tuple(wanted)) for context, wanted in contexts]
+
+    def _is_in(self, before: list[int], context: list[int], prompt: list[int]) -> bool:
+        """Whether a text has what is asked about a beginning of it; not where more of it is read in both directions."""
+        if context[: len(before)] != before:
+            return False
+        return len(before) == len(context) or self._settled_length([*prompt, *context]) <= len(prompt)
 
     def add(self, rows: list[Row], logits: torch.Tensor) -> None:
         """Count what the rows want.

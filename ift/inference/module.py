@@ -13,12 +13,14 @@ from ift.inference.likelihood import Scorer
 from ift.inference.prompts import Prompt, PromptBatch
 from ift.inference.windows import Windows, cut
 from ift.models.adapters import num_virtual_tokens
+from ift.models.enlarging import enlarge
 from ift.models.families.normalized_head import settle_heads
 from ift.models.loading import Dtype, check_vocabulary, load_base_model, max_positions, read_config
 from ift.models.merging import merge_adapters
 from ift.models.methods import trained
 from ift.models.quantization import Quantization, check_quantization
 from ift.models.trained_adapters import MergedAdapter, adapter_folder, load_adapter, merged_before, merged_chain
+from ift.models.vocabulary import Growth, Vocabulary, growth_of
 from ift.records import Prediction
 from ift.seeds import mixed_seed
 
@@ -32,6 +34,7 @@ class PredictionModule(LightningModule):
         merged_adapters: folders of adapters or runs, merged into the base model first; a run's own with `--run`.
         dtype: of the weights.
         quantization: holds the base model's weights in 4 or 8 bits; a run's own with `--run`.
+        vocabulary: a tokenizer with more tokens than the base model's, as of `ift fit`; a run's own with `--run`.
         decoding: how responses are written.
         seed: of sampling, mixed with the number of the batch; follows `seed_everything`.
         windows: how texts that stand alone are cut to be scored.
@@ -44,6 +47,7 @@ class PredictionModule(LightningModule):
         merged_adapters: list[str] | None = None,
         dtype: Dtype = "float32",
         quantization: Quantization | None = None,
+        vocabulary: Vocabulary | None = None,
         decoding: Decoding = Decoding(),  # noqa: B008 (frozen)
         seed: int = 0,
         windows: Windows = Windows(),  # noqa: B008 (frozen)
@@ -52,7 +56,8 @@ class PredictionModule(LightningModule):
         check_base("model.base", base)
         check_quantization("model.base", base, config=read_config(base), quantization=quantization)
         self.quantization = quantization
-        self.merged_chain = _chain(base, merged_adapters or [], adapter)
+        self.vocabulary, self.growth = vocabulary, growth_of(vocabulary, base, seed=seed)
+        self.merged_chain = _chain(base, merged_adapters or [], adapter, growth=self.growth)
         self.base, self.adapter, self.dtype_name = base, adapter, dtype
         self.decoding, self.seed, self.windows = decoding, seed, windows
         self.model: Any = None
@@ -65,6 +70,7 @@ class PredictionModule(LightningModule):
         datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         self._check_lengths(datamodule.prompts)
         model = load_base_model("model.base", self.base, self.dtype_name, quantization=self.quantization)
+        model = enlarge(model, self.growth)
         check_vocabulary("model.base", model, datamodule.encoder.tokenizer)
         model = merge_adapters("model.merged_adapters", model, self.merged_chain, self.dtype_name)
         self.model = load_adapter("model.adapter", model, self.adapter) if self.adapter else model
@@ -162,9 +168,9 @@ class PredictionModule(LightningModule):
         return limit - self._num_virtual_tokens() if limit is not None else None
 
 
-def _chain(base: str, folders: list[str], adapter: str | None) -> list[MergedAdapter]:
+def _chain(base: str, folders: list[str], adapter: str | None, *, growth: Growth | None) -> list[MergedAdapter]:
     """Return the adapters to merge, and refuse others than those that the adapter was trained on top of."""
-    chain = merged_chain("model.merged_adapters", folders, base=base)
+    chain = merged_chain("model.merged_adapters", folders, base=base, growth=growth)
     before = merged_before(adapter_folder("model.adapter", adapter)) if adapter is not None else []
     if before and [one.files for one in before] != [one.files for one in chain]:
         raise UserError(

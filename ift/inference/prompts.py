@@ -99,16 +99,20 @@ class PromptDataModule(LightningDataModule):
         """
         return self._digest.hexdigest()
 
-    def load(self) -> None:
+    def load(self, tokenizer: Any | None = None) -> None:
         """Load the tokenizer and read all prompts.
+
+        Args:
+            tokenizer: loaded before, where none is named.
 
         Raises:
             UserError: a row that is no prompt, or an id that occurs twice; with file and line.
         """
         if self._loaded:
             return
-        key = "data.tokenizer" if self.tokenizer_name else "model.base"
-        tokenizer = load_tokenizer(key, self.tokenizer_name or self.base)
+        if self.tokenizer_name is not None or tokenizer is None:
+            key = "data.tokenizer" if self.tokenizer_name else "model.base"
+            tokenizer = load_tokenizer(key, self.tokenizer_name or self.base)
         self.encoder = Encoder(tokenizer, make_renderer(tokenizer, self.template, self.template_options))
         self.prompts = list(self._read())
         if not self.prompts:

@@ -37,7 +37,8 @@ def check_start(model: Any) -> None:
         raise UserError(
             f"{KEY}: what begins with parts of the base model's weights (PiSSA, OLoRA) is saved as the difference of "
             f"two LoRA, and '{lost[0].removeprefix('base_model.model.')}' is part of neither. Leave out "
-            "modules_to_save, bias, trainable_token_indices and embeddings, or take lora."
+            "modules_to_save, bias, trainable_token_indices and embeddings, set model.vocabulary.train to none, or "
+            "take lora."
         )
 
 

@@ -32,6 +32,8 @@ from ift.models.mergeability import read_adapter_config
 from ift.models.methods import Method
 from ift.models.targets import check_tied, fill_targets, peft_type
 from ift.models.trained_adapters import adapter_folder, load_adapter
+from ift.models.trained_rows import compute_as_the_module
+from ift.models.vocabulary import Growth, enlarged_config
 
 KEY = "model.adapter"
 
@@ -137,6 +139,7 @@ def _wrap(model: Any, config: PeftConfig, *, seed: int) -> Any:
         reason = " ".join(str(error).split())[:400]
         raise UserError(f"{KEY}: {name} cannot be applied to this model: {reason}") from error
     check_tied(wrapped)
+    compute_as_the_module(wrapped)
     return wrapped
 
 
@@ -177,11 +180,11 @@ def check_can_go_on(method: Method) -> None:
         )
 
 
-def empty_model(base: str) -> Any | None:
+def empty_model(base: str, growth: Growth | None = None) -> Any | None:
     """Return a base model without weights (on the meta device), or `None` where its config cannot be read."""
     from transformers import AutoModelForCausalLM
 
-    config = read_config(base)
+    config = enlarged_config(read_config(base), growth)
     if config is None:
         return None
     try:
@@ -191,8 +194,13 @@ def empty_model(base: str) -> Any | None:
         return None
 
 
-def check_method(method: Method, base: str) -> int | None:
+def check_method(method: Method, base: str, growth: Growth | None = None) -> int | None:
     """Try a method on the model without its weights, so that mistakes are told before any are loaded.
+
+    Args:
+        method: the method.
+        base: folder or hub id of the base model.
+        growth: by which the base model is enlarged.
 
     Returns:
         Number of trainable parameters; `None` where only the loaded model can tell.
@@ -202,7 +210,7 @@ def check_method(method: Method, base: str) -> int | None:
     """
     if isinstance(method.config, Path):
         return None
-    model = empty_model(base)
+    model = empty_model(base, growth)
     return count_trainable(method, model) if model is not None else None
 
 

@@ -19,11 +19,11 @@ import torch
 
 from ift.artifacts import versions, write_json
 from ift.errors import UserError
-from ift.models.base_tokenizers import TOKENIZER_FILES, copy_tokenizer, save_tokenizer
+from ift.models.base_tokenizers import TOKENIZER_FILES, check_tokenizer, copy_tokenizer, save_tokenizer
 from ift.models.conversion_record import RECORD, ConversionRecord, original_family, read_record, readme
-from ift.models.families import FAMILIES, Family, recognise
+from ift.models.families import FAMILIES, FAMILY_KEY, Family, recognise
 from ift.models.families.normalized_head import settle_heads
-from ift.models.loading import Dtype, load_base_model, raw_config, read_config
+from ift.models.loading import Dtype, check_vocabulary, load_base_model, raw_config, read_config
 from ift.models.original_layout import original_config, original_parts, write_config, write_shards
 from ift.models.quantization import is_quantized
 from ift.models.stored_weights import stored_dtypes, weight_files
@@ -98,6 +98,8 @@ def open_source(name: str, folder: Path, settings: ConversionSettings) -> Source
         raise UserError(f"{KEY}: '{name}' holds quantized weights, and only plain ones are converted.")
     stored, record = stored_dtypes(KEY, folder), read_record(folder)
     stated = raw_config(str(folder)) if read_by is not None else record.source_config if record else None
+    if stated is not None and settings.family is not None:
+        stated = {**stated, FAMILY_KEY: settings.family}
     dtype = _dtype(name, {one: kind for one, kind in stored.items() if not _ignored(read_by, one)}, settings)
     return Source(name, folder, read_by, family, stated=stated, dtype=dtype, stored=stored)
 
@@ -166,11 +168,11 @@ class BaseConversion:
 
     def _write(self) -> ConversionRecord:
         source, settings = self._source, self._settings
-        rows = self._write_tokenizer()
+        tokenizer = self._write_tokenizer()
         self._report(f"loading {source.name} in {source.dtype}")
         model = load_base_model(KEY, str(source.folder), source.dtype)
-        if rows > (there := model.get_input_embeddings().weight.shape[0]):
-            raise UserError(f"{KEY}: the tokenizer has {rows} tokens, the model's embedding only {there} rows.")
+        if tokenizer is not None:
+            check_vocabulary(KEY, model, tokenizer)
         baked = settings.layout == "native" and source.family is not None and source.family.normalized_head
         settle_heads(model, trained=True) if baked else None
         left_out = self._left_out(model)
@@ -182,18 +184,20 @@ class BaseConversion:
         before = digests(model)
         del model  # which refers to nothing that refers to it, so that its memory is free now
         self._verify(before)
+        if tokenizer is not None:
+            check_tokenizer(KEY, tokenizer, self._building)
         record = self._record(left_out, num_tensors=len(before), baked=baked)
         write_json(self._building / RECORD, record.describe())
         (self._building / "README.md").write_text(readme(record, settings.output.name), encoding="utf-8")
         return record
 
-    def _write_tokenizer(self) -> int:
-        """Write the tokenizer; return its number of tokens, 0 where that is not known."""
+    def _write_tokenizer(self) -> Any | None:
+        """Write the tokenizer, and return it unless there is none, or its files were copied."""
         if not self._settings.tokenizer:
-            return 0
+            return None
         if self._settings.layout == "original" and self._source.read_by is not None:
             copy_tokenizer(KEY, self._source.folder, self._building)
-            return 0
+            return None
         return save_tokenizer(KEY, self._source.folder, self._building)
 
     def _write_native(self, model: Any) -> None:

@@ -1,4 +1,4 @@
-"""Methods that train weights of the base model itself: all, the last layers, biases, or layers drawn anew.
+"""Methods that train weights of the base model itself: all, the last layers, biases, embeddings, or layers drawn anew.
 
 In: a loaded model. Out: which of its parameters require gradients. What they train is saved as a whole model.
 """
@@ -44,7 +44,17 @@ class SampledLayers:
     """Steps between two draws."""
 
 
-BaseWeights = AllWeights | LastLayers | Biases | SampledLayers
+@dataclass(frozen=True)
+class Embeddings:
+    """The input embedding, and the output head; of models that share one matrix, that."""
+
+    head: bool = True
+    """Whether the head is trained, where it has weights of its own."""
+    beside: LastLayers | Biases | None = None
+    """What else is trained."""
+
+
+BaseWeights = AllWeights | LastLayers | Biases | SampledLayers | Embeddings
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:
@@ -81,6 +91,8 @@ def _chosen(model: nn.Module, weights: BaseWeights) -> Iterable[nn.Parameter]:
         return [one for name, one in model.named_parameters() if name.rpartition(".")[2] == "bias"]
     if isinstance(weights, AllWeights):
         return model.parameters()
+    if isinstance(weights, Embeddings):
+        return [*_ends(model, weights), *(_chosen(model, weights.beside) if weights.beside is not None else ())]
     layers = decoder_layers(model)
     if not 1 <= weights.num_layers <= len(layers):
         raise UserError(
@@ -91,6 +103,11 @@ def _chosen(model: nn.Module, weights: BaseWeights) -> Iterable[nn.Parameter]:
     if weights.period < 1:
         raise UserError(f"model.adapter.period: {weights.period} is less than 1 step.")
     return model.parameters()
+
+
+def _ends(model: Any, weights: Embeddings) -> Iterable[nn.Parameter]:
+    head = model.get_output_embeddings() if weights.head else None
+    return [*model.get_input_embeddings().parameters(), *(head.parameters() if head is not None else ())]
 
 
 class LayerSampler:

@@ -16,6 +16,7 @@ from ift.models.base_weights import Biases, SampledLayers
 from ift.models.methods import Method
 from ift.models.sizes import KEY, Choices, Size, size_of, smallest, with_size
 from ift.models.trained_adapters import adapter_folder
+from ift.models.vocabulary import Growth
 
 EQUAL = 0.1
 """Share of the budget beyond which the nearest count is said not to be of equal cost; sizes are whole numbers."""
@@ -75,20 +76,21 @@ def check_counted(allotment: Allotment | None, trainable: int) -> None:
         )
 
 
-def allot(method: Method, budget: int, *, base: str) -> tuple[Method, Allotment]:
+def allot(method: Method, budget: int, *, base: str, growth: Growth | None = None) -> tuple[Method, Allotment]:
     """Return a method in the size that trains nearest to so many parameters.
 
     Args:
         method: its own size is not used, but for the scale that goes with it.
         budget: number of trainable parameters.
         base: folder or hub id of the base model, whose config alone is read.
+        growth: by which it is enlarged.
 
     Raises:
         UserError: the method has no size, or none is within half of the budget.
     """
     if isinstance(method.config, Path):
         raise UserError(_refusal_of_trained(method.config, budget))
-    model = empty_model(base)
+    model = empty_model(base, growth)
     if model is None:
         raise UserError(f"{KEY}: counts on the base model's config, and none could be read from '{base}'.")
     size = size_of(method)

@@ -18,6 +18,10 @@ _CHANGE_THE_BASE = ("pissa", "olora", "corda", "lora_ga")
 _CLOSE = 1e-4
 """Share of a start's size by which another machine may compute it otherwise; rounding is far below."""
 
+_NO_EMBEDDINGS: dict[str, Any] = {"save_embedding_layers": False}
+"""PEFT would save whole matrices of the base model where its config states another size than the files' own, as that of
+an enlarged vocabulary or of a checkpoint in another layout. The base model is made again as it was instead."""
+
 
 def changes_base(config: Any) -> bool:
     """Whether attaching a fresh adapter takes its first value out of the base model's weights."""
@@ -48,7 +52,8 @@ def save_initial(model: Any, folder: Path, *, values: Mapping[str, torch.Tensor]
     config: Any = model.active_peft_config
     start, config.init_lora_weights = config.init_lora_weights, True
     try:
-        model.save_pretrained(str(folder), **({} if values is None else {"state_dict": dict(values)}))
+        state = {} if values is None else {"state_dict": dict(values)}
+        model.save_pretrained(str(folder), **_NO_EMBEDDINGS, **state)
     finally:
         config.init_lora_weights = start
 
@@ -80,7 +85,8 @@ def save_adapter(model: Any, folder: Path, *, initial: Path | None = None) -> No
             the two, a LoRA of twice the rank.
     """
     if not changes_base(model.active_peft_config):
-        model.save_pretrained(str(folder))
+        model.save_pretrained(str(folder), **_NO_EMBEDDINGS)
         return
     assert initial is not None
-    model.save_pretrained(str(folder), path_initial_model_for_weight_conversion=str(initial))
+    options: dict[str, Any] = {"path_initial_model_for_weight_conversion": str(initial)}
+    model.save_pretrained(str(folder), **_NO_EMBEDDINGS, **options)

@@ -4,6 +4,7 @@ import math
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from safetensors import SafetensorError
 
 from ift.errors import UserError
@@ -36,6 +37,8 @@ def load_base_model(key: str, base: str, dtype: Dtype, *, quantization: Quantiza
     config = read_config(base, key=key)
     options = loading_options(key, base, dtype=dtype, config=config, quantization=quantization)
     family = family_of(base, key=key)
+    for doubt in family.doubts(raw_config(base)) if family is not None else ():
+        rank_zero_warn(f"{key}: config.json of '{base}': {doubt}")
     try:
         model, report = (family.reader() if family else AutoModelForCausalLM).from_pretrained(
             str(folder) if folder else base,

@@ -17,6 +17,7 @@ from torch import nn
 
 from ift.errors import UserError
 from ift.hub import local_folder
+from ift.models.enlarging import enlarge
 from ift.models.loading import Dtype, check_vocabulary, load_base_model, read_config
 from ift.models.mapped_files import release_mapped_weights
 from ift.models.quantization import Quantization
@@ -64,6 +65,7 @@ def load_trained(
         from ift.models.quantized_layers import dequantized
 
         model = dequantized(model)
+    model = enlarge(model, run.growth)
     check_vocabulary(key, model, load_tokenizer(key, str(run.folder.tokenizer)))
     model = merge_adapters(key, model, run.merged_adapters, dtype)
     if run.adapter is not None:

@@ -22,7 +22,7 @@ from peft import (
 )
 
 from ift.errors import UserError
-from ift.models.base_weights import AllWeights, BaseWeights, Biases, LastLayers, SampledLayers
+from ift.models.base_weights import AllWeights, BaseWeights, Biases, Embeddings, LastLayers, SampledLayers
 from ift.models.quantization import Scheme
 
 Targets = str | list[str]
@@ -333,6 +333,15 @@ def freeze(num_layers: int = 2) -> Method:
     return Method("freeze", LastLayers(num_layers))
 
 
+def embeddings(head: bool = True) -> Method:
+    """Embedding and head alone, for new tokens (the first stage of Cui et al. 2023, Chinese-LLaMA, arXiv 2304.08177).
+
+    Args:
+        head: train the output head, too; where the two are one matrix, it always is.
+    """
+    return Method("embeddings", Embeddings(head))
+
+
 def lisa(num_layers: int = 2, period: int = 10) -> Method:
     """All weights, but only a few decoder layers at a time (Pan et al. 2024, LISA, arXiv 2403.17919).
 
@@ -376,7 +385,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     method.__name__: method
     for method in (
         lora, qlora, dora, rslora, lora_plus, pissa, adalora, prefix, p_tuning, prompt, ia3, ln_tuning,
-        sadapter_h, sadapter_p, p_adapter, bitfit, full, freeze, lisa,
+        sadapter_h, sadapter_p, p_adapter, bitfit, full, freeze, embeddings, lisa,
     )
 }  # fmt: skip
 """The short names."""

@@ -147,6 +147,7 @@ def _method(run: TrainedRun, facts: CardFacts) -> str:
         "trainable parameters": f"{parameters['trainable']:,} of {parameters['total']:,}",
         "base weights in training": manifest["dtype"]
         + (f", quantized ({json.dumps(manifest['quantization'])})" if manifest.get("quantization") else ""),
+        "vocabulary": _vocabulary(manifest.get("vocabulary")),
         "optimizer": f"{optimizer.get('class_path')} {json.dumps(optimizer.get('init_args', {}))}",
         "schedule": json.dumps(model.get("schedule")),
         "steps": manifest.get("steps"),
@@ -156,10 +157,19 @@ def _method(run: TrainedRun, facts: CardFacts) -> str:
         "ift": manifest["versions"].get("ift"),
     }
     settings = model.get("adapter")
-    text = "\n".join(["| setting | value |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
+    lines = [f"| {name} | {value} |" for name, value in rows.items() if name != "vocabulary" or value]
+    text = "\n".join(["| setting | value |", "|---|---|", *lines])
     if settings:
         text += f"\n\nAdapter as configured:\n\n```json\n{json.dumps(_set_values(settings), indent=1)}\n```"
     return text
+
+
+def _vocabulary(enlarged: Mapping[str, Any] | None) -> str | None:
+    """Return what became of the base model's vocabulary, or `None` where it is its own."""
+    if enlarged is None:
+        return None
+    begin = enlarged["settings"]["initialization"]
+    return f"{enlarged['new_tokens']:,} new tokens (they began as: {begin}), {enlarged['rows']:,} rows"
 
 
 def _set_values(settings: Any) -> Any:

@@ -65,7 +65,8 @@ def entries_of(method: Method, config: Any) -> list[str]:
         config: its `peft.PeftConfig`, or `None` where base weights are trained.
     """
     if method.name in METHODS:
-        return [method.name]
+        rows = getattr(config, "trainable_token_indices", None)
+        return [method.name, *(["LoraConfig trainable_token_indices"] if rows else [])]
     if config is None:
         return []
     name = type(config).__name__

@@ -21,6 +21,8 @@ from ift.hub import fingerprint
 from ift.models.adapter_conversion import readable_adapter
 from ift.models.families.normalized_head import settle_heads
 from ift.models.quantization import Quantization
+from ift.models.trained_rows import compute_as_the_module
+from ift.models.vocabulary import Growth, check_same_growth
 
 _UNREADABLE = (OSError, SafetensorError, pickle.UnpicklingError)
 
@@ -67,13 +69,14 @@ def merged_before(place: Path) -> list[MergedAdapter]:
     return [MergedAdapter(**entry) for entry in entries]
 
 
-def merged_chain(key: str, folders: Sequence[str], *, base: str) -> list[MergedAdapter]:
+def merged_chain(key: str, folders: Sequence[str], *, base: str, growth: Growth | None = None) -> list[MergedAdapter]:
     """Return all adapters to merge, in order: the named ones, and those that the first was trained on top of.
 
     Args:
         key: the configuration key, for errors.
         folders: of adapters or runs.
         base: the base model.
+        growth: by which its vocabulary is enlarged.
 
     Raises:
         UserError: one is missing, was trained on another base model, on top of others, or has changed since.
@@ -83,7 +86,7 @@ def merged_chain(key: str, folders: Sequence[str], *, base: str) -> list[MergedA
         place = adapter_folder(f"{key}[{number}]", folder)
         if not chain:
             chain = merged_before(place)
-        check_foundation(f"{key}[{number}]", place, base=base, merged=chain)
+        check_foundation(f"{key}[{number}]", place, base=base, merged=chain, growth=growth)
         chain.append(MergedAdapter(str(place.resolve()), file_hashes(place)))
     check_unchanged(key, chain)
     return chain
@@ -102,7 +105,9 @@ def check_unchanged(key: str, chain: Sequence[MergedAdapter]) -> None:
             raise UserError(f"{key}: the merged adapter '{one.folder}' {what} since something was trained on it.")
 
 
-def check_foundation(key: str, place: Path, *, base: str, merged: Sequence[MergedAdapter]) -> None:
+def check_foundation(
+    key: str, place: Path, *, base: str, merged: Sequence[MergedAdapter], growth: Growth | None = None
+) -> None:
     """Refuse an adapter of a run that was trained on other weights than it is to be put on.
 
     Args:
@@ -110,19 +115,23 @@ def check_foundation(key: str, place: Path, *, base: str, merged: Sequence[Merge
         place: folder of the adapter; of one that lies in no run, nothing is known.
         base: the base model.
         merged: what is merged into it first.
+        growth: by which its vocabulary is enlarged.
 
     Raises:
-        UserError: another base model, or other merged adapters.
+        UserError: another base model, other merged adapters, or another vocabulary.
     """
     run = run_of_adapter(place)
     if run is None:
         return
-    trained_on = run.read_manifest()["base"]
+    manifest = run.read_manifest()
+    trained_on = manifest["base"]
     if trained_on["fingerprint"] != fingerprint(base):
         raise UserError(
             f"{key}: the adapter '{place}' was trained on '{trained_on['name']}', and model.base '{base}' is not "
             "that model as it was then. Set model.base to it."
         )
+    enlarged = manifest.get("vocabulary") or {}
+    check_same_growth(key, growth, enlarged.get("fingerprint"), where=str(place))
     before = merged_before(place)
     if [one.files for one in before] != [one.files for one in merged]:
         named = ", ".join(one.folder for one in before)
@@ -170,6 +179,7 @@ def load_adapter(key: str, model: Any, folder: str | Path, *, trainable: bool = 
                 raise ValueError(f"weights are missing from its file. {one.message}")
             warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
         settle_heads(loaded)  # which a merge would else add to rows of another length
+        compute_as_the_module(loaded)
         return loaded
     except UserError:
         raise

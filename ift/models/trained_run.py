@@ -11,6 +11,7 @@ from ift.hub import fingerprint, local_folder
 from ift.models.loading import Dtype
 from ift.models.quantization import Quantization
 from ift.models.trained_adapters import MergedAdapter, check_unchanged
+from ift.models.vocabulary import Growth, growth_of_run
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class TrainedRun:
     quantization: Quantization | None
     merged_adapters: tuple[MergedAdapter, ...] = ()
     """Part of the base model's weights that the adapter was trained on."""
+    growth: Growth | None = None
+    """By which the base model was enlarged before all else."""
 
 
 def open_trained(key: str, root: str) -> TrainedRun:
@@ -54,14 +57,16 @@ def open_trained(key: str, root: str) -> TrainedRun:
     adapted = folder.adapter.is_dir()
     _check_exported(key, folder, manifest, folder.adapter if adapted else folder.model)
     quantization = manifest.get("quantization")
+    base = base_of_run(key, folder, manifest["base"]) if adapted else str(folder.model)
     return TrainedRun(
         folder=folder,
         manifest=manifest,
-        base=base_of_run(key, folder, manifest["base"]) if adapted else str(folder.model),
+        base=base,
         adapter=folder.adapter if adapted else None,
         dtype=manifest["dtype"],
         quantization=Quantization(**quantization) if quantization and adapted else None,
         merged_adapters=merged_adapters_of(key, manifest) if adapted else (),
+        growth=growth_of_run(key, folder, manifest, base=base) if adapted else None,
     )
 
 

@@ -15,9 +15,10 @@ from ift.data.encoding import IGNORE_INDEX
 from ift.data.steps import Step
 from ift.errors import UserError
 from ift.hub import check_base, fingerprint
-from ift.models.adapters import attach, check_can_go_on, check_method, num_trainable, peft_config_of
+from ift.models.adapters import attach, check_can_go_on, check_method, empty_model, num_trainable, peft_config_of
 from ift.models.budget import Allotment, allot, check_budget, check_counted
 from ift.models.calling import calling_of
+from ift.models.enlarging import enlarge
 from ift.models.families.normalized_head import settle_heads
 from ift.models.initial_adapters import changes_base, initial_values
 from ift.models.loading import TrainingDtype, check_vocabulary, load_base_model, read_config
@@ -39,6 +40,8 @@ from ift.models.trained_adapters import (
     merged_chain,
     warn_of_other_weights,
 )
+from ift.models.trained_rows import trains_rows, with_trained_rows
+from ift.models.vocabulary import Growth, Vocabulary, check_same_growth, enlarged_config, growth_of
 from ift.seeds import mixed_seed
 from ift.training.course import MethodCourse, check_strategy
 from ift.training.fused_optimizers import FusedOptimizer
@@ -73,6 +76,7 @@ class InstructionModule(LightningModule):
         merged_adapters: folders of adapters or runs, merged into the base model in this order before all else.
         dtype: of the base model's weights; adapters stay in float32.
         quantization: holds the base model's weights in 4 or 8 bits; none keeps them as they are.
+        vocabulary: a tokenizer with more tokens than the base model's; embedding and head gain rows for them.
         budget: number of trainable parameters; the adapter's size (r, bottleneck_size, num_virtual_tokens, ...) is
             then the one that trains nearest to it, whatever size is given with the adapter.
         schedule: how the learning rate moves.
@@ -89,6 +93,7 @@ class InstructionModule(LightningModule):
         merged_adapters: list[str] | None = None,
         dtype: TrainingDtype = "float32",
         quantization: Quantization | None = None,
+        vocabulary: Vocabulary | None = None,
         budget: int | None = None,
         schedule: Schedule = Schedule(),  # noqa: B008 (frozen)
         gradient_clip_norm: float | None = 1.0,
@@ -103,6 +108,9 @@ class InstructionModule(LightningModule):
         check_budget(budget)
         self.merged_adapters, self.budget = merged_adapters or [], budget
         self.allotment: Allotment | None = None
+        self.vocabulary = vocabulary
+        self.growth: Growth | None = None
+        self._rows_are_trained = False
         self.quantization = quantization or default_quantization(self.method.quantization, read_config(base))
         self.optimizer_callable, self.schedule = optimizer, schedule
         self.optimizer_traits = optimizer_traits("model.optimizer", optimizer)
@@ -131,6 +139,12 @@ class InstructionModule(LightningModule):
             return
         config = read_config(self.base)
         check_quantization("model.base", self.base, config=config, quantization=self.quantization)
+        self.growth = growth_of(self.vocabulary, self.base, seed=self.seed)
+        config = enlarged_config(config, self.growth)
+        empty = empty_model(self.base, self.growth) if self.vocabulary is not None else None
+        if self.vocabulary is not None and empty is not None:
+            self.method = with_trained_rows(self.method, self.vocabulary, self.growth, model=empty)
+            self._rows_are_trained = trains_rows(self.method, model=empty)
         adapter = peft_config_of(self.method)
         check_supported(
             "model.adapter",
@@ -146,16 +160,18 @@ class InstructionModule(LightningModule):
                 "them. Take torch.optim.AdamW."
             )
         if self.budget is None:
-            check_method(self.method, self.base)
+            check_method(self.method, self.base, self.growth)
         else:
-            self.method, self.allotment = allot(self.method, self.budget, base=self.base)
-        self.merged_chain = merged_chain("model.merged_adapters", self.merged_adapters, base=self.base)
+            self.method, self.allotment = allot(self.method, self.budget, base=self.base, growth=self.growth)
+        self.merged_chain = merged_chain(
+            "model.merged_adapters", self.merged_adapters, base=self.base, growth=self.growth
+        )
         for one in self.merged_chain:
             check_mergeable("model.merged_adapters", Path(one.folder), config=config)
             warn_of_other_weights("model.merged_adapters", Path(one.folder), None)
         if isinstance(self.method.config, Path):
             place = adapter_folder("model.adapter", self.method.config)
-            check_foundation("model.adapter", place, base=self.base, merged=self.merged_chain)
+            check_foundation("model.adapter", place, base=self.base, merged=self.merged_chain, growth=self.growth)
             warn_of_other_weights("model.adapter", place, self.quantization)
         if self.merged_adapters and is_quantized(config, self.quantization):
             raise UserError(
@@ -166,7 +182,12 @@ class InstructionModule(LightningModule):
 
     def notes(self) -> list[str]:
         """Return what was decided for the user, one line each; known once checked."""
-        return [self.allotment.note()] if self.allotment is not None else []
+        notes = [self.allotment.note()] if self.allotment is not None else []
+        if self.growth is not None:
+            notes.append(self.growth.note() + ("" if self._rows_are_trained else "; no row is trained"))
+        elif self.vocabulary is not None:
+            notes.append("model.vocabulary: the base model has all of its tokens already, and no row is added")
+        return notes
 
     def setup(self, stage: str) -> None:
         """Refuse what the strategy cannot do, and ask for steps as the optimizer takes them; before weights load."""
@@ -185,6 +206,7 @@ class InstructionModule(LightningModule):
             return
         self.check()
         model = load_base_model("model.base", self.base, self.dtype_name, quantization=self.quantization)
+        model = enlarge(model, self.growth)
         datamodule: Any = getattr(self.trainer, "datamodule", None) if self._trainer is not None else None
         if datamodule is not None:
             check_vocabulary("model.base", model, datamodule.tokenizer)
@@ -310,6 +332,7 @@ class InstructionModule(LightningModule):
         checkpoint[CHECKPOINT_KEY] = {
             "base": self.base,
             "base_fingerprint": fingerprint(self.base),
+            "vocabulary": self.growth.fingerprint if self.growth is not None else None,
             "method": self._course.state(),
         }
 
@@ -320,6 +343,8 @@ class InstructionModule(LightningModule):
             UserError: names or shapes differ.
         """
         self._loaded_step = int(checkpoint["global_step"])
+        enlarged = checkpoint[CHECKPOINT_KEY].get("vocabulary")
+        check_same_growth("--ckpt_path", self.growth, enlarged, where="the checkpoint")
         trained = set(self._trained)
         needed = {name: tuple(value.shape) for name, value in self.state_dict().items() if name in trained}
         found = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}

@@ -17,6 +17,7 @@ from ift.hub import local_folder
 from ift.models.families.normalized_head import settle_heads
 from ift.models.initial_adapters import changes_base, save_adapter, save_initial
 from ift.models.loading import count_parameters
+from ift.models.vocabulary import describe
 from ift.training.metrics import StepMetrics
 
 
@@ -137,6 +138,8 @@ class RunFolderWriter(Callback):
             "fingerprint": base_fingerprint(pl_module.base),
         }
         parts = {"settings": self._settings, "data": data["prepared"], "base": base["fingerprint"]}
+        if pl_module.growth is not None:
+            parts["vocabulary"] = pl_module.growth.fingerprint
         parts |= {"validation": data.get("validation_prepared"), "versions": versions()}
         return {
             "status": "running",
@@ -148,6 +151,7 @@ class RunFolderWriter(Callback):
             "adapter": _adapter_kind(pl_module),
             "budget": asdict(pl_module.allotment) if pl_module.allotment is not None else None,
             "merged_adapters": [asdict(one) for one in pl_module.merged_chain],
+            "vocabulary": _vocabulary(pl_module),
             "seed": pl_module.seed,
             "versions": versions(),
             "parameters": count_parameters(pl_module),
@@ -175,6 +179,13 @@ class RunFolderWriter(Callback):
 def _adapter_kind(pl_module: Any) -> str | None:
     """Return the class of the adapter's configuration, or `None` where the base model itself is trained."""
     return None if pl_module.method.trains_base else type(pl_module.model.active_peft_config).__name__
+
+
+def _vocabulary(pl_module: Any) -> dict[str, Any] | None:
+    """Return by what the base model was enlarged, or `None` where it has the rows that it came with."""
+    if pl_module.growth is None:
+        return None
+    return describe(pl_module.vocabulary, pl_module.growth, seed=pl_module.seed)
 
 
 def _keep_lines(path: Path, number: int) -> None:

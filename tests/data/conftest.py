@@ -17,11 +17,14 @@ def byte_level_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def llama_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Path:
-    """The SentencePiece model alone, as LLaMA's own checkpoints have it, read by transformers' LlamaTokenizer."""
+    """The SentencePiece model as transformers' LlamaTokenizer reads it, and saved by it."""
+    from transformers import LlamaTokenizer
+
     folder = tmp_path_factory.mktemp("llama")
     shutil.copy(tokenizer_folder / "tokenizer.model", folder)
     about = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(about | {"add_bos_token": True}), encoding="utf-8")
+    LlamaTokenizer.from_pretrained(str(folder)).save_pretrained(str(folder))
     return folder
 
 

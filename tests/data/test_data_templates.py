@@ -6,6 +6,7 @@ import sys
 from itertools import pairwise
 
 import pytest
+from conversations import LAST_ONLY
 from random_talks import random_conversation
 from tiny import ROOT
 
@@ -46,7 +47,7 @@ def test_supervised_text_is_the_responses(name: str, train_on: TrainOn) -> None:
     for conversation in random_conversations(name):
         segments = TEMPLATES[name].render(supervise(conversation, train_on))
         responses = [message.text for message in conversation.messages if message.role == "assistant"]
-        if train_on == "last_output" or name == "chatglm":
+        if train_on == "last_output" or name in LAST_ONLY:
             responses = responses[-1:]
         assert supervised_texts(segments) == expected_texts(name, responses)
 
@@ -58,7 +59,7 @@ def test_messages_have_the_last_word(name: str, train_on: TrainOn) -> None:
         decided = supervise(conversation, train_on)
         segments = TEMPLATES[name].render(decided)
         for message in decided.messages:
-            if message.role == "assistant" and (name != "chatglm" or message is decided.messages[-1]):
+            if message.role == "assistant" and (name not in LAST_ONLY or message is decided.messages[-1]):
                 flags = {s.supervised for s in segments if s.kind == "text" and s.text == message.text}
                 assert bool(message.supervised) in flags
         texts = [s.text for s in segments if s.kind == "text" and not s.supervised]
@@ -75,7 +76,7 @@ def test_every_supervised_response_ends(name: str) -> None:
         stops = [s for s in segments if s.stop_label]
         responses = sum(message.role == "assistant" for message in conversation.messages)
         assert all(s.kind in ("token", "end") for s in ends) and not any(s.supervised for s in stops)
-        if name == "chatglm":
+        if name in LAST_ONLY:
             assert (len(ends), len(stops)) == (1, 0)
         elif name in STOPS_AT_THE_NEXT_REQUEST:
             assert (len(ends), len(stops)) == (1, responses - 1)
@@ -130,7 +131,7 @@ PROBE = Conversation(
 def test_everything_is_everything(name: str) -> None:
     for conversation in random_conversations(name):
         segments = TEMPLATES[name].render(supervise(conversation, "everything"))
-        if name == "chatglm":  # the model sees the prompt in both directions, so there is nothing to predict in it
+        if name in LAST_ONLY:  # the model sees the prompt in both directions, so there is nothing to predict in it
             response = segments.index(Segment("<sop>", "token", supervised=True, begins_response=True))
             assert not any(s.supervised for s in segments[:response]) and all(s.supervised for s in segments[response:])
         else:
@@ -144,7 +145,7 @@ def test_results_of_tools_are_read_and_not_learned(name: str) -> None:
         results = [message.text for message in conversation.messages if message.role == "tool"]
         unsupervised = "".join(s.text for s in segments if not s.supervised)
         assert all(result in unsupervised for result in results)
-        if name not in ("chatglm", "moss_plugins"):
+        if name not in {*LAST_ONLY, "moss_plugins"}:
             calls = [m for m in conversation.messages if m.call]
             assert [s.text for s in segments if s.text in {f"{m.thought}\n" for m in calls} and s.supervised] == [
                 f"{m.thought}\n" for m in calls
@@ -158,7 +159,7 @@ def test_texts_that_touch_are_one_segment(name: str) -> None:
         segments = TEMPLATES[name].render(supervise(conversation, "outputs"))
         for left, right in pairwise(segments):
             if left.kind == right.kind == "text":
-                assert left.supervised or right.supervised or name == "chatglm"
+                assert left.supervised or right.supervised or name in LAST_ONLY
 
 
 def test_plain_text_is_one_response() -> None:
@@ -189,6 +190,10 @@ HEADER = "<|start_header_id|>{}<|end_header_id|>\n\n"
 # Two rounds without a system text of the row: requests q1 and q2, responses r1 and r2.
 TWO_ROUNDS = {
     "alpaca": f"⟨{ALPACA}### Instruction:\nq1\n\n### Response:r1⟩\n\n### Instruction:\nq2\n\n### Response:r2⟩",
+    "alpaca_chatglm": f"{ALPACA}### Instruction:\nq1\n\n### Response:r1\n\n"
+    "### Instruction:\nq2\n\n### Response:[gMASK]<sop>r2⟩",
+    "alpaca_chatglm2": f"[gMASK]sop{ALPACA}### Instruction:\nq1\n\n### Response:r1⟩\n\n"
+    "### Instruction:\nq2\n\n### Response:r2⟩",
     "chinese_alpaca": f"⟨{ALPACA}### Instruction:\nq1\n\n### Response: r1⟩"
     "\n\n### Instruction:\nq2\n\n### Response: r2⟩",
     "chinese_alpaca_2": "⟨[INST] <<SYS>>\nYou are a helpful assistant. 你是一个乐于助人的助手。\n<</SYS>>\n\n"
@@ -242,7 +247,7 @@ def test_published_formats_to_the_character() -> None:
     with_system = Conversation(tuple(turns[:2]), system="S")
     assert {name: as_text(TEMPLATES[name].render(with_system)) for name in WITH_SYSTEM} == WITH_SYSTEM
     # Every template is above or in a test of its own.
-    assert set(NAMES) - set(TWO_ROUNDS) == {"alpaca_chinese", "moss", "moss_plugins"}
+    assert set(NAMES) - set(TWO_ROUNDS) == {"alpaca_chinese", "alpaca_moss", "moss", "moss_plugins"}
 
 
 def test_contexts_of_the_alpaca_family() -> None:
@@ -254,6 +259,13 @@ def test_contexts_of_the_alpaca_family() -> None:
     assert said["vigogne"].endswith("### Instruction:\nq\n\n### Entrée:\nc\n\n### Réponse:\n")
     assert "associée à une entrée qui fournit un contexte supplémentaire" in said["vigogne"]
     assert said["vicuna"].endswith("USER: q\nc ASSISTANT:")
+
+
+def test_alpacas_prompt_follows_the_meta_instruction_of_moss() -> None:
+    row = Conversation((Message("user", "q", context="c"), Message("assistant", "r")))
+    alpaca, moss = (as_text(TEMPLATES[name].render(row)) for name in ("alpaca", "alpaca_moss"))
+    meta, shared = TEMPLATES["moss"].system.split("- Inner thoughts")[0], alpaca.removeprefix("⟨").removesuffix("⟩")
+    assert moss == f"{meta}{shared}<eom>"
 
 
 def test_moss_with_plugins() -> None:

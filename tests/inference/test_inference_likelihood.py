@@ -77,6 +77,15 @@ def test_scores_are_those_of_each_text_alone(family: str) -> None:
     check(model)
 
 
+def test_a_prompt_that_is_the_beginning_of_another_is_asked_about_all_the_same() -> None:
+    model = make_model("llama")
+    start = list(range(3, 43))
+    prompts, options = [start, [*start, 50, 51]], [[[40], [41, 42], [41, 43]], [[44, 45], [46]]]
+    found = Scorer(model, rows_at_once=4, shares=True, least_saved=0).scores(prompts, options)
+    for prompt, own, scores in zip(prompts, options, found, strict=True):
+        assert scores == pytest.approx([alone(model, prompt, option) for option in own], abs=1e-4)
+
+
 @pytest.mark.parametrize("rows_at_once", [1, 3, 100])
 def test_the_number_of_rows_changes_no_score(rows_at_once: int) -> None:
     check(make_model("llama"), rows_at_once=rows_at_once)

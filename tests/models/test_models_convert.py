@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from converting import IDS, convert, own_logits
 from original_checkpoints import CHECKPOINTS, Checkpoint, Sizes, every_layout, was_executed, write_checkpoint
 from original_families import Tensors
 from safetensors.torch import load_file
@@ -15,10 +16,9 @@ from transformers import AutoModelForCausalLM
 
 import ift.models.base_conversion as base_conversion
 from ift.errors import UserError
-from ift.models.base_conversion import BaseConversion, ConversionSettings, open_source
-from ift.models.conversion_record import RECORD, ConversionRecord
+from ift.models.conversion_record import RECORD
 from ift.models.families import FAMILIES
-from ift.models.loading import family_of, load_base_model
+from ift.models.loading import family_of
 
 NATIVE = {
     "baichuan_7b": "LlamaForCausalLM",
@@ -28,12 +28,6 @@ NATIVE = {
     "moss": "CodeGenForCausalLM",
 }
 NORMALIZED = ("baichuan2_7b", "baichuan2_13b")
-IDS = torch.tensor([[5, 17, 42, 7, 63, 3, 28, 11]])
-
-
-def convert(source: Path, output: Path, **settings: Any) -> ConversionRecord:
-    asked = ConversionSettings(output, **{"tokenizer": False, **settings})
-    return BaseConversion(open_source(str(source), source, asked), asked, report=lambda text: None).convert()
 
 
 def stored(folder: Path) -> Tensors:
@@ -55,13 +49,6 @@ def logits(folder: Path) -> torch.Tensor:
     model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32)
     with torch.no_grad():
         return model.eval()(IDS).logits
-
-
-def own_logits(folder: Path) -> torch.Tensor:
-    model = load_base_model("model.base", str(folder), "float32").eval()
-    with torch.no_grad():
-        found: torch.Tensor = model(IDS).logits
-    return found
 
 
 def config_of(folder: Path) -> dict[str, Any]:
@@ -178,6 +165,17 @@ def test_a_changed_model_is_not_given_the_config_of_the_original(tmp_path: Path)
     convert(tmp_path / "native", tmp_path / "back", layout="original")
     assert config_of(tmp_path / "back")["vocab_size"] == 104
     assert stored(tmp_path / "back")["lm_head.weight"].shape[0] == 104
+
+
+def test_a_family_that_was_taken_for_granted_is_written_only_where_it_was_named(tmp_path: Path) -> None:
+    """A vocabulary of neither 13B model: the config cannot tell them apart."""
+    source = write_checkpoint(CHECKPOINTS["baichuan_13b"](), tmp_path / "source")
+    convert(source, tmp_path / "guessed", layout="original")
+    assert "ift_family" not in config_of(tmp_path / "guessed")
+    convert(source, tmp_path / "named", layout="original", family="baichuan_13b")
+    assert config_of(tmp_path / "named")["ift_family"] == "baichuan_13b"
+    convert(tmp_path / "named", tmp_path / "again", layout="original")
+    assert config_of(tmp_path / "again")["ift_family"] == "baichuan_13b"
 
 
 def test_internlm_without_biases_and_with_a_stated_rotation(tmp_path: Path) -> None:

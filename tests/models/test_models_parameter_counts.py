@@ -172,6 +172,8 @@ FORMULAS: dict[str, tuple[str, dict[str, Any], Callable[[Sizes], int]]] = {
     "bitfit": ("bitfit", {}, lambda s: s.biases),
     "full": ("full", {}, lambda s: s.whole),
     "freeze": ("freeze", {"num_layers": TRAINED_LAYERS}, lambda s: TRAINED_LAYERS * s.layer),
+    "embeddings": ("embeddings", {}, lambda s: s.num_embeddings * VOCABULARY * s.d_model),
+    "embeddings without the head": ("embeddings", {"head": False}, lambda s: VOCABULARY * s.d_model),
     # Of all that may ever be drawn; at a time it is num_layers of the layers, and what is outside of them.
     "lisa": ("lisa", {"num_layers": TRAINED_LAYERS}, lambda s: s.whole),
 }

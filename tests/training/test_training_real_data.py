@@ -185,6 +185,6 @@ def test_masks_of_every_template_decode_to_the_responses(llama: Path, conversati
             runs[-1] += [label] if label != IGNORE_INDEX else []
         texts = [decode([token for token in run if token not in ends]).strip() for run in runs if run]
         expected = [message.text.strip() for message in answers]
-        assert texts == (expected[-1:] if template == "chatglm" else expected)
+        assert texts == (expected[-1:] if TEMPLATES[template].last_output_only else expected)
         compared += 1
     assert compared > 400 or template == "moss_plugins"

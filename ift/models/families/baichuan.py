@@ -53,6 +53,16 @@ def is_second_generation(config: Config) -> bool:
     return "baichuan2" in name or bool({"z_loss_weight", "tokenizer_class"} & config.keys())
 
 
+def _doubts(config: Config) -> Iterable[str]:
+    size = config.get("vocab_size")
+    if "ift_family" not in config and size not in (_FIRST_GENERATION_VOCABULARY, _SECOND_GENERATION_VOCABULARY):
+        one, other = ("2", "") if is_second_generation(config) else ("", "2")
+        yield (
+            f"vocab_size {size} is that of no released 13B model; taken for a Baichuan{one}-13B. If it is a "
+            f'Baichuan{other}-13B, write "ift_family": "baichuan{other}_13b" into its config.json.'
+        )
+
+
 def _rotating_config(config: Config) -> Any:
     from transformers import LlamaConfig
 
@@ -153,6 +163,7 @@ BAICHUAN_13B = Family(
     original_config=lambda native: dict(native.original()),
     naming=NAMING,
     refusals=_refusals,
+    doubts=_doubts,
 )
 BAICHUAN2_13B = Family(
     "baichuan2_13b",
@@ -163,5 +174,6 @@ BAICHUAN2_13B = Family(
     original_config=lambda native: dict(native.original()),
     naming=NAMING,
     refusals=_refusals,
+    doubts=_doubts,
     normalized_head=True,
 )

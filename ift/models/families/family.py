@@ -10,8 +10,8 @@ Config = Mapping[str, Any]
 """A checkpoint's `config.json` as it lies there."""
 
 
-def no_refusals(config: Config) -> Iterable[str]:
-    """Return nothing: every variant can be read."""
+def nothing(config: Config) -> Iterable[str]:
+    """Return nothing to say."""
     return ()
 
 
@@ -35,7 +35,9 @@ class Family:
     """The class of transformers that a model is once it is read; `None` where the reader itself is the model."""
     naming: Naming = SAME_NAMES
     """How the modules of the original files are called in the class that reads them."""
-    refusals: Callable[[Config], Iterable[str]] = no_refusals
+    refusals: Callable[[Config], Iterable[str]] = nothing
     """Reasons why a variant cannot be read exactly."""
+    doubts: Callable[[Config], Iterable[str]] = nothing
+    """What was taken for granted, and how to state it; told when weights are read."""
     normalized_head: bool = False
     """Whether the rows of the head are divided by their length before each product (Baichuan2)."""

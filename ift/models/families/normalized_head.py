@@ -30,9 +30,26 @@ def settle_heads(model: nn.Module, *, trained: bool = False) -> None:
 
     Args:
         model: any model, wrapped by PEFT or not; without such a head, nothing is done.
-        trained: whether heads that require gradients are meant, too; else they go on dividing in every pass.
+        trained: whether heads that require gradients, some of their rows or all, are meant, too; else they go on
+            dividing in every pass.
     """
+    rows = _single_rows(model)
     for module in model.modules():
-        if type(module) is NormalizedHead and (trained or not module.weight.requires_grad):
-            module.weight.copy_(F.normalize(module.weight.float()))
+        if type(module) is not NormalizedHead:
+            continue
+        parts = [module.weight, *rows.get(module, [])]
+        if trained or not any(part.requires_grad for part in parts):
+            for part in parts:
+                part.copy_(F.normalize(part.float()))
             module.__class__ = nn.Linear  # type: ignore[assignment]
+
+
+def _single_rows(model: nn.Module) -> dict[nn.Module, list[torch.Tensor]]:
+    """Return the rows that an adapter holds in the place of a module's own, by the module."""
+    from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
+
+    return {
+        layer.base_layer: [*layer.trainable_tokens_delta.values(), *layer.trainable_tokens_original.values()]
+        for layer in model.modules()
+        if isinstance(layer, TrainableTokensLayer)
+    }

@@ -1,0 +1,69 @@
+"""From a `tokenizers.Tokenizer` to a fast tokenizer of transformers, with the settings of a checkpoint."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import tokenizers
+
+from ift.data.checkpoint_tokenizers.files import CheckpointFiles
+from ift.errors import UserError
+
+_NO_LENGTH = int(1e30)
+"""What transformers writes for "no limit"."""
+
+
+def add_tokens(backend: tokenizers.Tokenizer, files: CheckpointFiles) -> None:
+    """Add the tokens that a checkpoint adds to its vocabulary. All are special: no text becomes one of them.
+
+    Raises:
+        UserError: their ids are not those that follow the vocabulary.
+    """
+    for index, token in sorted(files.added_tokens().items()):
+        known = backend.token_to_id(token)
+        if known is None and index == backend.get_vocab_size():
+            known = index
+        if known != index:
+            place = f"the vocabulary has it at {known}" if known is not None else f"{backend.get_vocab_size()} is next"
+            raise UserError(f"the added token '{token}' has the id {index}, but {place}. Mend added_tokens.json.")
+        backend.add_special_tokens([tokenizers.AddedToken(token, normalized=False, special=True)])
+
+
+def as_fast(
+    backend: tokenizers.Tokenizer, files: CheckpointFiles, tokens: Mapping[str, str | None], *, begins: bool = False
+) -> Any:
+    """Return a fast tokenizer of transformers.
+
+    Args:
+        backend: adds nothing to a text.
+        files: of the checkpoint, which say how it is used.
+        tokens: the special tokens by their roles (`bos_token`, ...).
+        begins: whether begin-of-text stands before every text, unless the files say `add_bos_token`.
+
+    Raises:
+        UserError: a special token is not in the vocabulary.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    add_tokens(backend, files)
+    present = {role: token for role, token in tokens.items() if token is not None}
+    for role, token in present.items():
+        if backend.token_to_id(token) is None:
+            raise UserError(f"{role}: '{token}' is not in the vocabulary. Mend tokenizer_config.json.")
+    special = [tokenizers.AddedToken(token, normalized=False, special=True) for token in present.values()]
+    backend.add_special_tokens(special)
+    length = files.settings.get("model_max_length")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        **present,
+        add_bos_token=bool(files.settings.get("add_bos_token", begins)),
+        add_eos_token=bool(files.settings.get("add_eos_token", False)),
+        model_max_length=int(length) if length else _NO_LENGTH,
+        padding_side=files.settings.get("padding_side", "right"),
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def pad_of_config(backend: tokenizers.Tokenizer, files: CheckpointFiles) -> str | None:
+    """Return the token for padding that `config.json` names by its id."""
+    index = files.config.get("pad_token_id")
+    return backend.id_to_token(index) if isinstance(index, int) and index >= 0 else None

@@ -1,0 +1,149 @@
+"""SentencePiece models read by `tokenizers`, against SentencePiece itself."""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sentencepiece import sentencepiece_model_pb2
+from sentencepiece_training import TEXTS, equally_likely, processor, random_texts, train
+from tiny import ROOT
+
+from ift.data.sentencepiece_models import add_begin, fast_tokenizer, num_tied_pieces, read_model
+from ift.errors import UserError
+
+SYMBOLS = ["<eoh>", "<eohs>", "<n>", "▁▁▁▁"]
+SETTINGS: dict[str, dict[str, Any]] = {
+    "as LLaMA": {},
+    "no blank in front": {"add_dummy_prefix": False},
+    "no bytes": {"byte_fallback": False},
+    "blanks collapsed": {"remove_extra_whitespaces": True},
+    "blanks collapsed, none in front": {"remove_extra_whitespaces": True, "add_dummy_prefix": False},
+    "symbols, as InternLM": {"user_defined_symbols": [*SYMBOLS, "\n"], "add_dummy_prefix": False},
+    "symbols": {"user_defined_symbols": SYMBOLS},
+    "symbols and blanks collapsed": {"user_defined_symbols": SYMBOLS[:3], "remove_extra_whitespaces": True},
+    "control": {"control_symbols": ["[gMASK]", "<sop>", "<n>"]},
+    "nfkc": {"normalization_rule_name": "nfkc"},
+    "nmt_nfkc": {"normalization_rule_name": "nmt_nfkc", "remove_extra_whitespaces": True, "byte_fallback": False},
+}
+
+
+def ids(tokenizer: Any, text: str) -> list[int]:
+    tokenizer.encode_special_tokens = True  # a special token written out in a text is text
+    found: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+    return found
+
+
+@pytest.mark.parametrize(("name", "model_type"), itertools.product(SETTINGS, ["bpe", "unigram"]))
+def test_ids_and_texts_are_those_of_sentencepiece(name: str, model_type: str) -> None:
+    model = train(model_type=model_type, **SETTINGS[name])
+    reference, tokenizer = processor(model), fast_tokenizer(model)
+    assert tokenizer.get_vocab_size() == reference.get_piece_size()
+    alone = SYMBOLS if model_type == "bpe" and SETTINGS[name].get("add_dummy_prefix", True) else []
+    for text in TEXTS + random_texts(500):
+        if text.strip(" ") in alone or text in alone:  # the one text that differs, as the module says
+            continue
+        expected = reference.encode(text)
+        found = ids(tokenizer, text)
+        assert found == expected or (model_type == "unigram" and equally_likely(reference, found, expected)), text
+        if reference.unk_id() not in expected:
+            assert tokenizer.decode(expected) == reference.decode(expected), text
+
+
+@pytest.mark.parametrize("model_type", ["bpe", "unigram"])
+def test_tokens_may_stand_before_and_behind_the_pieces(model_type: str) -> None:
+    model = train(model_type=model_type)
+    reference = processor(model)
+    images = [f"<image_{number}>" for number in range(30)]
+    tokenizer = fast_tokenizer(model, first=images, last=["sop", "eop"])
+    size = reference.get_piece_size()
+    assert [tokenizer.token_to_id(token) for token in ("<image_29>", "<unk>", "sop", "eop")] == [
+        29,
+        30,
+        30 + size,
+        31 + size,
+    ]
+    for text in [*TEXTS, "<image_2> sop <image_17>"]:
+        found, expected = [token - 30 for token in ids(tokenizer, text)], reference.encode(text)
+        assert found == expected or (model_type == "unigram" and equally_likely(reference, found, expected)), text
+    tokenizer.encode_special_tokens = False
+    assert tokenizer.encode("sop").ids == [30 + size]
+
+
+def test_a_token_before_every_text() -> None:
+    tokenizer = fast_tokenizer(train())
+    plain = ids(tokenizer, "hello")
+    add_begin(tokenizer, "<s>")
+    assert tokenizer.encode("hello").ids == [1, *plain]
+    assert ids(tokenizer, "hello") == plain
+
+
+def test_a_symbol_alone_lacks_the_blank_as_the_module_says() -> None:
+    model = train(user_defined_symbols=["<eoh>"])
+    blank, symbol = processor(model).encode("<eoh>")
+    assert ids(fast_tokenizer(model), "<eoh>") == [symbol]
+    assert ids(fast_tokenizer(model), "<eoh><eoh>") == [blank, symbol, symbol]
+
+
+def changed(**fields: Any) -> bytes:
+    """Return a small model with other settings than it was trained with."""
+    message = sentencepiece_model_pb2.ModelProto()
+    message.ParseFromString(train())
+    for name, value in fields.items():
+        part, _, field = name.partition("__")
+        setattr(getattr(message, part), field, value)
+    content: bytes = message.SerializeToString()
+    return content
+
+
+def with_types(types: dict[int, int]) -> bytes:
+    message = sentencepiece_model_pb2.ModelProto()
+    message.ParseFromString(train())
+    for index, kind in types.items():
+        message.pieces[index].type = kind
+    content: bytes = message.SerializeToString()
+    return content
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (lambda: train(model_type="char"), "neither a BPE nor a unigram model"),
+        (lambda: changed(trainer_spec__treat_whitespace_as_suffix=True), "treat_whitespace_as_suffix"),
+        (lambda: changed(normalizer_spec__escape_whitespaces=False), "escape_whitespaces"),
+        (lambda: changed(denormalizer_spec__precompiled_charsmap=b"x"), "denormalizer_spec"),
+        (lambda: with_types({300: 5}), "1 unused pieces"),
+        (lambda: with_types({699: 3}), "single character"),
+        (lambda: train(user_defined_symbols=["Ａ"], normalization_rule_name="nfkc"), "'Ａ'"),
+        (lambda: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "begins with 'version https"),
+        (lambda: b"", "no pieces"),
+    ],
+)
+def test_what_cannot_be_exact_is_refused(model: Any, reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        fast_tokenizer(model())
+
+
+def test_a_file_that_is_missing_or_no_model_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="tokenizer.model: cannot be read"):
+        fast_tokenizer(tmp_path / "tokenizer.model")
+    (tmp_path / "tokenizer.model").write_text("{}")
+    with pytest.raises(UserError, match="tokenizer.model: is no SentencePiece model"):
+        fast_tokenizer(tmp_path / "tokenizer.model")
+
+
+SHARED = ROOT.parent / "shared" / "data"
+
+
+@pytest.mark.real_data
+@pytest.mark.skipif(not (SHARED / "tokenizers").is_dir(), reason="the models are not part of this repository")
+@pytest.mark.parametrize("name", ["llama_tokenizer", "chinese_sp"])
+def test_real_models_on_real_text(name: str) -> None:
+    """Every line of five corpora; the unigram model has three lines with two cuts that are equally likely."""
+    path = SHARED / "tokenizers" / f"{name}.model"
+    reference, tokenizer = processor(path.read_bytes()), fast_tokenizer(path)
+    lines = [line for file in sorted((SHARED / "zh_corpus").glob("*.txt")) for line in file.open(encoding="utf-8")]
+    different = [line for line in lines if ids(tokenizer, line) != reference.encode(line)]
+    assert all(equally_likely(reference, ids(tokenizer, line), reference.encode(line)) for line in different)
+    assert len(different) <= (3 if name == "chinese_sp" else 0)
+    assert num_tied_pieces(read_model(path)) < 100
