@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import old_checkpoints
 import pytest
 import torch
 import yaml
@@ -14,6 +15,7 @@ from tiny import make_rows, write_json
 from transformers import AutoTokenizer
 
 from ift.cli import main
+from ift.data.encoding import load_tokenizer
 
 Run = Callable[..., tuple[int, str]]
 TEXTS = ("Repeat item 3.", "请重复第4项：河流、石头", "a  b\n\nc")
@@ -159,3 +161,39 @@ def test_heads_that_are_divided_are_told(base: Path, tmp_path: Path, convert: Ru
     assert code == 0
     assert "the way back is not exact" in said
     assert "rounding of the divided rows to bfloat16" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+
+
+TOKENIZERS: dict[str, Callable[..., Path]] = {
+    "baichuan_7b": lambda folder: old_checkpoints.write_baichuan(folder, first=True),
+    "baichuan2_7b": old_checkpoints.write_baichuan,
+    "baichuan_13b": old_checkpoints.write_baichuan,
+    "internlm": old_checkpoints.write_internlm,
+    "chatglm2": old_checkpoints.write_chatglm2,
+    "chatglm": old_checkpoints.write_chatglm,
+    "moss": old_checkpoints.write_moss,
+}
+"""What writes each family's own tokenizer files."""
+
+
+@pytest.mark.parametrize("family", TOKENIZERS)
+def test_tokenizers_of_2023_come_along(family: str, tmp_path: Path, convert: Run) -> None:
+    """A native folder's loads anywhere and gives the same ids; the original's own files stay as they are."""
+    folder = TOKENIZERS[family](tmp_path / "source")
+    checkpoint = CHECKPOINTS[family](sizes=Sizes(hidden=48, heads=4, vocabulary=_enough(folder)))
+    write_checkpoint(checkpoint, folder)
+    given = load_tokenizer("SRC", str(folder))
+    layout = "original" if family in ("baichuan_13b", "chatglm") else "native"
+    code, said = convert(folder, tmp_path / "out", "--layout", layout)
+    assert code == 0, said
+    plain = layout == "native"
+    found = AutoTokenizer.from_pretrained(str(tmp_path / "out")) if plain else load_tokenizer("", str(tmp_path / "out"))
+    texts = (*TEXTS, "。".join(TEXTS), "\t \n<n>", "你好 world 123")
+    assert [found(text).input_ids for text in texts] == [given(text).input_ids for text in texts]
+    assert (found.eos_token_id, found.pad_token_id) == (given.eos_token_id, given.pad_token_id)
+    assert not was_executed(folder)
+    assert not (folder / old_checkpoints.CANARY).exists()
+
+
+def _enough(folder: Path) -> int:
+    tokenizer = load_tokenizer("SRC", str(folder))
+    return max(len(tokenizer), 1 + max(tokenizer.get_vocab().values()))
