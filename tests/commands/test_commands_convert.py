@@ -51,7 +51,7 @@ def source(tmp_path: Path, base: Path) -> Path:
 def test_a_folder_is_converted_and_says_so(source: Path, tmp_path: Path, convert: Run) -> None:
     code, said = convert(source, tmp_path / "native", "--shard_size", "20KB")
     assert code == 0, said
-    assert "left out: 1 tensors that no model needs, first 'transformer.rotary_pos_emb.inv_freq'" in said
+    assert "left out: 1 tensors that the model has no place for, first 'transformer.rotary_pos_emb.inv_freq'" in said
     assert "tensors, bit by bit" in said
     assert not was_executed(source)
     native = AutoTokenizer.from_pretrained(str(tmp_path / "native"))
@@ -114,6 +114,8 @@ def _rows(folder: Path) -> int:
 def test_mistakes_are_told_in_one_line(source: Path, tmp_path: Path, convert: Run) -> None:
     out = tmp_path / "out"
     adapter = write_adapter(old_lora(CHECKPOINTS["chatglm2"](), ["dense"]), tmp_path / "old")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "manifest.json").write_text("{}", encoding="utf-8")
     mistakes = {
         (source, source): "nothing is ever overwritten",
         (tmp_path / "nowhere", out): "no folder",
@@ -126,6 +128,7 @@ def test_mistakes_are_told_in_one_line(source: Path, tmp_path: Path, convert: Ru
         (adapter, out): "--base",
         (adapter, out, "--base", source, "--layout", "original"): "--layout: is for base models",
         (adapter, out, "--base", source, "--dtype", "float32"): "--dtype: is for base models",
+        (tmp_path / "run", out): "is a run",
         ("nobody/no-such-model", out): "the hub gave none",
     }
     for arguments, told in mistakes.items():
