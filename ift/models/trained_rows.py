@@ -123,9 +123,9 @@ def _of_adapter(method: Method, vocabulary: Vocabulary, new: Sequence[int], *, m
     if is_encoder_decoder(model.config):
         if vocabulary.train in ("new", "all"):
             raise UserError(
-                f"{KEY}.train: '{vocabulary.train}', and encoder and decoder of '{model.config.model_type}' models read "
-                "the embedding by modules of their own, of which PEFT trains one. Train them in a run before with "
-                "'embeddings', or set it to none."
+                f"{KEY}.train: '{vocabulary.train}', and encoder and decoder of '{model.config.model_type}' models "
+                "read the embedding by modules of their own, of which PEFT trains one. Train them in a run before "
+                "with 'embeddings', or set it to none."
             )
         return config
     if vocabulary.train == "all":
