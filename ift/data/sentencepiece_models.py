@@ -9,6 +9,7 @@ BPE ids are equal on every text, except
 
 - where pieces have equal scores and `differences` says that no rule of `tokenizers` tells them apart as SentencePiece
   does (`ift.data.sentencepiece_ties`; for pieces appended to LLaMA's vocabulary with score 0 there is such a rule);
+- where a piece holds a character that is no piece itself: `tokenizers` then never makes that piece;
 - in a text that is nothing but one user-defined symbol, if the model writes a blank before every text: that blank is
   missing.
 
@@ -20,9 +21,10 @@ Unigram ids are equal except
 - where a text spells out a control or byte piece (`<0x0A>`) and none of its characters is in any other piece;
 - where a character without a piece of its own could be covered by a longer piece: unknown characters cost more.
 
-With Unicode normalisation, `tokenizers` reads composed characters (a letter with two accents, emoji of several parts)
-as a whole where SentencePiece looks for the longest rule that fits. Special tokens written out in a text (`</s>`) are
-text to SentencePiece and special tokens to transformers.
+With Unicode normalisation, sequences of code points that no rule composes may lose a mark or come out composed (a
+full-width letter with a combining accent, marks out of their canonical order).
+
+Special tokens written out in a text (`</s>`) are text to SentencePiece and special tokens to transformers.
 """
 
 from collections.abc import Sequence
@@ -161,8 +163,21 @@ def _cut_symbols(message: Any) -> list[str]:
 
 
 def _charsmap(message: Any) -> list[normalizers.Normalizer]:
-    charsmap = message.normalizer_spec.precompiled_charsmap
-    return [normalizers.Precompiled(charsmap)] if charsmap else []
+    """Return the steps of Unicode normalisation.
+
+    `tokenizers` looks up what a reader takes for one character by the shortest rule that it begins with, and drops the
+    rest: a letter with two accents loses one. SentencePiece takes the longest rule. Where the rules are those of NFKC,
+    composing such characters first leaves a rule for one code point.
+    """
+    spec = message.normalizer_spec
+    if not spec.precompiled_charsmap:
+        return []
+    before: list[normalizers.Normalizer] = []
+    if spec.name in ("nfkc", "nfkc_cf", "nmt_nfkc", "nmt_nfkc_cf"):
+        before.append(normalizers.NFC())
+    if spec.name.startswith("nmt_"):
+        before.append(normalizers.Replace("\r\n", "  "))  # one character to a reader, and two blanks to its rules
+    return [*before, normalizers.Precompiled(spec.precompiled_charsmap)]
 
 
 def _blank_steps(message: Any) -> list[normalizers.Normalizer]:
