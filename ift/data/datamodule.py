@@ -51,7 +51,7 @@ from ift.data.streaming import (
     stream_parts,
     try_stream,
 )
-from ift.data.templates import Renderer, Template, resolve_template
+from ift.data.templates import Template, resolve_template
 from ift.errors import UserError
 
 
@@ -315,12 +315,9 @@ class InstructionDataModule(LightningDataModule):
 
     def _load_encoder(self) -> None:
         self.tokenizer = enlarged_tokenizer(self.base, self.enlarged)
-        self.encoder = Encoder(self.tokenizer, self._renderer())
-
-    def _renderer(self) -> Renderer:
         renderer = make_renderer(self.tokenizer, self.template, self.template_options, base=self.base)
         check_train_on(self.train_on, renderer)
-        return renderer
+        self.encoder = Encoder(self.tokenizer, renderer)
 
     def _prepared(self, key: str, sources: list[Source]) -> ExampleStore:
         """Return the examples of the sources, whatever became of their rows."""

@@ -33,7 +33,7 @@ class CardFacts:
     prompt: PromptFormat
     written: str
     """What was written, in a sentence."""
-    encoder_decoder: bool
+    encoder_decoder: bool = False
     """Whether an encoder reads the prompt, so that the model writes the response alone."""
 
 
