@@ -28,6 +28,8 @@ PACKAGES = ("ift", "torch", "lightning", "transformers", "peft", "datasets", "to
 DECISIVE = ("seed_everything", "model.", "data.")
 CHANGEABLE = frozenset(
     {
+        "model.attention",
+        "model.compile",
         "model.gradient_checkpointing",
         "data.micro_batch_tokens",
         "data.row_layout",

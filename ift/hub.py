@@ -45,6 +45,23 @@ def check_base(key: str, base: str) -> None:
         raise UserError(f"{key}: the folder '{base}' holds no config.json, so it is no model in transformers' layout.")
 
 
+def has_encoder(base: str) -> bool:
+    """Return whether a model is an encoder-decoder (T5), by its config; a folder without one is none.
+
+    What the encoder reads and what the decoder writes are then two texts.
+    """
+    from transformers import AutoConfig
+
+    folder = local_folder(base)
+    if folder is not None and not (folder / "config.json").is_file():
+        return False
+    try:
+        config = AutoConfig.from_pretrained(str(folder) if folder else base, trust_remote_code=False)
+    except (OSError, ValueError, KeyError):  # whoever loads the model says what is wrong
+        return False
+    return bool(getattr(config, "is_encoder_decoder", False))
+
+
 def fingerprint(base: str) -> str:
     """Return a sha256 that changes with the model: over its config and a sample of its weights.
 

@@ -1,25 +1,34 @@
-"""Trains a SentencePiece vocabulary with LLaMA's settings and leaves a folder that transformers loads."""
+"""Trains a SentencePiece vocabulary with LLaMA's settings and leaves a folder that transformers loads.
+
+SentencePiece holds all text that it learns from in memory, many times over, so it is given a sample where there is more
+than `DEFAULT_SAMPLE_BYTES`.
+"""
 
 import io
-import os
 import re
-import shutil
+import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import sentencepiece
 
 from ift.errors import UserError
 from tokenizer.conversion import SPECIAL_PIECES, ModelType, write_tokenizer
-from tokenizer.corpus import MAX_SENTENCE_CHARACTERS, CorpusSize, measure, read_sentences, sample_sentences
+from tokenizer.corpus import MAX_SENTENCE_CHARACTERS, CorpusSize, measure, sample_sentences
+from tokenizer.output import check_new, new_folder
 
+Normalization = Literal["identity", "nmt_nfkc", "nfkc"]
+DEFAULT_SAMPLE_BYTES = 100_000_000
+"""Text that is learned from unless another number of sentences is given; takes about 4 GB while it is learned from."""
 _NUM_BYTE_PIECES = 256
+_SECONDS_BETWEEN_SIGNS = 10.0
 _FIXED_SETTINGS: dict[str, Any] = {
     # LLaMA's own choices, as its tokenizer.model states them: text comes back exactly as it went in.
-    "normalization_rule_name": "identity",
     "remove_extra_whitespaces": False,
     "add_dummy_prefix": True,
     "allow_whitespace_only_pieces": True,
@@ -45,9 +54,11 @@ class TrainingSettings:
     byte_fallback: bool = True
     """Whether unseen characters, newlines among them, are spelled in bytes instead of `<unk>`."""
     max_sentences: int | None = None
-    """Learn from a random sample of this size; `None` for all."""
+    """Learn from a random sample of at most this many sentences; `None` for as many as make `DEFAULT_SAMPLE_BYTES`."""
     seed: int = 0
     """Of that sample."""
+    normalization: Normalization = "identity"
+    """Unicode normalisation of every text, in training and ever after; `nmt_nfkc` is SentencePiece's own default."""
 
 
 @dataclass(frozen=True)
@@ -67,15 +78,41 @@ def train_tokenizer(inputs: Sequence[Path], output: Path, settings: TrainingSett
             do not fit together.
     """
     start = time.monotonic()
-    if output.exists():
-        raise UserError(f"--output: {output} exists and nothing is overwritten. Give another folder, or remove it.")
+    check_new(output)
     _check(settings)
     corpus = measure(inputs)
-    num_used = min(corpus.num_sentences, settings.max_sentences or corpus.num_sentences)
+    num_used = sample_size(corpus, settings.max_sentences)
     sentences = sample_sentences(inputs, num_sentences=num_used, total=corpus.num_sentences, seed=settings.seed)
-    model = train_model(sentences if num_used < corpus.num_sentences else read_sentences(inputs), settings)
-    _publish(output, model)
+    with _signs_of_life():
+        model = train_model(sentences, settings)
+    with new_folder(output) as folder:
+        write_tokenizer(folder, model)
     return TrainingSummary(corpus, num_used, time.monotonic() - start)
+
+
+def sample_size(corpus: CorpusSize, max_sentences: int | None) -> int:
+    """Return how many sentences to learn from."""
+    if max_sentences is None:
+        max_sentences = max(1, DEFAULT_SAMPLE_BYTES * corpus.num_sentences // max(1, corpus.num_bytes))
+    return min(corpus.num_sentences, max_sentences)
+
+
+@contextmanager
+def _signs_of_life() -> Iterator[None]:
+    """Say on stderr now and then that training goes on: SentencePiece itself says nothing for minutes."""
+    start, ended = time.monotonic(), threading.Event()
+
+    def speak() -> None:
+        while not ended.wait(_SECONDS_BETWEEN_SIGNS):
+            print(f"training: {time.monotonic() - start:.0f} s so far", file=sys.stderr, flush=True)
+
+    thread = threading.Thread(target=speak, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def train_model(sentences: Iterator[str], settings: TrainingSettings) -> bytes:
@@ -93,6 +130,7 @@ def train_model(sentences: Iterator[str], settings: TrainingSettings) -> bytes:
             vocab_size=settings.vocab_size,
             character_coverage=settings.character_coverage,
             byte_fallback=settings.byte_fallback,
+            normalization_rule_name=settings.normalization,
             **_FIXED_SETTINGS,
         )
     except RuntimeError as error:
@@ -126,16 +164,3 @@ def _rewritten(message: str, settings: TrainingSettings) -> UserError:
             "pieces. Give more, or a lower --character-coverage."
         )
     return UserError(f"--input: SentencePiece cannot train on this text with these settings: {message}")
-
-
-def _publish(output: Path, model: bytes) -> None:
-    """Build the folder beside its place and move it there, so that it is never seen half written."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-    temporary.mkdir()
-    try:
-        write_tokenizer(temporary, model)
-        temporary.rename(output)
-    except BaseException:
-        shutil.rmtree(temporary)
-        raise

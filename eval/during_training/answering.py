@@ -15,7 +15,9 @@ from ift.inference.generation import Decoding
 from ift.inference.lengths import check_lengths
 from ift.inference.module import PredictionModule
 from ift.inference.prompts import Prompt, PromptBatch, PromptDataModule
+from ift.models.compiling import uncompiled
 from ift.models.loading import max_positions
+from ift.models.rope import Rope
 from ift.records import Prediction, PromptRecord, write_jsonl
 
 
@@ -63,13 +65,22 @@ class LiveModel(PredictionModule):
         prompts: to answer.
         max_new_tokens: longest response, in tokens.
         num_virtual_tokens: positions that the run's adapter takes before the text.
+        rope: rotary positions of the run.
 
     Raises:
         UserError: a prompt with its response is longer than the model's positions.
     """
 
-    def __init__(self, base: str, prompts: PromptDataModule, *, max_new_tokens: int, num_virtual_tokens: int) -> None:
-        super().__init__(base, decoding=Decoding(max_new_tokens=max_new_tokens))
+    def __init__(
+        self,
+        base: str,
+        prompts: PromptDataModule,
+        *,
+        max_new_tokens: int,
+        num_virtual_tokens: int,
+        rope: Rope | None = None,
+    ) -> None:
+        super().__init__(base, rope=rope, decoding=Decoding(max_new_tokens=max_new_tokens))
         self.trainer = _Place(prompts)  # type: ignore[assignment]
         self._virtual = num_virtual_tokens
         self.batches: list[PromptBatch] = list(prompts.predict_dataloader())
@@ -79,7 +90,7 @@ class LiveModel(PredictionModule):
         """Return the model's answers to batches of prompts."""
         self.model = model
         try:
-            with undisturbed(model):
+            with undisturbed(model), uncompiled(model):
                 return [answer for number, batch in enumerate(batches) for answer in self.predict_step(batch, number)]
         finally:
             self.model = self._scorer = None
@@ -90,7 +101,7 @@ class LiveModel(PredictionModule):
     def _check_sizes(self, prompts: Sequence[Prompt]) -> None:
         check_lengths(
             prompts,
-            limit=max_positions(self.base),
+            limit=max_positions(self.base, self.rope),
             num_virtual_tokens=self._virtual,
             max_new_tokens=self.decoding.max_new_tokens,
             decoding_key="max_new_tokens",

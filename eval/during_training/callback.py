@@ -99,6 +99,7 @@ class EvaluateDuringTraining(Callback):
                 ),
                 max_new_tokens=self._max_new_tokens,
                 num_virtual_tokens=num_virtual_tokens(module.method),
+                rope=module.rope,
             )
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ift.data.audit import Audit, SourceAudit, total
-from ift.data.counts import LENGTH_EDGES, SourceCounts
+from ift.data.counts import LENGTH_EDGES, SourceCounts, describe_blocks
 
 _MOST_TURNS = 12
 """Turns that are shown apart; later ones are summed."""
@@ -139,6 +139,7 @@ def describe_layout(counts: SourceCounts) -> str:
 
 
 def describe_source(counts: SourceCounts) -> str:
-    """Return where a source's rows come from, how they are read, and what they weigh."""
+    """Return where a source's rows come from, how they are read, what they weigh, and which are joined into blocks."""
     weight = "" if counts.weight == 1 else f", weight {counts.weight:g}"
-    return f"{counts.path}: {describe_layout(counts)}{weight}"
+    blocks = f", {describe_blocks(counts)}" if counts.texts else ""
+    return f"{counts.path}: {describe_layout(counts)}{weight}{blocks}"

@@ -93,6 +93,7 @@ def _settings(inspected: Inspection) -> str:
         ("data.max_length", number(data.max_length)),
         ("data.over_long", data.over_long),
         ("data.train_on", data.train_on),
+        ("data.text_blocks", "true" if data.text_blocks else "false"),
         ("held out for validation", f"{number(len(inspected.held_out))} examples"),
         ("prepared data", inspected.store.key),
         ("data.template", inspected.template),

@@ -113,6 +113,7 @@ def merge_run(options: Namespace) -> None:
     Raises:
         UserError: as `run`.
     """
+    from ift.models.encoder_decoder import check_encoder_decoder
     from ift.models.export import Exporter, ExportSettings, Weights, check_new
     from ift.models.loading import read_config
     from ift.models.mergeability import check_mergeable
@@ -137,6 +138,7 @@ def merge_run(options: Namespace) -> None:
         check_mergeable("RUN", trained.adapter, config=enlarged_config(config, trained.growth))
     weights: Weights = options.base or ("dequantized" if trained.quantization is not None else "original")
     in_files = files_dtype(trained.base)
+    check_encoder_decoder("RUN", trained.base, config=config, dtype=options.dtype or in_files, dtype_key="--dtype")
     settings = ExportSettings(
         output=output,
         dtype=options.dtype or in_files,

@@ -19,6 +19,7 @@ from ift.commands.trainer import IftCLI, is_first_process
 from ift.commands.trainer_settings import check_trainer
 from ift.data.encoding import tokenizer_hash
 from ift.data.enlarged_tokenizer import enlarged_tokenizer
+from ift.data.templates import Template
 from ift.errors import UserError
 from ift.inference.module import PredictionModule
 from ift.inference.prediction_folder import PredictionFolder, PredictionWriter
@@ -45,6 +46,8 @@ def run_settings(run: RunFolder, *, untuned: bool = False) -> dict[str, Any]:
     if manifest["status"] != "finished":
         raise UserError(f"run: '{run.root}' is not finished. Continue it with ift fit --ckpt_path last.")
     template = json.loads(run.template.read_text(encoding="utf-8"))
+    if "chat_template" not in template:
+        template = asdict(Template(**template))  # with the fields that a run of an older version does not know
     settings = {
         "data.template": "tokenizer" if "chat_template" in template else template,
         "data.template_options": template.get("options") or None,
@@ -66,7 +69,8 @@ def _base_settings(run: RunFolder, manifest: dict[str, Any]) -> dict[str, Any]:
     name = base_of_run("run", run, manifest["base"])
     growth_of_run("run", run, manifest, base=name)
     vocabulary = vocabulary_of_run(run, manifest)
-    return {"model.base": name, "model.quantization": manifest.get("quantization"), "model.vocabulary": vocabulary}
+    as_loaded = {f"model.{key}": manifest.get(key) for key in ("quantization", "rope")}
+    return {"model.base": name, **as_loaded, "model.vocabulary": vocabulary}
 
 
 class PredictCLI(IftCLI):
@@ -156,6 +160,10 @@ class PredictCLI(IftCLI):
             identity["vocabulary"] = self.model.growth.fingerprint
         if self.model.merged_chain:
             identity["merged_adapters"] = [one.files for one in self.model.merged_chain]
+        if self.model.attention is not None:
+            identity["attention"] = self.model.attention
+        if self.model.rope is not None:
+            identity["rope"] = asdict(self.model.rope)
         return identity | ({"quantization": asdict(quantization)} if quantization is not None else {})
 
 

@@ -46,6 +46,7 @@ class CheckedStage:
     quantized: bool
     """Whether the weights in memory will be, by setting or by the base model's own files."""
     dtype: str
+    rope: Settings | None
     learning_rate: float | None
     num_processes: int
     data_key: str
@@ -66,18 +67,19 @@ def start_keys(stage: Stage, before: RunFolder, method: Method) -> Settings | No
     if manifest["adapter"] is None:
         return {"model": {"base": str(before.model), "merged_adapters": None}}
     base, merged = manifest["base"]["name"], [one["folder"] for one in manifest["merged_adapters"]]
-    enlarged = _vocabulary(stage, vocabulary_of_run(before, manifest))
+    changed = _kept("vocabulary", stage, vocabulary_of_run(before, manifest))
+    changed |= _kept("rope", stage, manifest.get("rope"))
     if stage.start == "merge":
-        return {"model": {"base": base, "merged_adapters": [*merged, str(before.adapter)], **enlarged}}
-    own = {**enlarged, "base": base, "merged_adapters": merged or None, "adapter": _gone_on_with(before, method)}
+        return {"model": {"base": base, "merged_adapters": [*merged, str(before.adapter)], **changed}}
+    own = {**changed, "base": base, "merged_adapters": merged or None, "adapter": _gone_on_with(before, method)}
     if stage.sets("model.quantization") is None:  # a short name (qlora) may have brought it, and is not there now
         own["quantization"] = manifest["quantization"]
     return {"model": own}
 
 
-def _vocabulary(stage: Stage, before: Settings | None) -> Settings:
-    """Return the vocabulary of the stage before as a key of the model, where the stage itself names none."""
-    return {"vocabulary": before} if before is not None and stage.sets("model.vocabulary") is None else {}
+def _kept(name: str, stage: Stage, before: Settings | None) -> Settings:
+    """Return what the stage before set of the base model as a key of the model, where the stage itself does not."""
+    return {name: before} if before is not None and stage.sets(f"model.{name}") is None else {}
 
 
 def _gone_on_with(before: RunFolder, method: Method) -> Any:
@@ -101,14 +103,15 @@ def model_keys(checked: CheckedStage, after: RunFolder | None) -> Settings:
         merged = list(checked.merged_adapters) or None
         own = {"base": checked.base, "merged_adapters": merged, "adapter": _as_folder(adapter)}
         own["vocabulary"] = _untrained(checked.vocabulary, trains_base=nothing is None)
-        return {"model": {**own, "dtype": checked.dtype, "quantization": checked.quantization}}
+        as_loaded = {"dtype": checked.dtype, "quantization": checked.quantization, "rope": checked.rope}
+        return {"model": {**own, **as_loaded}}
     manifest = after.read_manifest()
     if manifest["adapter"] is None:
-        own = {"base": str(after.model), "merged_adapters": None, "adapter": None, "vocabulary": None}
+        own = {"base": str(after.model), "merged_adapters": None, "adapter": None, "vocabulary": None, "rope": None}
     else:
         merged = [one["folder"] for one in manifest["merged_adapters"]] or None
         own = {"base": manifest["base"]["name"], "merged_adapters": merged, "adapter": _as_folder(str(after.adapter))}
-        own["vocabulary"] = vocabulary_of_run(after, manifest)
+        own["vocabulary"], own["rope"] = vocabulary_of_run(after, manifest), manifest.get("rope")
     return {"model": {**own, "dtype": manifest["dtype"], "quantization": manifest["quantization"]}}
 
 
@@ -220,12 +223,12 @@ def check_stage(
 
 def _unfinished(stage: Stage, before: CheckedStage) -> Settings:
     """Return the settings that stand for a start that is not there yet."""
-    own = _vocabulary(stage, before.vocabulary)
+    own, positions = _kept("vocabulary", stage, before.vocabulary), _kept("rope", stage, before.rope)
     if before.method.trains_base:  # its model will have the rows, and train those that the stage asks for
-        return {"model": {name: {**one, "train": None} for name, one in own.items()}}
+        return {"model": positions | {name: {**one, "train": None} for name, one in own.items()}}
     if stage.start == "continue":
         own["adapter"] = before.adapter  # the same one, before it was trained
-    return {"model": own}
+    return {"model": own | positions}
 
 
 def _check_run(stage: Stage, before: CheckedStage | None, cli: TrainingCLI) -> None:
@@ -278,6 +281,7 @@ def _checked(stage: Stage, cli: TrainingCLI, plain: Settings) -> CheckedStage:
         growth=cli.model.growth,
         quantized=is_quantized(read_config(cli.model.base), cli.model.quantization),
         dtype=cli.model.dtype_name,
+        rope=asdict(cli.model.rope) if cli.model.rope is not None else None,
         learning_rate=float(rate) if rate is not None else None,
         num_processes=cli.trainer.world_size,
         data_key=fingerprint({"settings": data, "precision": plain["trainer"]["precision"], **kept}),

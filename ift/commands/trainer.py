@@ -26,8 +26,10 @@ from ift.commands.trainer_settings import check_trainer  # noqa: E402
 from ift.data.datamodule import InstructionDataModule  # noqa: E402
 from ift.errors import UserError  # noqa: E402
 from ift.models.adapters import check_can_go_on, num_virtual_tokens, peft_config_of  # noqa: E402
-from ift.models.loading import max_positions  # noqa: E402
+from ift.models.loading import max_positions, read_config  # noqa: E402
 from ift.models.packing import choose_row_layout  # noqa: E402
+from ift.models.positions import steady_length  # noqa: E402
+from ift.models.rope import with_rope  # noqa: E402
 from ift.training.checkpoints import AtomicCheckpointIO, check_checkpoint, resolve_checkpoint  # noqa: E402
 from ift.training.course import check_strategy  # noqa: E402
 from ift.training.metrics import StepMetrics  # noqa: E402
@@ -219,13 +221,7 @@ def _check_data(cli: TrainingCLI) -> None:
         )
     if cli.command == "validate" and not data.num_validation_examples:
         raise UserError("data.validation: null holds nothing out, so there is nothing to validate. Set it.")
-    limit, virtual = max_positions(cli.model.base), num_virtual_tokens(cli.model.method)
-    if limit is not None and data.longest_example + virtual > limit:
-        behind = f" behind {virtual} virtual ones" if virtual else ""
-        raise UserError(
-            f"data.max_length: the longest example has {data.longest_example} tokens{behind}, and the model only "
-            f"{limit} positions. Set data.max_length to {limit - virtual} or less."
-        )
+    _check_longest(cli)
     if cli.command == "fit" and cli.run.manifest.is_file() and cli._continues():
         kept = cli.run.read_manifest()["data"]
         if kept["prepared"] != (now := data.describe())["prepared"] or kept.get("validation_prepared") != now.get(
@@ -235,6 +231,26 @@ def _check_data(cli: TrainingCLI) -> None:
                 f"data.sources: the rows, their layout, the tokenizer or the version of ift have changed since "
                 f"'{cli.run.root}' began, so it cannot be continued. Begin a new run_dir."
             )
+
+
+def _check_longest(cli: TrainingCLI) -> None:
+    """Refuse examples longer than the model's positions, or whose positions would follow from the others of a batch."""
+    longest, virtual = cli.datamodule.longest_example, num_virtual_tokens(cli.model.method)
+    behind = f" behind {virtual} virtual ones" if virtual else ""
+    limit = max_positions(cli.model.base, cli.model.rope)
+    if limit is not None and longest + virtual > limit:
+        raise UserError(
+            f"data.max_length: the longest example has {longest} tokens{behind}, and the model only "
+            f"{limit} positions. Set data.max_length to {limit - virtual} or less."
+        )
+    steady = steady_length(with_rope(read_config(cli.model.base), cli.model.rope))
+    if steady is not None and longest + virtual > steady:
+        raise UserError(
+            f"data.max_length: the longest example has {longest} tokens{behind}. Beyond {steady}, this model's rotary "
+            "positions follow from the longest text of a micro-batch (dynamic scaling, or longrope), so that an "
+            f"example's loss would depend on the others. Set data.max_length to {steady - virtual} or less, or "
+            "model.rope.type to linear, yarn or llama3, which do not."
+        )
 
 
 def _optimizer_notes(cli: TrainingCLI) -> list[str]:
@@ -295,7 +311,11 @@ def prepare(command: str, arguments: list[str], *, tell: bool = True) -> Trainin
     cli = TrainingCLI(command, arguments)
     cli.model.check()
     cli.datamodule.row_layout_choice = choose_row_layout(
-        "data.row_layout", cli.datamodule.row_layout, base=cli.model.base, adapter=peft_config_of(cli.model.method)
+        "data.row_layout",
+        cli.datamodule.row_layout,
+        base=cli.model.base,
+        adapter=peft_config_of(cli.model.method),
+        attention=cli.model.attention,
     )
     if command == "fit":
         cli.model.optimizer_traits.check_strategy("model.optimizer", cli.trainer)

@@ -127,7 +127,7 @@ def jinja_of(template: Template, encoder: Encoder) -> str:
         f"{{%- if loop.first and ns.system -%}}{only_system}",
         f"{{%- elif loop.first -%}}{write('begin')}{request}",
         f"{{%- else -%}}{write('between_turns')}{request}{{%- endif -%}}",
-        f"{{%- if loop.index0 == last_request -%}}{write('before_last_response')}{{%- endif -%}}",
+        f"{{%- if loop.index0 == last_request -%}}{write('prompt_end')}{write('before_last_response')}{{%- endif -%}}",
         "{%- set ns.round = ns.round + 1 -%}",
         "{%- elif message['role'] == 'assistant' -%}",
         f"{{%- if loop.last or {json.dumps(not template.earlier_response)} -%}}{_with_text(write('response'))}",

@@ -25,6 +25,8 @@ class SpecialTokens:
     """What ends a response."""
     end: int
     """End-of-text."""
+    unknown: int | None = None
+    """What stands for text that the tokenizer has no token for, where it has such a token."""
 
 
 @dataclass
@@ -49,6 +51,16 @@ class SourceCounts:
     """Filter (duplicate, near_duplicate, contaminated) to number of conversations that were asked to be left out."""
     cut: int = 0
     """Examples that were cut to `data.max_length`."""
+    texts: int = 0
+    """Plain texts that were joined and cut into blocks."""
+    blocks: int = 0
+    """Examples that are such blocks."""
+    short_blocks: int = 0
+    """Those that are shorter than `data.max_length`: what was left over."""
+    left_out_texts: int = 0
+    """Texts before a last response that were to be learned, and that a template with `last_output_only` leaves out."""
+    unknown_tokens: int = 0
+    """Tokens that stand for text of which the tokenizer knows nothing."""
     longest: int = 0
     """Tokens of the longest example."""
     lengths: list[int] = field(default_factory=lambda: [0] * len(LENGTH_EDGES))
@@ -64,6 +76,11 @@ class SourceCounts:
     """Examples that have a first, second, … supervised stretch."""
     doubled_begin: int = 0
     """Examples that begin with begin-of-text twice."""
+
+    @property
+    def num_used(self) -> int:
+        """Number of conversations that are in the examples: a text counts once, however many blocks it is in."""
+        return self.examples - self.blocks + self.texts
 
     @property
     def num_rejected(self) -> int:
@@ -93,6 +110,8 @@ class SourceCounts:
         self.examples += len(batch)
         self.tokens += len(batch.input_ids)
         self.supervised_tokens += int(batch.num_supervised.sum())
+        if special.unknown is not None:
+            self.unknown_tokens += int((batch.input_ids == special.unknown).sum())
         self.longest = max(self.longest, int(batch.num_tokens.max()))
         bins = np.searchsorted(LENGTH_EDGES, batch.num_tokens, side="right") - 1
         self.lengths = (np.array(self.lengths) + np.bincount(bins, minlength=len(LENGTH_EDGES))).tolist()
@@ -132,6 +151,12 @@ def _added(one: list[int], other: Any) -> list[int]:
     total[: len(one)] += np.array(one, dtype=np.int64)
     total[: len(other)] += other
     return [int(value) for value in total]
+
+
+def describe_blocks(counts: SourceCounts) -> str:
+    """Return what became of the texts of a source that are joined, in a few words."""
+    shorter = f" ({counts.short_blocks} of them shorter)" if counts.short_blocks else ""
+    return f"{counts.texts} texts joined and cut into {counts.blocks} blocks{shorter}"
 
 
 def reject_report(counts: Sequence[SourceCounts]) -> str:

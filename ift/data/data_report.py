@@ -6,18 +6,21 @@ from typing import Any
 import numpy as np
 
 from ift.data.audit import audit
-from ift.data.counts import SourceCounts, reject_report
+from ift.data.conversation import TrainOn
+from ift.data.counts import SourceCounts, describe_blocks, reject_report
 from ift.data.encoding import Encoder
 from ift.data.order import IndexArray, Members, Mixing, Mixture, Permutation
 from ift.data.rows import Source
 from ift.data.store import ExampleStore
 from ift.data.streaming import Stream
+from ift.data.templates import Renderer, Template
+from ift.data.text_blocks import SHORTEST
 from ift.errors import UserError
 
 
 def num_outcomes(counts: SourceCounts) -> int:
     """Return the number of conversations that a source held, used or not."""
-    return counts.examples + counts.num_rejected + counts.num_removed
+    return counts.num_used + counts.num_rejected + counts.num_removed
 
 
 def counted_as(counts: Sequence[SourceCounts]) -> str:
@@ -70,7 +73,26 @@ def choose_held_out(asked: int | float, size: int, *, seed: int) -> IndexArray:
     return np.sort(Permutation(size, seed, 0x5EED)(np.arange(number)))
 
 
-def check_sizes(*, max_length: int, global_batch_size: int, micro_batch_tokens: int) -> None:
+def members_of(
+    store: ExampleStore, sources: Sequence[Source], held_out: IndexArray, *, seed: int
+) -> tuple[Members, ...]:
+    """Return the examples of each source that are trained on.
+
+    Args:
+        store: of the sources.
+        sources: in order.
+        held_out: sorted indices of the examples that are not.
+        seed: of the choice under a cap.
+    """
+    members = []
+    for number, source in enumerate(sources):
+        start, stop = store.source_range(number)
+        own = held_out[(held_out >= start) & (held_out < stop)]
+        members.append(Members(start, stop, own, cap=source.max_examples, seed=(seed, number, 0xCA9)))
+    return tuple(members)
+
+
+def check_sizes(max_length: int, global_batch_size: int, *, micro_batch_tokens: int, text_blocks: bool) -> None:
     """Refuse sizes by which no step can be made.
 
     Raises:
@@ -79,10 +101,32 @@ def check_sizes(*, max_length: int, global_batch_size: int, micro_batch_tokens: 
     for name, value in (("max_length", max_length), ("global_batch_size", global_batch_size)):
         if value < 1:
             raise UserError(f"data.{name}: {value} is less than 1.")
+    if text_blocks and max_length < SHORTEST:
+        raise UserError(
+            f"data.max_length: {max_length} is less than {SHORTEST}, the shortest block of data.text_blocks."
+        )
     if micro_batch_tokens < max_length:
         raise UserError(
             f"data.micro_batch_tokens: {micro_batch_tokens} is less than data.max_length {max_length}, so the "
             f"longest example would not fit. Set it to {max_length} or more."
+        )
+
+
+def check_loss(train_on: TrainOn, renderer: Renderer, *, text_blocks: bool) -> None:
+    """Refuse to learn what the model only reads, where it reads in both directions.
+
+    Raises:
+        UserError: with the setting.
+    """
+    if text_blocks and isinstance(renderer, Template) and renderer.last_output_only:
+        raise UserError(
+            "data.text_blocks: true joins texts for a model that predicts each token from all before it, and this one "
+            "reads what comes before a response in both directions. Leave it out."
+        )
+    if train_on == "everything" and isinstance(renderer, Template) and renderer.prompt_end:
+        raise UserError(
+            "data.train_on: 'everything' counts requests too, which the encoder of an encoder-decoder model reads and "
+            "no one predicts. Set it to last_output, or leave it out."
         )
 
 
@@ -189,7 +233,37 @@ def source_notes(stores: Sequence[ExampleStore], *, max_length: int) -> list[str
             lines.append(f"{counts.path}: no layout is named; its first rows have layout '{counts.layout}'")
         if counts.cut:
             lines.append(f"{counts.path}: {counts.cut} examples cut to data.max_length {max_length}")
+        if counts.unknown_tokens:
+            lines.append(
+                f"{counts.path}: {counts.unknown_tokens} of {counts.tokens} tokens are the tokenizer's token for text "
+                "that it does not know; a model can neither read nor write that text"
+            )
+        if counts.left_out_texts:
+            lines.append(
+                f"{counts.path}: {counts.left_out_texts} texts before the last responses are not learned, as the model "
+                "reads all before the last response at once"
+            )
         lines += [f"{counts.path}: {n} conversations left out ({name})" for name, n in counts.removed.items()]
+    return lines
+
+
+def block_notes(
+    stores: Sequence[ExampleStore], streams: Sequence[Stream], *, text_blocks: bool, validation: object
+) -> list[str]:
+    """Return what became of plain texts under `data.text_blocks`, one line each."""
+    if not text_blocks:
+        return []
+    joined = [one for store in stores for one in store.counts if one.texts]
+    lines = [f"{counts.path}: {describe_blocks(counts)}" for counts in joined]
+    streamed = [stream.source.path for stream in streams if stream.tried.texts]
+    lines += [f"{path}: a stream; its texts are joined within each step" for path in streamed]
+    if not lines:
+        return ["data.text_blocks: true, but no source holds plain text (layout text), so it changes nothing"]
+    if joined and isinstance(validation, int | float):
+        lines.append(
+            f"data.validation: {validation} holds out blocks, and a text may reach from one that is held out into one "
+            "that is trained on. List sources of their own to hold out whole texts."
+        )
     return lines
 
 
@@ -207,8 +281,9 @@ def stream_notes(streams: Sequence[Stream], *, mixing: Mixing) -> list[str]:
 
 
 def token_notes(encoder: Encoder) -> list[str]:
-    """Return which special tokens of the template the tokenizer lacks, one line each."""
-    return [
+    """Return what the tokenizer cannot say: special tokens of the template, and line breaks; one line each."""
+    lines = [] if encoder.keeps_lines else ["the tokenizer keeps no line breaks, so no response is learned with any"]
+    return lines + [
         f"data.template: the tokenizer lacks the special token '{token}'; {instead} is written instead"
         for token, instead in encoder.missing_tokens().items()
     ]

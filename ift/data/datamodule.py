@@ -12,7 +12,9 @@ from torch.utils.data import DataLoader
 from ift.data.audit import audit, problems
 from ift.data.conversation import TrainOn
 from ift.data.data_report import (
+    block_notes,
     check_held_out,
+    check_loss,
     check_members,
     check_not_empty,
     check_rejected,
@@ -21,6 +23,7 @@ from ift.data.data_report import (
     check_validation_sources,
     choose_held_out,
     describe_store,
+    members_of,
     rejected_text,
     source_notes,
     stream_notes,
@@ -31,7 +34,7 @@ from ift.data.enlarged_tokenizer import EnlargedTokenizer, enlarged_tokenizer
 from ift.data.filters import NO_FILTERS, Deduplicate, FilterSettings
 from ift.data.length import LengthPolicy, OverLong
 from ift.data.micro_batches import GROUPED, RowLayoutChoice, RowLayoutSetting
-from ift.data.order import IndexArray, Members, Mixing, Mixture, uses_per_epoch
+from ift.data.order import IndexArray, Mixing, Mixture, uses_per_epoch
 from ift.data.preparation import PreparationSettings, prepare
 from ift.data.row_conversations import checked_sources
 from ift.data.rows import Source
@@ -49,7 +52,7 @@ from ift.data.streaming import (
     stream_parts,
     try_stream,
 )
-from ift.data.templates import Template, resolve_template
+from ift.data.templates import Renderer, Template, resolve_template
 from ift.errors import UserError
 
 
@@ -73,6 +76,8 @@ class InstructionDataModule(LightningDataModule):
         train_on: what the loss counts: `outputs` (every response), `last_output`, or `everything`.
         over_long: what becomes of examples beyond `max_length`: `drop`, `cut_start`, `cut_end` (tokens on that side),
             or `cut_turns` (the last turns); each is counted, and none is kept without a supervised token.
+        text_blocks: whether plain texts (layout `text`) are joined, end-of-text behind each, and cut into blocks of
+            `max_length` supervised tokens, the last one shorter; of a stream, within the rows of each step.
         mixing: what a source's weight means: how often its examples occur (`repeats`), or its share of the `examples`
             or `tokens` of an epoch.
         deduplicate: which conversations are left out where an earlier one stays: `none`, `exact`, or `near` (MinHash,
@@ -99,6 +104,7 @@ class InstructionDataModule(LightningDataModule):
         template_options: dict[str, bool | str] | None = None,
         train_on: TrainOn = "outputs",
         over_long: OverLong = "drop",
+        text_blocks: bool = False,
         mixing: Mixing = "repeats",
         deduplicate: Deduplicate = "none",
         benchmarks: list[str] | None = None,
@@ -113,7 +119,7 @@ class InstructionDataModule(LightningDataModule):
         super().__init__()
         if not sources:
             raise UserError("data.sources: the list is empty. Name at least one source with 'path' and 'layout'.")
-        check_sizes(max_length=max_length, global_batch_size=global_batch_size, micro_batch_tokens=micro_batch_tokens)
+        check_sizes(max_length, global_batch_size, micro_batch_tokens=micro_batch_tokens, text_blocks=text_blocks)
         if not 0 <= max_rejected <= 1:
             raise UserError(f"data.max_rejected: {max_rejected} is no share between 0 and 1.")
         self.sources = checked_sources("data.sources", sources)
@@ -129,14 +135,13 @@ class InstructionDataModule(LightningDataModule):
         """What steps are cut by. Data do not know the model; whoever does sets it, before the loaders are built."""
         self.template = resolve_template("data.template", template)
         self.template_options = template_options or {}
-        self.train_on, self.over_long, self.mixing = train_on, over_long, mixing
+        self.train_on, self.over_long, self.mixing, self.text_blocks = train_on, over_long, mixing, text_blocks
         self.filters = FilterSettings(deduplicate, tuple(benchmarks or ()))
         self.filters.check("data")
         check_streams(self.sources, mixing=mixing, deduplicate=deduplicate, num_benchmarks=len(self.filters.benchmarks))
         if shuffle_buffer < 1:
             raise UserError(f"data.shuffle_buffer: {shuffle_buffer} is less than 1; 1 keeps the order of the rows.")
-        self.shuffle_buffer = shuffle_buffer
-        self.validation, self.max_rejected = validation, max_rejected
+        self.validation, self.max_rejected, self.shuffle_buffer = validation, max_rejected, shuffle_buffer
         self.cache_dir, self.num_workers, self.seed = Path(cache_dir).expanduser(), num_workers, seed
         self.position = Position()
         self.streams: list[Stream] = []
@@ -153,16 +158,13 @@ class InstructionDataModule(LightningDataModule):
         if self._loaded:
             return
         self._load_encoder()
-        self.store = self._open_store("data.sources", [self.sources[number] for number in self.stored_numbers])
+        self.store = self._open_store("data.sources", self._stored_sources)
         held_out = self._held_out()
-        self.members = self._members(held_out)
+        self.members = members_of(self.store, self._stored_sources, held_out, seed=self.seed)
         self.num_train_examples = sum(map(len, self.members))
-        self._length = LengthPolicy(self.encoder, self.max_length, self.over_long, self.train_on)
-        self.streams = [
-            try_stream(number, source, self.encoder, self._length)
-            for number, source in enumerate(self.sources)
-            if source.stream
-        ]
+        self._length = LengthPolicy(self.encoder, self.max_length, self.over_long, self.train_on, self.text_blocks)
+        streaming = [(number, source) for number, source in enumerate(self.sources) if source.stream]
+        self.streams = [try_stream(number, source, self.encoder, self._length) for number, source in streaming]
         if isinstance(self.validation, list):
             self._validation_store = self._open_store("data.validation", self.validation)
             self._validation_indices: IndexArray = np.arange(len(self._validation_store))
@@ -188,9 +190,9 @@ class InstructionDataModule(LightningDataModule):
         if validation and isinstance(self.validation, list):
             store = self._prepared("data.validation", self.validation)
             return store, np.arange(len(store))
-        self.store = self._prepared("data.sources", [self.sources[number] for number in self.stored_numbers])
+        self.store = self._prepared("data.sources", self._stored_sources)
         held_out = self._held_out() if len(self.store) else np.zeros(0, dtype=np.int64)
-        self.members = self._members(held_out)
+        self.members = members_of(self.store, self._stored_sources, held_out, seed=self.seed)
         return self.store, held_out
 
     def problems(self) -> list[str]:
@@ -220,6 +222,10 @@ class InstructionDataModule(LightningDataModule):
     def stored_numbers(self) -> list[int]:
         """Numbers of the sources that are prepared before training."""
         return [number for number, source in enumerate(self.sources) if not source.stream]
+
+    @property
+    def _stored_sources(self) -> list[Source]:
+        return [self.sources[number] for number in self.stored_numbers]
 
     def train_dataloader(self) -> DataLoader[Step]:
         """Yield one `Step` per optimizer step, from the position in the data on."""
@@ -303,6 +309,7 @@ class InstructionDataModule(LightningDataModule):
     def notes(self) -> list[str]:
         """Return what was decided for the user and may not be what they expect, one line each."""
         notes = source_notes(self._stores, max_length=self.max_length)
+        notes += block_notes(self._stores, self.streams, text_blocks=self.text_blocks, validation=self.validation)
         return [*notes, *stream_notes(self.streams, mixing=self.mixing), *token_notes(self.encoder)]
 
     @property
@@ -311,13 +318,18 @@ class InstructionDataModule(LightningDataModule):
 
     def _load_encoder(self) -> None:
         self.tokenizer = enlarged_tokenizer(self.base, self.enlarged)
-        self.encoder = Encoder(self.tokenizer, make_renderer(self.tokenizer, self.template, self.template_options))
+        self.encoder = Encoder(self.tokenizer, self._renderer())
+
+    def _renderer(self) -> Renderer:
+        renderer = make_renderer(self.tokenizer, self.template, self.template_options, base=self.base)
+        check_loss(self.train_on, renderer, text_blocks=self.text_blocks)
+        return renderer
 
     def _prepared(self, key: str, sources: list[Source]) -> ExampleStore:
         """Return the examples of the sources, whatever became of their rows."""
         # What validation measures is not the run's to choose: filters are for training data.
         filters = self.filters if key == "data.sources" else NO_FILTERS
-        settings = PreparationSettings(self.max_length, self.over_long, self.train_on, filters)
+        settings = PreparationSettings(self.max_length, self.over_long, self.train_on, filters, self.text_blocks)
         place: Any = {"key": key, "numbers": self.stored_numbers if key == "data.sources" else None}
         store = ExampleStore(prepare(sources, self.encoder, settings, cache_dir=self.cache_dir, **place))
         for counts, source in zip(store.counts, sources, strict=True):
@@ -334,14 +346,6 @@ class InstructionDataModule(LightningDataModule):
         if self.validation is None or isinstance(self.validation, list):
             return np.zeros(0, dtype=np.int64)
         return choose_held_out(self.validation, len(self.store), seed=self.seed)
-
-    def _members(self, held_out: IndexArray) -> tuple[Members, ...]:
-        members = []
-        for number, source in enumerate([self.sources[number] for number in self.stored_numbers]):
-            start, stop = self.store.source_range(number)
-            own = held_out[(held_out >= start) & (held_out < stop)]
-            members.append(Members(start, stop, own, cap=source.max_examples, seed=(self.seed, number, 0xCA9)))
-        return tuple(members)
 
     @cached_property
     def _mixture(self) -> Mixture:

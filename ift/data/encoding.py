@@ -22,7 +22,7 @@ from ift.data.conversation import Conversation, Message
 from ift.data.layouts import RowError
 from ift.data.templates import Renderer, Segment, Template
 from ift.errors import UserError
-from ift.hub import check_place, local_folder
+from ift.hub import check_place, has_encoder, local_folder
 
 IGNORE_INDEX = -100
 """Label of a position that the loss does not count (the default of PyTorch's cross-entropy)."""
@@ -179,6 +179,18 @@ class Encoder:
         return int(begin) if begin is not None else self.end_token_id
 
     @property
+    def unknown_token_id(self) -> int | None:
+        """Id of text that the tokenizer has no token for; `None` where it has a token for every text."""
+        unknown = self.tokenizer.unk_token_id
+        others = (self.tokenizer.bos_token_id, self.end_token_id, self.tokenizer.pad_token_id)
+        return int(unknown) if unknown is not None and unknown not in others else None
+
+    @property
+    def keeps_lines(self) -> bool:
+        """Whether line breaks outlast the tokenizer; T5's writes none."""
+        return "\n" in self.decode(self.response_ids("a\nb"))
+
+    @property
     def pad_token_id(self) -> int:
         """Id for padding; padding is masked by position, so that any id serves."""
         pad = self.tokenizer.pad_token_id
@@ -318,18 +330,32 @@ class Encoder:
 
 
 def make_renderer(
-    tokenizer: Any, template: Template | None, options: Mapping[str, bool | str] | None = None
+    tokenizer: Any,
+    template: Template | None,
+    options: Mapping[str, bool | str] | None = None,
+    *,
+    base: str | None = None,
 ) -> Renderer:
-    """Return the template, or for `None` the tokenizer's own chat template.
+    """Return the template as a model needs it, or for `None` the tokenizer's own chat template.
 
     Args:
         tokenizer: of transformers.
         template: a template of ours.
         options: variables that the tokenizer's chat template reads, such as `{"enable_thinking": False}`.
+        base: folder or hub id of the model, if it has one: the prompts of an encoder-decoder model are read by its
+            encoder.
 
     Raises:
         UserError: the chat template cannot be used, or options are given for a template that reads none.
     """
+    split = base is not None and has_encoder(base)
+    if split and template is None:
+        raise UserError(
+            "data.template: 'tokenizer' writes request and response as one text, and the encoder of an encoder-decoder "
+            "model reads the request alone. Name a template (alpaca, plain)."
+        )
+    if template is not None and split:
+        template = template.for_encoder_decoder()
     if template is not None:
         if options:
             raise UserError(

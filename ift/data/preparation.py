@@ -33,6 +33,7 @@ from ift.data.rendered_rows import RenderedRow, render_rows
 from ift.data.row_conversations import Reject, resolve_source
 from ift.data.rows import RawRow, Source, content_hash, read_rows
 from ift.data.store import ExampleSink
+from ift.data.text_blocks import TextBlocks
 from ift.errors import UserError
 
 _BATCH_CONVERSATIONS = 1000
@@ -51,6 +52,7 @@ class PreparationSettings:
     over_long: OverLong = "drop"
     train_on: TrainOn = "outputs"
     filters: FilterSettings = NO_FILTERS
+    text_blocks: bool = False
 
     def describe(self, hashes: Path) -> dict[str, Any]:
         """Return plain values, for the cache key; `hashes` keeps those of files between runs."""
@@ -59,6 +61,7 @@ class PreparationSettings:
             "over_long": self.over_long,
             "train_on": self.train_on,
             "filters": self.filters.describe(hashes),
+            "text_blocks": self.text_blocks,
         }
 
 
@@ -158,9 +161,13 @@ class _Builder:
 
     def __init__(self, encoder: Encoder, settings: PreparationSettings, *, folder: Path) -> None:
         self._encoder, self._settings, self._folder = encoder, settings, folder
-        self._length = LengthPolicy(encoder, settings.max_length, settings.over_long, settings.train_on)
+        lengths = (settings.max_length, settings.over_long, settings.train_on, settings.text_blocks)
+        self._length = LengthPolicy(encoder, *lengths)
         self._special = SpecialTokens(
-            begin=encoder.begin_token_id, stops=tuple(encoder.stop_token_ids), end=encoder.end_token_id
+            begin=encoder.begin_token_id,
+            stops=tuple(encoder.stop_token_ids),
+            end=encoder.end_token_id,
+            unknown=encoder.unknown_token_id,
         )
         self._filters = settings.filters.build()
         self._files: dict[str, int] = {}
@@ -193,6 +200,7 @@ class _Builder:
     def _build_source(
         self, source: Source, function: RowFunction, counts: SourceCounts, *, index: int, key: str
     ) -> None:
+        self._blocks: TextBlocks[RawRow] = TextBlocks(self._settings.max_length)
         waiting: deque[tuple[list[RenderedRow], Future[EncodedBatch]]] = deque()
         rows_left = _with_progress(read_rows(source, key=key), source.path)
         size, number = _FIRST_ROWS, 0
@@ -200,7 +208,7 @@ class _Builder:
             number += 1
             if number % _BATCHES_BETWEEN_COLLECTIONS == 0:
                 gc.collect(1)
-            places = list(render_rows(rows, function, encoder=self._encoder, length=self._length))
+            places = list(render_rows(rows, function, length=self._length))
             counts.rows += len(rows)
             rendered = [place.segments for place in places if place.conversation is not None]
             # Rows may hold thousands of conversations, and memory must stay flat.
@@ -210,6 +218,7 @@ class _Builder:
                 self._write(*waiting.popleft(), counts=counts, index=index)
         while waiting:
             self._write(*waiting.popleft(), counts=counts, index=index)
+        self._store_blocks(*self._blocks.finish(), counts=counts, index=index)
 
     def _is_removed(self, row: RawRow, conversation: Conversation, counts: SourceCounts) -> bool:
         """Whether a filter leaves out a conversation that can be used; only such ones stay for others to equal."""
@@ -228,7 +237,7 @@ class _Builder:
         """Write a batch's examples, and in the order of the rows what became none."""
         conversations = [place.conversation for place in places if place.conversation is not None]
         outcome = self._length.apply(encoded.result(), conversations)
-        kept: list[RawRow] = []
+        kept: list[RenderedRow] = []
         stays: list[bool] = []
         number = -1
         for place in places:
@@ -241,11 +250,31 @@ class _Builder:
                 continue
             stays.append(not self._is_removed(place.row, place.conversation, counts))
             if stays[-1]:
-                kept.append(place.row)
+                kept.append(place)
                 counts.cut += number in outcome.cut
+                counts.left_out_texts += self._length.num_left_out(place.conversation)
         batch = outcome.batch if all(stays) else outcome.batch.take(np.array(stays))
-        files = [self._files.setdefault(row.file or counts.path, len(self._files)) for row in kept]
-        self._sink.add(batch, source=index, files=files, lines=[row.line for row in kept])
+        self._keep(batch, kept, counts=counts, index=index)
+
+    def _keep(self, batch: EncodedBatch, kept: list[RenderedRow], *, counts: SourceCounts, index: int) -> None:
+        """Write examples; of texts that are joined, the blocks that are finished by them."""
+        texts = np.array([self._length.is_joined(place.conversation) for place in kept], dtype=bool)
+        rows = [place.row for place in kept]
+        if texts.any():
+            counts.texts += int(texts.sum())
+            joined = [row for row, is_text in zip(rows, texts, strict=True) if is_text]
+            self._store_blocks(*self._blocks.add(batch.take(texts), joined), counts=counts, index=index)
+            batch, rows = batch.take(~texts), [row for row, is_text in zip(rows, texts, strict=True) if not is_text]
+        self._store(batch, rows, counts=counts, index=index)
+
+    def _store_blocks(self, batch: EncodedBatch, rows: list[RawRow], *, counts: SourceCounts, index: int) -> None:
+        counts.blocks += len(batch)
+        counts.short_blocks += int((batch.num_tokens < self._settings.max_length).sum())
+        self._store(batch, rows, counts=counts, index=index)
+
+    def _store(self, batch: EncodedBatch, rows: list[RawRow], *, counts: SourceCounts, index: int) -> None:
+        files = [self._files.setdefault(row.file or counts.path, len(self._files)) for row in rows]
+        self._sink.add(batch, source=index, files=files, lines=[row.line for row in rows])
         counts.add(batch, self._special)
 
     def _reject(self, row: RawRow, counts: SourceCounts, reason: Reason) -> None:

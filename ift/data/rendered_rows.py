@@ -4,7 +4,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from ift.data.conversation import Conversation
-from ift.data.encoding import Encoder
 from ift.data.layouts import RowError, RowFunction
 from ift.data.length import LengthPolicy
 from ift.data.row_conversations import to_conversations
@@ -23,24 +22,20 @@ class RenderedRow:
     reason: str = ""
 
 
-def render_rows(
-    rows: Iterable[RawRow], function: RowFunction, *, encoder: Encoder, length: LengthPolicy
-) -> Iterator[RenderedRow]:
+def render_rows(rows: Iterable[RawRow], function: RowFunction, *, length: LengthPolicy) -> Iterator[RenderedRow]:
     """Yield every conversation of the rows, in order.
 
     Args:
         rows: of one source.
         function: its row function.
-        encoder: renders.
-        length: decides what is supervised.
+        length: renders, and decides what is supervised.
     """
-    render, supervised = encoder.template.render, length.supervised
     for row in rows:
         for conversation in to_conversations(row, function, needs_response=True):
             if isinstance(conversation, RowError):
                 yield RenderedRow(row, reason=str(conversation))
                 continue
             try:
-                yield RenderedRow(row, conversation, render(supervised(conversation)))
+                yield RenderedRow(row, conversation, length.render(conversation))
             except RowError as error:
                 yield RenderedRow(row, reason=str(error))

@@ -7,8 +7,9 @@ unigram model is read as BPE.
 
 BPE ids are equal on every text, except
 
-- where pieces have equal scores, as those appended to LLaMA's vocabulary by Chinese-LLaMA: SentencePiece then merges
-  the leftmost pair first, and `tokenizers` the pair that comes first in its list. `num_tied_pieces` counts them;
+- where pieces have equal scores and `differences` says that no rule of `tokenizers` tells them apart as SentencePiece
+  does (`ift.data.sentencepiece_ties`; for pieces appended to LLaMA's vocabulary with score 0 there is such a rule);
+- where a piece holds a character that is no piece itself: `tokenizers` then never makes that piece;
 - in a text that is nothing but one user-defined symbol, if the model writes a blank before every text: that blank is
   missing.
 
@@ -20,12 +21,12 @@ Unigram ids are equal except
 - where a text spells out a control or byte piece (`<0x0A>`) and none of its characters is in any other piece;
 - where a character without a piece of its own could be covered by a longer piece: unknown characters cost more.
 
-With Unicode normalisation, `tokenizers` reads composed characters (a letter with two accents, emoji of several parts)
-as a whole where SentencePiece looks for the longest rule that fits. Special tokens written out in a text (`</s>`) are
-text to SentencePiece and special tokens to transformers.
+With Unicode normalisation, sequences of code points that no rule composes may lose a mark or come out composed (a
+full-width letter with a combining accent, marks out of their canonical order).
+
+Special tokens written out in a text (`</s>`) are text to SentencePiece and special tokens to transformers.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -34,6 +35,7 @@ from typing import Any
 import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors
 
+from ift.data.sentencepiece_ties import TieRules, tie_rules
 from ift.errors import UserError
 
 BLANK = "▁"
@@ -87,10 +89,15 @@ def fast_tokenizer(model: bytes | Path, *, first: Sequence[str] = (), last: Sequ
         place = model if isinstance(model, Path) else "the SentencePiece model"
         raise UserError(f"{place}: this SentencePiece model has no exact fast tokenizer: {reason}.")
     is_bpe = message.trainer_spec.model_type == _BPE
-    tokenizer = tokenizers.Tokenizer(_bpe(message, first) if is_bpe else _unigram(message, first))
+    if is_bpe:
+        rules = _tie_rules(message, first)
+        tokenizer, cuts = tokenizers.Tokenizer(_bpe(message, first, rules)), list(rules.patterns)
+    else:
+        tokenizer, cuts = tokenizers.Tokenizer(_unigram(message, first)), _cuts(message, first)
     tokenizer.normalizer = normalizers.Sequence(_normalizer_steps(message))
-    if not is_bpe and (cuts := _cuts(message, first)):
-        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(cuts), "isolated")
+    if cuts:
+        steps = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in cuts]
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
     tokenizer.decoder = decoders.Sequence(_decoder_steps(message))
     control = [*_pieces(message, _UNKNOWN, _CONTROL), *last]
     tokenizer.add_special_tokens([tokenizers.AddedToken(piece, normalized=False, special=True) for piece in control])
@@ -107,10 +114,14 @@ def add_begin(tokenizer: tokenizers.Tokenizer, token: str) -> None:
     )
 
 
-def num_tied_pieces(message: Any) -> int:
-    """Return how many learned pieces of a BPE model have a score that another one has too."""
-    counts = Counter(piece.score for piece in message.pieces if piece.type == _NORMAL and len(piece.piece) > 1)
-    return sum(count for count in counts.values() if count > 1)
+def differences(message: Any) -> tuple[str, ...]:
+    """Return why a BPE model's fast tokenizer may give other ids than SentencePiece in rare places; mostly nothing."""
+    return _tie_rules(message, ()).problems
+
+
+def _tie_rules(message: Any, first: Sequence[str]) -> TieRules:
+    learned = {piece.piece: piece.score for piece in message.pieces if piece.type == _NORMAL}
+    return tie_rules(learned, never=[*first, *(piece.piece for piece in message.pieces if piece.type != _NORMAL)])
 
 
 def _pieces(message: Any, *types: int) -> list[str]:
@@ -152,8 +163,21 @@ def _cut_symbols(message: Any) -> list[str]:
 
 
 def _charsmap(message: Any) -> list[normalizers.Normalizer]:
-    charsmap = message.normalizer_spec.precompiled_charsmap
-    return [normalizers.Precompiled(charsmap)] if charsmap else []
+    """Return the steps of Unicode normalisation.
+
+    `tokenizers` looks up what a reader takes for one character by the shortest rule that it begins with, and drops the
+    rest: a letter with two accents loses one. SentencePiece takes the longest rule. Where the rules are those of NFKC,
+    composing such characters first leaves a rule for one code point.
+    """
+    spec = message.normalizer_spec
+    if not spec.precompiled_charsmap:
+        return []
+    before: list[normalizers.Normalizer] = []
+    if spec.name in ("nfkc", "nfkc_cf", "nmt_nfkc", "nmt_nfkc_cf"):
+        before.append(normalizers.NFC())
+    if spec.name.startswith("nmt_"):
+        before.append(normalizers.Replace("\r\n", "  "))  # one character to a reader, and two blanks to its rules
+    return [*before, normalizers.Precompiled(spec.precompiled_charsmap)]
 
 
 def _blank_steps(message: Any) -> list[normalizers.Normalizer]:
@@ -186,8 +210,8 @@ def _prefix(symbols: Sequence[str]) -> normalizers.Normalizer:
     return normalizers.Replace(Regex(rf"{_BEGIN}(?!(?:{alone}){_END})(?m:(?=.))"), BLANK)
 
 
-def _cuts(message: Any, first: Sequence[str]) -> str:
-    """Return a pattern of the places where a unigram model must cut, lest it finds a control or byte piece.
+def _cuts(message: Any, first: Sequence[str]) -> list[str]:
+    """Return a pattern, or none, of the places where a unigram model must cut, lest it finds a control or byte piece.
 
     Such a piece is found where its characters are spelled out and one of them is in no other piece, since that is still
     worse. A cut beside that character costs nothing.
@@ -197,7 +221,8 @@ def _cuts(message: Any, first: Sequence[str]) -> str:
     for token in (*first, *_pieces(message, _UNKNOWN, _CONTROL, _UNUSED, _BYTE)):
         borders = [pair for pair in pairwise(token) if (pair[0] in known) != (pair[1] in known)]
         pairs |= set(borders[:1])
-    return "|".join(f"(?<={_escaped(left)})(?={_escaped(right)})" for left, right in sorted(pairs))
+    places = [f"(?<={_escaped(left)})(?={_escaped(right)})" for left, right in sorted(pairs)]
+    return ["|".join(places)] if places else []
 
 
 def _escaped(text: str) -> str:
@@ -217,25 +242,16 @@ def _decoder_steps(message: Any) -> list[decoders.Decoder]:
     return steps
 
 
-def _bpe(message: Any, first: Sequence[str]) -> models.BPE:
+def _bpe(message: Any, first: Sequence[str], rules: TieRules) -> models.BPE:
     pieces = [*first, *(piece.piece for piece in message.pieces)]
     return models.BPE(
         vocab={piece: index for index, piece in enumerate(pieces)},
-        merges=_merges({piece.piece: piece.score for piece in message.pieces if piece.type == _NORMAL}),
+        merges=rules.merges,
         unk_token=_pieces(message, _UNKNOWN)[0],
         fuse_unk=True,
         byte_fallback=message.trainer_spec.byte_fallback,
+        ignore_merges=bool(rules.patterns),
     )
-
-
-def _merges(learned: dict[str, float]) -> list[tuple[str, str]]:
-    """Return all pairs of pieces that make a piece, best piece first: SentencePiece merges by the result's score."""
-    return [
-        (piece[:cut], piece[cut:])
-        for piece in sorted(learned, key=lambda piece: -learned[piece])
-        for cut in range(1, len(piece))
-        if piece[:cut] in learned and piece[cut:] in learned
-    ]
 
 
 def _unigram(message: Any, first: Sequence[str]) -> models.Unigram:

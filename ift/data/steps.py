@@ -26,8 +26,8 @@ class StreamProgress:
     """Per source where its current block begins; `None` for a source that is no stream."""
     num_rows: tuple[int, ...]
     """Per source the rows that the step took; 0 for a source that is no stream."""
-    num_examples: tuple[int, ...]
-    """Per source what became of them."""
+    num_used: tuple[int, ...]
+    """Per source the conversations of those rows that are in the examples."""
     rejected: tuple[tuple[int, Reject], ...] = ()
     """What became none, each with the number of its source."""
 

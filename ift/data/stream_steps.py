@@ -8,7 +8,7 @@ run goes on exactly where the last finished step ended.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -28,10 +28,20 @@ from ift.data.steps import Step, StepPlan, StreamProgress, step_of_examples
 from ift.data.store import ExampleStore
 
 
+@dataclass(frozen=True)
+class Taken:
+    """What some rows of a source give."""
+
+    examples: list[Example]
+    num_used: int
+    """Conversations that are in the examples: a text counts once, however many blocks it is in."""
+    rejected: list[Reject] = field(default_factory=list)
+
+
 class Part(Protocol):
     """One source of the mixture: gives examples by number, without end."""
 
-    def examples(self, start: int, stop: int) -> tuple[list[Example], list[Reject]]:
+    def take(self, start: int, stop: int) -> Taken:
         """Return what the rows from `start` to before `stop` give."""
         ...
 
@@ -48,7 +58,7 @@ class StoredPart:
     members: Members
     seed: tuple[int, ...]
 
-    def examples(self, start: int, stop: int) -> tuple[list[Example], list[Reject]]:
+    def take(self, start: int, stop: int) -> Taken:
         """Return examples by number; each pass holds every example once."""
         size = len(self.members)
         found = []
@@ -57,7 +67,7 @@ class StoredPart:
             order = Permutation(size, *self.seed, passed)
             index = self.members[order(np.array([position]))]
             found.append(self.store[int(index[0])])
-        return found, []
+        return Taken(found, len(found))
 
     def state(self) -> None:
         """Return nothing: the number of an example says it all."""
@@ -80,12 +90,15 @@ class StreamedPart:
         self._stream, self._function, self._name = stream, function, name
         self._encoder, self._length = encoder, length
 
-    def examples(self, start: int, stop: int) -> tuple[list[Example], list[Reject]]:
-        """Return the examples of rows by number; a row with several conversations gives several."""
+    def take(self, start: int, stop: int) -> Taken:
+        """Return the examples of rows by number; a row with several conversations gives several.
+
+        Texts are joined within these rows, so that what a step holds depends on no row before it.
+        """
         rejected: list[Reject] = []
         usable: list[tuple[RawRow, Conversation, list[Segment]]] = []
         rows = map(self._stream.row, range(start, stop))
-        for one in render_rows(rows, self._function, encoder=self._encoder, length=self._length):
+        for one in render_rows(rows, self._function, length=self._length):
             if one.conversation is None:
                 rejected.append(Reject.of(one.row, self._name, kind=one.reason, reason=one.reason))
             else:
@@ -94,7 +107,10 @@ class StreamedPart:
         outcome = self._length.apply(encoded, [conversation for _, conversation, _ in usable])
         for number, reason in outcome.rejected.items():
             rejected.append(Reject.of(usable[number][0], self._name, kind=reason.kind, reason=reason.text))
-        return self._encoder.examples(outcome.batch, source=self._name), rejected
+        kept = [one for number, (_, one, _) in enumerate(usable) if number not in outcome.rejected]
+        batches = self._length.with_blocks(outcome.batch, kept)
+        examples = [one for batch in batches for one in self._encoder.examples(batch, source=self._name)]
+        return Taken(examples, len(kept), rejected)
 
     def state(self) -> dict[str, Any]:
         """Return where the current block begins."""
@@ -138,14 +154,14 @@ class StreamSteps(Dataset[Step]):
         stops = rows_taken(self._shares, (index + 1) * size)
         examples: list[Example] = []
         rejected: list[tuple[int, Reject]] = []
-        num_rows, num_examples, states = [], [], []
+        num_rows, num_used, states = [], [], []
         for number, (part, start, stop) in enumerate(zip(self._parts, starts, stops, strict=True)):
-            own, unusable = part.examples(start, stop)
-            examples += own
-            rejected += [(number, reject) for reject in unusable]
+            taken = part.take(start, stop)
+            examples += taken.examples
+            rejected += [(number, reject) for reject in taken.rejected]
             state = part.state()
             states.append(state)
             num_rows.append(stop - start if state is not None else 0)
-            num_examples.append(len(own) if state is not None else 0)
-        progress = StreamProgress(tuple(states), tuple(num_rows), tuple(num_examples), tuple(rejected))
+            num_used.append(taken.num_used if state is not None else 0)
+        progress = StreamProgress(tuple(states), tuple(num_rows), tuple(num_used), tuple(rejected))
         return step_of_examples(examples, self._plan, index=index, progress=progress)

@@ -54,7 +54,7 @@ def try_stream(number: int, source: Source, encoder: Encoder, length: LengthPoli
     resolved = resolve_source(key, source, rows=rows)
     counts = SourceCounts(source.path, resolved.layout, source.weight, "", resolved.detected, rows=len(rows))
     conversations, rendered = [], []
-    for one in render_rows(rows, resolved.function, encoder=encoder, length=length):
+    for one in render_rows(rows, resolved.function, length=length):
         if one.conversation is None:
             counts.reject(one.reason, f"{one.row.file or source.path} {one.row.place}: {one.reason}")
         else:
@@ -64,7 +64,11 @@ def try_stream(number: int, source: Source, encoder: Encoder, length: LengthPoli
     for reason in outcome.rejected.values():
         counts.reject(reason.kind, f"{source.path}: {reason.text}")
     special = SpecialTokens(encoder.begin_token_id, tuple(encoder.stop_token_ids), encoder.end_token_id)
-    counts.add(outcome.batch, special)
+    kept = [one for place, one in enumerate(conversations) if place not in outcome.rejected]
+    others, blocks = length.with_blocks(outcome.batch, kept)
+    counts.texts, counts.blocks = len(kept) - len(others), len(blocks)
+    counts.add(others, special)
+    counts.add(blocks, special)
     if not counts.examples:
         raise UserError(f"{key}: none of the first {len(rows)} rows can be used:\n{reject_report([counts])}")
     if found := problems(Audit((SourceAudit(counts, 0),), 0), "data.sources", numbers=[number]):
@@ -168,6 +172,7 @@ class StreamCounts:
 
     rows: list[int] = field(default_factory=list)
     examples: list[int] = field(default_factory=list)
+    """Conversations that are in examples; a text counts once, however many blocks it is in."""
     rejected: dict[str, int] = field(default_factory=dict)
     """Reason to number of rows, of all streams."""
 
@@ -180,7 +185,7 @@ class StreamCounts:
         if not self.rows:
             self.rows, self.examples = [0] * len(progress.num_rows), [0] * len(progress.num_rows)
         self.rows = [a + b for a, b in zip(self.rows, progress.num_rows, strict=True)]
-        self.examples = [a + b for a, b in zip(self.examples, progress.num_examples, strict=True)]
+        self.examples = [a + b for a, b in zip(self.examples, progress.num_used, strict=True)]
         for _, reject in progress.rejected:
             kind = reject.kind if reject.kind in self.rejected or len(self.rejected) < 50 else "other reasons"
             self.rejected[kind] = self.rejected.get(kind, 0) + 1

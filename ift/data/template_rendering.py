@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ift.data.conversation import Conversation, Message
+from ift.data.layouts import RowError
 from ift.data.segments import Segment
 from ift.data.template_patterns import Field, Piece, Special
 
@@ -27,6 +28,7 @@ class RequestPieces:
     system: Pieces
     between_turns: Pieces
     before_last_response: Pieces
+    prompt_end: Pieces
 
 
 class ResponsePieces:
@@ -139,6 +141,8 @@ class Rendering:
         last_request = last - 1 if messages and messages[last].role == "assistant" else last
         segments: list[Segment] = []
         stop_due = False  # whether the response before was to be learned, and nothing in the text says that it ended
+        if last_request < 0 and self._requests.prompt_end:
+            raise RowError("an encoder-decoder model reads a request, and the row has none")
         if last_request < 0:  # plain text
             opening = Stretch(self._requests.begin + self._requests.before_last_response)
             opening.write({}, segments, supervised=False, stop_label=False)
@@ -185,7 +189,7 @@ class Rendering:
             request = self._request(is_tool, only=last_request == 0, with_context=bool(message.context))
             if place == 0 and with_system and self._requests.user_with_system:
                 opening, request = self._requests.begin, self._requests.user_with_system
-            closing = self._requests.before_last_response if is_last else ()
+            closing = self._requests.prompt_end + self._requests.before_last_response if is_last else ()
             stretch = self._stretches[case] = Stretch(opening + request + closing)
         return stretch
 

@@ -6,7 +6,7 @@ training and of inference cannot differ. The named templates are in `templates.y
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,9 @@ class Template:
     before_last_response: str = ""
     """Special tokens before the last response, part of the prompt. The last of them is supervised with the response
     (ChatGLM-6B)."""
+    prompt_end: str = ""
+    """Special tokens that the prompt of the last response ends with; not learned. `{end}` for an encoder-decoder model,
+    whose encoder reads texts that end so (T5); it then is set without being written here."""
     first_round: int = 1
     """The number in `{round}` of the first request."""
     last_output_only: bool = False
@@ -88,6 +91,14 @@ class Template:
         """Return the template's fields."""
         return asdict(self)
 
+    def for_encoder_decoder(self) -> "Template":
+        """Return the template as an encoder-decoder model needs it: all before the last response is for the encoder.
+
+        So nothing there can be learned, and it ends as every text that such an encoder has seen, with end-of-text. It
+        is the template itself once more where it is that already.
+        """
+        return replace(self, prompt_end=self.prompt_end or "{end}", last_output_only=True)
+
     @cached_property
     def _rendering(self) -> Rendering:
         return Rendering(
@@ -98,11 +109,6 @@ class Template:
 
     def _requests(self) -> RequestPieces:
         user = ("text", "round")
-        before_last_response = self._pieces("before_last_response")
-        if before_last_response and not all(isinstance(piece, Special) for piece in before_last_response):
-            raise UserError(
-                f"{self._place('before_last_response')} must be special tokens only, as {{[gMASK]}}{{<sop>}}."
-            )
         return RequestPieces(
             begin=self._pieces("begin"),
             user=self._pieces("user", *user, required=("text",)),
@@ -112,8 +118,15 @@ class Template:
             tool=self._pieces("tool", *user, required=("text",)),
             system=self._pieces("system_format", "system", required=("system",)),
             between_turns=self._pieces("between_turns"),
-            before_last_response=before_last_response,
+            before_last_response=self._special_tokens("before_last_response", "{[gMASK]}{<sop>}"),
+            prompt_end=self._special_tokens("prompt_end", "{end}"),
         )
+
+    def _special_tokens(self, name: str, example: str) -> tuple[Piece, ...]:
+        pieces = self._pieces(name)
+        if not all(isinstance(piece, Special) for piece in pieces):
+            raise UserError(f"{self._place(name)} must be special tokens only, as {example}.")
+        return pieces
 
     def _answers(self) -> AnswerPieces:
         response = ResponsePieces(self._pieces("response", "text", required=("text",)))

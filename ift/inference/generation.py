@@ -8,6 +8,7 @@ import torch
 
 from ift.errors import UserError
 from ift.models.calling import calling_of
+from ift.models.compiling import uncompiled
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class Decoding:
     repetition_penalty: float = 1.0
     """Above 1, tokens that stand there already become less likely (Keskar et al. 2019)."""
     no_repeat_ngram_size: int = 0
-    """No run of so many tokens occurs twice in prompt and response together; 0 forbids none."""
+    """No run of so many tokens occurs twice in prompt and response together (in the response of an encoder-decoder
+    model); 0 forbids none."""
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -80,8 +82,8 @@ def generate(
     """Write one response to each prompt, in order.
 
     Args:
-        model: a causal language model in evaluation mode.
-        prompts: token ids, of any lengths; padded on the left here.
+        model: a language model in evaluation mode.
+        prompts: token ids, of any lengths; padded here, on the left, or for an encoder on the right.
         decoding: how.
         stop_token_ids: any of them ends a response.
         pad_token_id: for padding; masked by position, so any id serves.
@@ -102,23 +104,33 @@ def _generate(
 ) -> list[Generated]:
     from transformers import GenerationConfig
 
+    calling = calling_of(model)
     longest = max(len(prompt) for prompt in prompts)
     input_ids = torch.full((len(prompts), longest), pad_token_id, dtype=torch.int64)
     attention_mask = torch.zeros_like(input_ids)
     for row, prompt in enumerate(prompts):
-        input_ids[row, longest - len(prompt) :] = torch.tensor(prompt)
-        attention_mask[row, longest - len(prompt) :] = 1
+        start = 0 if calling.split is not None else longest - len(prompt)
+        input_ids[row, start : start + len(prompt)] = torch.tensor(prompt)
+        attention_mask[row, start : start + len(prompt)] = 1
     # A whole configuration of our own: what a checkpoint's generation_config.json says must not change results.
     config = GenerationConfig(
-        **decoding.options(), eos_token_id=stop_token_ids, pad_token_id=pad_token_id, use_cache=True
+        **decoding.options(),
+        eos_token_id=stop_token_ids,
+        pad_token_id=pad_token_id,
+        use_cache=True,
+        decoder_start_token_id=calling.split.start_token_id if calling.split is not None else None,
     )
-    output = model.generate(
-        input_ids=input_ids.to(model.device),
-        attention_mask=attention_mask.to(model.device),
-        generation_config=config,
-        **calling_of(model).task(len(prompts), model.device),
-    )
-    return [_until_stop(row, stop_token_ids) for row in output[:, longest:].tolist()]
+    with uncompiled(model):
+        output = model.generate(
+            input_ids=input_ids.to(model.device),
+            attention_mask=attention_mask.to(model.device),
+            generation_config=config,
+            **calling.task(len(prompts), model.device),
+            **(calling.split.cache() if calling.split is not None else {}),
+        )
+    # A decoder of its own writes its start token and the response; another model, prompt and response.
+    before = longest if calling.split is None else 1
+    return [_until_stop(row, stop_token_ids) for row in output[:, before:].tolist()]
 
 
 def _until_stop(ids: list[int], stop_token_ids: list[int]) -> Generated:

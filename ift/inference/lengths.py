@@ -31,7 +31,7 @@ def check_lengths(
     prompts = list(prompts)
     if limit is None:
         return
-    sizes = {one.id: num_virtual_tokens + len(one.ids) + _longest_answer(one, max_new_tokens) for one in prompts}
+    sizes = {one.id: num_virtual_tokens + tokens_of(one, max_new_tokens) for one in prompts}
     long = [one for one in prompts if not one.standing_alone and sizes[one.id] > limit]
     if not long:
         return
@@ -48,5 +48,6 @@ def check_lengths(
     )
 
 
-def _longest_answer(prompt: Prompt, max_new_tokens: int) -> int:
-    return max(map(len, prompt.option_ids)) if prompt.options else max_new_tokens
+def tokens_of(prompt: Prompt, max_new_tokens: int) -> int:
+    """Return the most tokens of a prompt with its response or longest option."""
+    return len(prompt.ids) + (max(map(len, prompt.option_ids)) if prompt.options else max_new_tokens)

@@ -4,22 +4,34 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_warn
 
 from ift.errors import UserError
 from ift.hub import check_base
 from ift.inference.generation import Decoding, generate
-from ift.inference.lengths import check_lengths
+from ift.inference.lengths import check_lengths, tokens_of
 from ift.inference.likelihood import Scorer
 from ift.inference.prompts import Prompt, PromptBatch
 from ift.inference.windows import Windows, cut
 from ift.models.adapters import num_virtual_tokens
+from ift.models.attention import Attention, check_attention
+from ift.models.encoder_decoder import check_encoder_decoder
 from ift.models.enlarging import enlarge
 from ift.models.families.normalized_head import settle_heads
 from ift.models.loading import Dtype, check_vocabulary, load_base_model, max_positions, read_config
 from ift.models.merging import merge_adapters
 from ift.models.methods import trained
+from ift.models.positions import steady_length
 from ift.models.quantization import Quantization, check_quantization
-from ift.models.trained_adapters import MergedAdapter, adapter_folder, load_adapter, merged_before, merged_chain
+from ift.models.rope import Rope, check_rope, with_rope
+from ift.models.trained_adapters import (
+    MergedAdapter,
+    adapter_folder,
+    check_rope_of,
+    load_adapter,
+    merged_before,
+    merged_chain,
+)
 from ift.models.vocabulary import Growth, Vocabulary, growth_of
 from ift.records import Prediction
 from ift.seeds import mixed_seed
@@ -34,6 +46,8 @@ class PredictionModule(LightningModule):
         merged_adapters: folders of adapters or runs, merged into the base model first; a run's own with `--run`.
         dtype: of the weights.
         quantization: holds the base model's weights in 4 or 8 bits; a run's own with `--run`.
+        attention: how attention is computed, which changes speed and memory; by default as transformers chooses.
+        rope: rotary positions for longer texts than the base model was trained on; a run's own with `--run`.
         vocabulary: a tokenizer with more tokens than the base model's, as of `ift fit`; a run's own with `--run`.
         decoding: how responses are written.
         seed: of sampling, mixed with the number of the batch; follows `seed_everything`.
@@ -47,6 +61,8 @@ class PredictionModule(LightningModule):
         merged_adapters: list[str] | None = None,
         dtype: Dtype = "float32",
         quantization: Quantization | None = None,
+        attention: Attention | None = None,
+        rope: Rope | None = None,
         vocabulary: Vocabulary | None = None,
         decoding: Decoding = Decoding(),  # noqa: B008 (frozen)
         seed: int = 0,
@@ -54,10 +70,16 @@ class PredictionModule(LightningModule):
     ) -> None:
         super().__init__()
         check_base("model.base", base)
-        check_quantization("model.base", base, config=read_config(base), quantization=quantization)
-        self.quantization = quantization
+        config = read_config(base)
+        check_encoder_decoder("model.base", base, config=config, dtype=dtype)
+        check_quantization("model.base", base, config=config, quantization=quantization)
+        check_attention(attention, config=config, dtype=dtype)
+        check_rope(rope, config=config)
+        self.quantization, self.attention, self.rope = quantization, attention, rope
         self.vocabulary, self.growth = vocabulary, growth_of(vocabulary, base, seed=seed)
         self.merged_chain = _chain(base, merged_adapters or [], adapter, growth=self.growth)
+        if adapter is not None:
+            check_rope_of(adapter_folder("model.adapter", adapter), rope)
         self.base, self.adapter, self.dtype_name = base, adapter, dtype
         self.decoding, self.seed, self.windows = decoding, seed, windows
         self.model: Any = None
@@ -69,7 +91,14 @@ class PredictionModule(LightningModule):
             return
         datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         self._check_lengths(datamodule.prompts)
-        model = load_base_model("model.base", self.base, self.dtype_name, quantization=self.quantization)
+        model = load_base_model(
+            "model.base",
+            self.base,
+            self.dtype_name,
+            quantization=self.quantization,
+            attention=self.attention,
+            rope=self.rope,
+        )
         model = enlarge(model, self.growth)
         check_vocabulary("model.base", model, datamodule.encoder.tokenizer)
         model = merge_adapters("model.merged_adapters", model, self.merged_chain, self.dtype_name)
@@ -151,20 +180,38 @@ class PredictionModule(LightningModule):
         return str(self._encoder.tokenizer.decode(prompt.ids, skip_special_tokens=False))
 
     def _check_lengths(self, prompts: list[Prompt]) -> None:
+        self._warn_of_company(prompts)
         self.windows.within(self._positions())
         check_lengths(
             prompts,
-            limit=max_positions(self.base),
+            limit=max_positions(self.base, self.rope),
             num_virtual_tokens=self._num_virtual_tokens(),
             max_new_tokens=self.decoding.max_new_tokens,
         )
+
+    def _warn_of_company(self, prompts: list[Prompt]) -> None:
+        """Say where answers follow from what else is in a batch."""
+        steady = steady_length(with_rope(read_config(self.base), self.rope))
+        taken = self._num_virtual_tokens()
+        long = [
+            one
+            for one in prompts
+            if steady is not None and taken + tokens_of(one, self.decoding.max_new_tokens) > steady
+        ]
+        if long:
+            rank_zero_warn(
+                f"{len(long)} of {len(prompts)} prompts may be longer with their answers than {steady} tokens, first "
+                f"'{long[0].id}'. Beyond that, the rotary positions of this model follow from the longest text of a "
+                "batch (dynamic scaling, or longrope): answers depend on data.batch_size, and scores of options on "
+                "what they share. Set data.batch_size to 1 for the least of it."
+            )
 
     def _num_virtual_tokens(self) -> int:
         return num_virtual_tokens(trained(self.adapter)) if self.adapter is not None else 0
 
     def _positions(self) -> int | None:
         """Return how many tokens of a text the model can read at once."""
-        limit = max_positions(self.base)
+        limit = max_positions(self.base, self.rope)
         return limit - self._num_virtual_tokens() if limit is not None else None
 
 

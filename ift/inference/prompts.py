@@ -113,7 +113,8 @@ class PromptDataModule(LightningDataModule):
         if self.tokenizer_name is not None or tokenizer is None:
             key = "data.tokenizer" if self.tokenizer_name else "model.base"
             tokenizer = load_tokenizer(key, self.tokenizer_name or self.base)
-        self.encoder = Encoder(tokenizer, make_renderer(tokenizer, self.template, self.template_options))
+        renderer = make_renderer(tokenizer, self.template, self.template_options, base=self.base)
+        self.encoder = Encoder(tokenizer, renderer)
         self.prompts = list(self._read())
         if not self.prompts:
             raise UserError(f"data.path: no prompt in '{self.source.path}'.")

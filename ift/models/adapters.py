@@ -14,7 +14,6 @@ from peft import (
     AdaLoraConfig,
     LoraConfig,
     PeftConfig,
-    TaskType,
     XLoraConfig,
     get_peft_model,
     load_peft_weights,
@@ -26,10 +25,11 @@ from torch import nn
 from ift.errors import UserError
 from ift.models.adapter_rules import check_settings, check_start
 from ift.models.base_weights import BaseWeights, select
+from ift.models.encoder_decoder import auto_class, set_task_type
 from ift.models.initial_adapters import changes_base
 from ift.models.loading import read_config
 from ift.models.mergeability import read_adapter_config
-from ift.models.methods import Method
+from ift.models.methods import METHODS, Method
 from ift.models.targets import check_tied, fill_targets, peft_type
 from ift.models.trained_adapters import adapter_folder, load_adapter
 from ift.models.trained_rows import compute_as_the_module
@@ -95,7 +95,7 @@ def resolved(method: Method, model: nn.Module, *, num_steps: int | None) -> Peft
     config = copy.deepcopy(method.peft_config)
     assert config is not None
     check_settings(config)
-    config.task_type = config.task_type or TaskType.CAUSAL_LM
+    set_task_type(KEY, config, model=model, named=method.name in METHODS)
     fill_targets(config, model)
     if isinstance(config, AdaLoraConfig) and num_steps is not None:
         _set_duration(config, method, num_steps)
@@ -182,14 +182,12 @@ def check_can_go_on(method: Method) -> None:
 
 def empty_model(base: str, growth: Growth | None = None) -> Any | None:
     """Return a base model without weights (on the meta device), or `None` where its config cannot be read."""
-    from transformers import AutoModelForCausalLM
-
     config = enlarged_config(read_config(base), growth)
     if config is None:
         return None
     try:
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            return auto_class(config).from_config(config, trust_remote_code=False)
     except (ValueError, KeyError, RuntimeError):  # load_base_model says what is wrong
         return None
 

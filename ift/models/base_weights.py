@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from ift.errors import UserError
+from ift.models.encoder_decoder import is_encoder_decoder
 from ift.seeds import mixed_seed
 
 
@@ -21,7 +22,7 @@ class AllWeights:
 
 @dataclass(frozen=True)
 class LastLayers:
-    """The last decoder layers; embeddings, head, final norm and all layers before stay as they are."""
+    """The last decoder layers; embeddings, head, final norm, an encoder and all layers before stay as they are."""
 
     num_layers: int
 
@@ -33,7 +34,7 @@ class Biases:
 
 @dataclass(frozen=True)
 class SampledLayers:
-    """A few decoder layers, drawn anew every few steps, and all that is outside of the layers.
+    """A few layers, of encoder and decoder alike, drawn anew every few steps, and all that is outside of the layers.
 
     That is embeddings, final norm and head (Pan et al. 2024, LISA, arXiv 2403.17919, and its authors' code).
     """
@@ -57,18 +58,34 @@ class Embeddings:
 BaseWeights = AllWeights | LastLayers | Biases | SampledLayers | Embeddings
 
 
-def decoder_layers(model: nn.Module) -> list[nn.Module]:
-    """Return the decoder layers of a causal language model, first to last.
+def decoder_layers(model: Any) -> list[nn.Module]:
+    """Return the decoder layers of a language model, first to last.
 
     Raises:
         UserError: no list of modules has as many as the config says.
     """
     config: Any = getattr(model, "config", None)
-    number = getattr(config, "num_hidden_layers", None)
-    for module in model.modules():
+    if is_encoder_decoder(config):
+        return _layers(model.get_decoder(), config.num_decoder_layers)
+    return _layers(model, getattr(config, "num_hidden_layers", None))
+
+
+def all_layers(model: Any) -> list[nn.Module]:
+    """Return the layers of an encoder, if there is one, and then the decoder's.
+
+    Raises:
+        UserError: as `decoder_layers`.
+    """
+    config: Any = getattr(model, "config", None)
+    encoder = _layers(model.get_encoder(), config.num_hidden_layers) if is_encoder_decoder(config) else []
+    return encoder + decoder_layers(model)
+
+
+def _layers(stack: nn.Module, number: int | None) -> list[nn.Module]:
+    for module in stack.modules():
         if isinstance(module, nn.ModuleList) and len(module) == number:
             return list(module)
-    raise UserError(f"model.adapter: no {number} decoder layers were found in {type(model).__name__}.")
+    raise UserError(f"model.adapter: no {number} decoder layers were found in {type(stack).__name__}.")
 
 
 def select(model: nn.Module, weights: BaseWeights) -> None:
@@ -93,7 +110,7 @@ def _chosen(model: nn.Module, weights: BaseWeights) -> Iterable[nn.Parameter]:
         return model.parameters()
     if isinstance(weights, Embeddings):
         return [*_ends(model, weights), *(_chosen(model, weights.beside) if weights.beside is not None else ())]
-    layers = decoder_layers(model)
+    layers = decoder_layers(model) if isinstance(weights, LastLayers) else all_layers(model)
     if not 1 <= weights.num_layers <= len(layers):
         raise UserError(
             f"model.adapter.num_layers: {weights.num_layers} is not between 1 and the model's {len(layers)} layers."
@@ -120,7 +137,7 @@ class LayerSampler:
     """
 
     def __init__(self, model: nn.Module, weights: SampledLayers, *, seed: int) -> None:
-        self._layers = decoder_layers(model)
+        self._layers = all_layers(model)
         self._weights, self._seed = weights, seed
 
     def drawn(self, step: int) -> list[int]:

@@ -66,6 +66,10 @@ SITES: dict[str, Sites] = {
 }
 """Model types (`model_type` of their config) to their sites; a test runs every one."""
 
+ENCODER_DECODER_SITES = dict.fromkeys(("mt5", "t5"), Sites("SelfAttention.o", "DenseReluDense.wo", "DenseReluDense"))
+"""The same of encoder-decoder models, in the layers of both stacks; none is behind the decoder's attention to the
+encoder, as Houlsby has two places per layer."""
+
 
 def default_targets(variant: Variant, model: Any, *, model_type: str) -> list[str]:
     """Return the names of the modules that a variant adapts in a model.
@@ -78,7 +82,7 @@ def default_targets(variant: Variant, model: Any, *, model_type: str) -> list[st
     Raises:
         UserError: the family or its MLP is not known; lists what could be named instead.
     """
-    sites = SITES.get(model_type)
+    sites = SITES.get(model_type) or ENCODER_DECODER_SITES.get(model_type)
     found = sites.of(variant) if sites else None
     if found is not None:
         return found
@@ -93,7 +97,7 @@ def default_targets(variant: Variant, model: Any, *, model_type: str) -> list[st
         )
     raise UserError(
         f"target_modules: no places for adapters are known in '{model_type}' models. Name {what}. A layer has: "
-        f"{names}. Known families: {', '.join(sorted(SITES))}."
+        f"{names}. Known families: {', '.join(sorted(SITES | ENCODER_DECODER_SITES))}."
     )
 
 

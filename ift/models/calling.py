@@ -10,6 +10,7 @@ from peft import PeftModel
 from torch.nn import functional as F
 
 from ift.errors import UserError
+from ift.models.encoder_decoder import Split, is_encoder_decoder
 from ift.models.targets import peft_type
 
 _KEYS_AND_VALUES = ("PREFIX_TUNING", "CARTRIDGE")
@@ -45,6 +46,8 @@ class Calling:
     PEFT and models with a sliding window then count positions wrongly."""
     names_task: bool = False
     """Whether the adapter is one of several tasks; here there is one."""
+    split: Split | None = None
+    """Of an encoder-decoder model: how a text is split between the two."""
     both_ways: ReadsBothWays | None = None
     """The base model, where it reads prompts in both directions."""
 
@@ -52,10 +55,13 @@ class Calling:
         """Return logits `(kept, vocabulary)`.
 
         Args:
-            model: a causal language model of transformers, wrapped by PEFT or not.
-            inputs: for its forward, `input_ids` among them.
-            keep: positions of the text, bool `(batch, length)`.
+            model: a language model of transformers, wrapped by PEFT or not.
+            inputs: for the forward of a causal one, `input_ids` among them.
+            keep: positions of the text, bool `(batch, length)`; of an encoder-decoder model, the first of a row is the
+                last token of its prompt.
         """
+        if self.split is not None:
+            inputs, keep = self.split.apply(inputs, keep)
         inputs = {**inputs, **self.task(len(keep), keep.device)}
         if self.both_ways is not None:
             inputs.setdefault("layout_ids", inputs["input_ids"])  # which PEFT may turn into embeddings
@@ -95,17 +101,20 @@ class Calling:
 
 
 def calling_of(model: Any) -> Calling:
-    """Return how to call a causal language model of transformers, wrapped by PEFT or not."""
+    """Return how to call a language model of transformers, wrapped by PEFT or not."""
     adapted = isinstance(model, PeftModel)
     base = model.get_base_model() if adapted else model
     keep_only = "logits_to_keep" in inspect.signature(base.forward).parameters
+    split = Split(base.config.decoder_start_token_id) if is_encoder_decoder(base.config) else None
     both_ways = base if getattr(base, "reads_prompts_both_ways", False) else None
     if not adapted:
-        return Calling(keep_only, both_ways=both_ways)
+        return Calling(keep_only, split=split, both_ways=both_ways)
     config: Any = model.active_peft_config
     kind = peft_type(config)
     # Prefixes of keys and values have no positions of their own among the logits.
     before = config.num_virtual_tokens if config.is_prompt_learning and kind not in _KEYS_AND_VALUES else 0
+    if split is not None:  # what stands before the prompt is the encoder's, and has no logits
+        return Calling(keep_only, names_task=kind == "POLY", split=split)
     return Calling(
         keep_only,
         before,

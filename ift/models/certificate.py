@@ -178,10 +178,9 @@ class Logits:
 def _logits(model: Any, sample: PromptSample) -> torch.Tensor:
     # The last token of the response predicts nothing that is compared.
     ids = torch.tensor([sample.prompt_ids + sample.response_ids[:-1]], device=model.device)
-    keep = max(1, len(sample.response_ids))
-    options = {"logits_to_keep": keep} if calling_of(model).keep_only else {}
-    logits = model(input_ids=ids, use_cache=False, **options).logits
-    return logits[0, -keep:].float().cpu()  # type: ignore[no-any-return]
+    keep = torch.zeros_like(ids, dtype=torch.bool)
+    keep[:, len(sample.prompt_ids) - 1 :] = True
+    return calling_of(model).logits(model, {"input_ids": ids, "use_cache": False}, keep).float().cpu()
 
 
 def compare(reference: Logits, candidate: Logits, *, names: tuple[str, str], dtype: str) -> Comparison:

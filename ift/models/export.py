@@ -18,7 +18,8 @@ from ift.data.chat_template_export import PromptFormat
 from ift.data.encoding import Encoder
 from ift.errors import UserError
 from ift.models.certificate import Certificate, Comparison, Logits, PromptSample, compare
-from ift.models.loading import Dtype
+from ift.models.encoder_decoder import is_encoder_decoder
+from ift.models.loading import Dtype, read_config
 from ift.models.merging import load_trained, merge, write_model
 from ift.models.model_card import CardFacts, model_card
 from ift.models.trained_run import TrainedRun
@@ -248,6 +249,7 @@ class Exporter:
             certificate=certificate,
             prompt=prompt,
             written=self._written(),
+            encoder_decoder=is_encoder_decoder(read_config(self._run.base)),
         )
         (self._building / "README.md").write_text(model_card(self._run, facts), encoding="utf-8")
         for path in self._building.glob("*.safetensors"):  # written for their owner alone

@@ -9,43 +9,59 @@ from safetensors import SafetensorError
 
 from ift.errors import UserError
 from ift.hub import check_base, local_folder
+from ift.models.attention import Attention, check_attention
+from ift.models.encoder_decoder import auto_class, check_encoder_decoder, settle_head
 from ift.models.families import Family, made_native, native_config, recognise
+from ift.models.positions import forget_lengths, positions_of
 from ift.models.quantization import Quantization, loading_options
+from ift.models.rope import Rope, with_rope
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 TrainingDtype = Literal["float32", "bfloat16"]
 """float16 is for inference only: its small numbers vanish in gradients and in AdamW's denominator."""
 
 
-def load_base_model(key: str, base: str, dtype: Dtype, *, quantization: Quantization | None = None) -> Any:
-    """Load a causal language model in training mode; a quantized one is frozen.
+def load_base_model(
+    key: str,
+    base: str,
+    dtype: Dtype,
+    *,
+    quantization: Quantization | None = None,
+    attention: Attention | None = None,
+    rope: Rope | None = None,
+) -> Any:
+    """Load a causal language model, or a known encoder-decoder, in training mode; a quantized one is frozen.
 
     Args:
         key: the configuration key that named it, for errors.
         base: folder or hub id in transformers' layout; it may be quantized already.
         dtype: of the weights in memory, but for quantized ones.
         quantization: how to quantize the weights while they are read; none keeps them as they are.
+        attention: how attention is computed; none leaves it to transformers.
+        rope: rotary positions other than those of its config.
 
     Raises:
-        UserError: nothing there that transformers can load, weights missing from the files, or a quantization that
-            cannot be here.
+        UserError: nothing there that transformers can load, weights missing from the files, or a quantization,
+            attention or rotary positions that cannot be here.
     """
     check_base(key, base)
-    from transformers import AutoModelForCausalLM
-
     folder = local_folder(base)
-    config = read_config(base, key=key)
+    config = with_rope(read_config(base, key=key), rope)
+    check_encoder_decoder(key, base, config=config, dtype=dtype)
+    check_attention(attention, config=config, dtype=dtype)
     options = loading_options(key, base, dtype=dtype, config=config, quantization=quantization)
+    chosen = {"attn_implementation": attention} if attention is not None else {}
     family = family_of(base, key=key)
     for doubt in family.doubts(raw_config(base)) if family is not None else ():
         rank_zero_warn(f"{key}: config.json of '{base}': {doubt}")
     try:
-        model, report = (family.reader() if family else AutoModelForCausalLM).from_pretrained(
+        model, report = (family.reader() if family else auto_class(config)).from_pretrained(
             str(folder) if folder else base,
             config=config,
             dtype=getattr(torch, dtype),
             trust_remote_code=False,
             output_loading_info=True,
+            **chosen,
             **options,
         )
         if family is not None:
@@ -59,10 +75,12 @@ def load_base_model(key: str, base: str, dtype: Dtype, *, quantization: Quantiza
             f"{key}: {len(missing)} weights of the model are not in the files of '{base}', first '{missing[0]}'. "
             "The folder is incomplete, or its config.json belongs to another model."
         )
+    settle_head(model)
     if options:
         from ift.models.quantized_layers import prepare_quantized
 
         prepare_quantized(model)
+    forget_lengths(model)
     # from_pretrained leaves the model in evaluation mode, and Lightning does not change that.
     model.train()
     return model
@@ -117,10 +135,15 @@ def raw_config(base: str) -> dict[str, Any]:
     return found
 
 
-def max_positions(base: str) -> int | None:
-    """Return the longest input of a base model in tokens, or `None` where its config states none; loads no weights."""
-    limit: int | None = getattr(read_config(base), "max_position_embeddings", None)
-    return limit
+def max_positions(base: str, rope: Rope | None = None) -> int | None:
+    """Return the longest input of a base model in tokens, or `None` where its config states none; loads no weights.
+
+    Args:
+        base: folder or hub id of the base model.
+        rope: rotary positions other than those of its config.
+    """
+    config = with_rope(read_config(base), rope)
+    return positions_of(config) if config is not None else None
 
 
 def check_vocabulary(key: str, model: Any, tokenizer: Any) -> None:

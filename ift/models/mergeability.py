@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ift.errors import UserError
+from ift.models.encoder_decoder import auto_class
 
 CHOICES = (
     "Serve base model and adapter together (PEFT's PeftModel.from_pretrained), or train an adapter that merges (lora)."
@@ -104,12 +105,11 @@ def _reason_of_model(settings: Any, config: Any) -> str | None:
 
     from peft import get_peft_model
     from peft.tuners.tuners_utils import BaseTunerLayer
-    from transformers import AutoModelForCausalLM
 
     try:
         with warnings.catch_warnings(), torch.device("meta"):
             warnings.simplefilter("ignore")
-            model: Any = get_peft_model(AutoModelForCausalLM.from_config(config), settings, low_cpu_mem_usage=True)
+            model: Any = get_peft_model(auto_class(config).from_config(config), settings, low_cpu_mem_usage=True)
     except Exception:  # what cannot be made without data is tried when the weights are there
         return None
     seen = set()

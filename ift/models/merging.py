@@ -60,7 +60,7 @@ def load_trained(
     """
     from ift.data.encoding import load_tokenizer
 
-    model = load_base_model(key, run.base, dtype, quantization=quantization)
+    model = load_base_model(key, run.base, dtype, quantization=quantization, rope=run.rope)
     if dequantize:
         from ift.models.quantized_layers import dequantized
 
@@ -196,6 +196,9 @@ def write_model(model: Any, folder: Path, *, shard_size: str, stop_token_ids: li
         settings.validate(strict=True)
     except ValueError:  # the base model's own contradict each other, and could not be saved
         model.generation_config = GenerationConfig(
-            **ends, pad_token_id=pad_token_id, bos_token_id=settings.bos_token_id
+            **ends,
+            pad_token_id=pad_token_id,
+            bos_token_id=settings.bos_token_id,
+            decoder_start_token_id=settings.decoder_start_token_id,
         )
     model.save_pretrained(str(folder), max_shard_size=shard_size)

@@ -33,6 +33,8 @@ class CardFacts:
     prompt: PromptFormat
     written: str
     """What was written, in a sentence."""
+    encoder_decoder: bool
+    """Whether an encoder reads the prompt, so that the model writes the response alone."""
 
 
 def model_card(run: TrainedRun, facts: CardFacts) -> str:
@@ -64,7 +66,7 @@ def _metadata(run: TrainedRun, facts: CardFacts) -> str:
         "datasets": list(dict.fromkeys(datasets)),
         "language": list(dict.fromkeys(languages)),
         "library_name": "transformers",
-        "pipeline_tag": "text-generation",
+        "pipeline_tag": "text2text-generation" if facts.encoder_decoder else "text-generation",
         "tags": ["instruction-tuning", "ift", *([_method_name(run)] if run.adapter is not None else [])],
     }
     header = {key: value for key, value in known.items() if value}
@@ -148,6 +150,9 @@ def _method(run: TrainedRun, facts: CardFacts) -> str:
         "base weights in training": manifest["dtype"]
         + (f", quantized ({json.dumps(manifest['quantization'])})" if manifest.get("quantization") else ""),
         "vocabulary": _vocabulary(manifest.get("vocabulary")),
+        "rotary positions": json.dumps({name: one for name, one in (manifest.get("rope") or {}).items() if one})
+        if manifest.get("rope")
+        else "the base model's",
         "optimizer": f"{optimizer.get('class_path')} {json.dumps(optimizer.get('init_args', {}))}",
         "schedule": json.dumps(model.get("schedule")),
         "steps": manifest.get("steps"),
@@ -216,16 +221,18 @@ def _loading(facts: CardFacts) -> str:
             f"The template as a chat template {reason}, because transformers tokenizes the whole text at once, so "
             "prompts are to be made as above. `template.json` describes the template in full."
         )
+    kind = "AutoModelForSeq2SeqLM" if facts.encoder_decoder else "AutoModelForCausalLM"
+    response = "[0]" if facts.encoder_decoder else "[0, len(ids):]"
     code = f"""```python
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import {kind}, AutoTokenizer
 
 folder = "."  # of this model
 tokenizer = AutoTokenizer.from_pretrained(folder)
-model = AutoModelForCausalLM.from_pretrained(folder, dtype="{facts.dtype}")
+model = {kind}.from_pretrained(folder, dtype="{facts.dtype}")
 request = "Say hello."
 {ids}
-answer = model.generate(torch.tensor([ids]), max_new_tokens=64, do_sample=False)[0, len(ids):]
+answer = model.generate(torch.tensor([ids]), max_new_tokens=64, do_sample=False){response}
 print(tokenizer.decode(answer, skip_special_tokens=True))
 ```"""
     return f"{code}\n\n{note}"

@@ -14,14 +14,17 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from ift.data.micro_batches import GROUPED, RowLayoutChoice, RowLayoutSetting
 from ift.errors import UserError
+from ift.models.attention import Attention
+from ift.models.encoder_decoder import is_encoder_decoder
 from ift.models.loading import read_config
 
 # fmt: off
 EXACT_FAMILIES = frozenset([
-    "codegen", "cohere", "cohere2", "ernie4_5", "exaone4", "gemma", "gemma2", "gemma3_text", "glm", "glm4", "gpt2",
-    "gpt_bigcode", "gpt_neo", "gpt_neox", "gptj", "granite", "helium", "hunyuan_v1_dense", "ift_baichuan_13b", "llama",
-    "mistral", "mixtral", "nemotron", "olmo", "olmo2", "olmo3", "persimmon", "phi", "phi3", "qwen2", "qwen2_moe",
-    "qwen3", "qwen3_moe", "seed_oss", "smollm3", "stablelm", "starcoder2",
+    "codegen", "cohere", "cohere2", "deepseek_v2", "deepseek_v3", "ernie4_5", "exaone4", "gemma", "gemma2",
+    "gemma3_text", "glm", "glm4", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox", "gptj", "granite", "helium",
+    "hunyuan_v1_dense", "ift_baichuan_13b", "internlm3", "llama", "mistral", "mixtral", "nemotron", "olmo", "olmo2",
+    "olmo3", "persimmon", "phi", "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss", "smollm3", "stablelm",
+    "starcoder2",
 ])
 # fmt: on
 """Model types (`model_type` of their config) whose packed rows are exact with eager and sdpa attention; a test runs
@@ -47,7 +50,9 @@ virtual tokens per row, and some others mix over the row."""
 FLASH = ("flash_attention_2", "flash_attention_3")
 
 
-def choose_row_layout(key: str, asked: RowLayoutSetting, *, base: str, adapter: Any) -> RowLayoutChoice:
+def choose_row_layout(
+    key: str, asked: RowLayoutSetting, *, base: str, adapter: Any, attention: Attention | None = None
+) -> RowLayoutChoice:
     """Return the row layout for a base model, from its config alone.
 
     Args:
@@ -55,6 +60,7 @@ def choose_row_layout(key: str, asked: RowLayoutSetting, *, base: str, adapter: 
         asked: `auto` takes the fastest layout that is exact.
         base: folder or hub id of the base model.
         adapter: a `peft.PeftConfig`, or `None`.
+        attention: `model.attention`; none for what the config says, or transformers' choice.
 
     Raises:
         UserError: the asked layout would not be exact.
@@ -62,8 +68,10 @@ def choose_row_layout(key: str, asked: RowLayoutSetting, *, base: str, adapter: 
     config = read_config(base)
     if config is None:  # load_base_model says what is wrong
         return GROUPED
-    attention = getattr(config, "_attn_implementation", None) or "sdpa"
-    best = row_layout_for(config.model_type, attention, adapter=adapter)
+    computed = attention or getattr(config, "_attn_implementation", None) or "sdpa"
+    best = row_layout_for(config.model_type, computed, adapter=adapter)
+    if is_encoder_decoder(config):
+        best = replace(best, reason="an encoder-decoder model reads one prompt per row")
     # Per token, matrices cost 24 x width^2 operations and attention 4 x width x length, at about 2/3 of the speed.
     best = replace(best, square_cost_length=max(1024, 4 * getattr(config, "hidden_size", 2048)))
     if asked in ("auto", best.layout):

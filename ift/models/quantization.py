@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
 from ift.errors import UserError, unknown_name
+from ift.models.encoder_decoder import auto_class
 
 KEY = "model.quantization"
 Scheme = Literal["nf4", "fp4", "int8"]
@@ -196,12 +197,11 @@ def modules_to_skip(config: Any, wished: Sequence[str] | None) -> list[str]:
     Raises:
         UserError: a name fits no module, nothing is left to quantize, or the config is of another kind of model.
     """
-    from transformers import AutoModelForCausalLM
     from transformers.quantizers.base import get_keys_to_not_convert
 
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            model = auto_class(config).from_config(config, trust_remote_code=False)
     except (ValueError, KeyError, ImportError, RuntimeError) as error:
         raise UserError(f"{KEY}: the base model's config makes no causal language model: {_one_line(error)}") from error
     linear = _linear_layers(model)

@@ -15,6 +15,7 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_warn
 
 from ift.errors import UserError
+from ift.models.encoder_decoder import tried_family
 from ift.models.methods import METHODS, Method
 from ift.models.quantization import Quantization, stored_quantization
 
@@ -124,7 +125,7 @@ def check_supported(
             f"{key}: {method.name} trains the base model's own weights, and those quantized with {scheme} cannot be "
             "trained. Name an adapter (lora), or load the base model without quantization."
         )
-    model_type = config.model_type if config is not None else ""
+    model_type = tried_family(config.model_type) if config is not None else ""
     reason: str | None
     for entry in entries_of(method, adapter):
         if (reason := _NOT_MADE.get(entry.rpartition(" ")[2])) is not None:

@@ -9,10 +9,13 @@ from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 
 from ift.errors import UserError
+from ift.models.encoder_decoder import fill_prompts, is_encoder_decoder
 
 _KEY_AND_VALUE_LAYERS = ("k_proj", "v_proj")
 _FUSED_ATTENTION = ("query_key_value", "qkv_proj", "Wqkv", "c_attn", "W_pack", "wqkv")
 _SECOND_OF_MLP = ("down_proj", "dense_4h_to_h", "fc2", "fc_out", "mlp.c_proj", "w2")
+_T5_ATTENTION = ("SelfAttention.k", "SelfAttention.v", "EncDecAttention.k", "EncDecAttention.v")
+_T5_MLP = ("DenseReluDense.wo",)
 OWN_TARGETS = frozenset(
     {"ADAPTION_PROMPT", "BEFT", "BOTTLENECK", "SHADOW", "TRAINABLE_TOKENS", "XLORA", "IA3", "LN_TUNING"}
 )
@@ -34,6 +37,8 @@ def fill_targets(config: PeftConfig, model: nn.Module) -> None:
     """
     if isinstance(config, PromptLearningConfig):
         _fill_heads(config, model)
+        if is_encoder_decoder(model.config):
+            fill_prompts(config, model.config)
         return
     if getattr(config, "target_modules", "none") is not None:
         return
@@ -81,7 +86,8 @@ def _fill_heads(config: PromptLearningConfig, model: Any) -> None:
 
 def _fill_ia3(config: IA3Config, names: Iterable[str]) -> None:
     attention = _ending_with(_KEY_AND_VALUE_LAYERS, names) or _ending_with(_FUSED_ATTENTION, names)
-    mlp = _ending_with(_SECOND_OF_MLP, names)
+    attention = attention or _ending_with(_T5_ATTENTION, names)
+    mlp = _ending_with(_SECOND_OF_MLP, names) or _ending_with(_T5_MLP, names)
     if not attention or not mlp:
         raise UserError(
             "model.adapter: which modules of this model hold keys, values and the MLP's second matrix is not known. "

@@ -21,6 +21,7 @@ from ift.hub import fingerprint
 from ift.models.adapter_conversion import readable_adapter
 from ift.models.families.normalized_head import settle_heads
 from ift.models.quantization import Quantization
+from ift.models.rope import Rope
 from ift.models.trained_rows import compute_as_the_module
 from ift.models.vocabulary import Growth, check_same_growth
 
@@ -153,6 +154,45 @@ def warn_of_other_weights(key: str, place: Path, quantization: Quantization | No
             f"{key}: '{place}' was trained with model.quantization {then or 'null'}, and here it is {now or 'null'}: "
             "losses and answers will differ from those of its run."
         )
+
+
+def _rope_of(place: Path) -> dict[str, Any] | None:
+    """Return the rotary positions that an adapter was trained with; `None` where they are the base model's own."""
+    run = run_of_adapter(place)
+    found: dict[str, Any] | None = run.read_manifest().get("rope") if run is not None else None
+    return found
+
+
+def warn_of_other_rope(key: str, place: Path, rope: Rope | None) -> None:
+    """Say so where a run trained its adapter with other rotary positions; longer texts may be learnt later."""
+    then, now = _rope_of(place), asdict(rope) if rope is not None else None
+    if run_of_adapter(place) is not None and then != now:
+        rank_zero_warn(
+            f"{key}: '{place}' was trained with model.rope {_given(then)}, and here it is {_given(now)}: it begins "
+            "with other positions than those that it knows."
+        )
+
+
+def check_rope_of(place: Path, rope: Rope | None) -> None:
+    """Refuse to predict with an adapter without the rotary positions that it was trained with.
+
+    Args:
+        place: folder of the adapter; of one that lies in no run, nothing is known.
+        rope: `model.rope`.
+
+    Raises:
+        UserError: they differ; longer texts are allowed where it was trained with the base model's own positions.
+    """
+    then = _rope_of(place)
+    if then is not None and then != (asdict(rope) if rope is not None else None):
+        raise UserError(
+            f"model.rope: '{place}' was trained with {_given(then)}. Set it to that, or name the run with --run, which "
+            "does so."
+        )
+
+
+def _given(rope: dict[str, Any] | None) -> str:
+    return str({name: value for name, value in rope.items() if value is not None}) if rope else "null"
 
 
 def load_adapter(key: str, model: Any, folder: str | Path, *, trainable: bool = False) -> Any:

@@ -10,6 +10,7 @@ from ift.errors import UserError
 from ift.hub import fingerprint, local_folder
 from ift.models.loading import Dtype
 from ift.models.quantization import Quantization
+from ift.models.rope import Rope
 from ift.models.trained_adapters import MergedAdapter, check_unchanged
 from ift.models.vocabulary import Growth, growth_of_run
 
@@ -28,6 +29,8 @@ class TrainedRun:
     quantization: Quantization | None
     merged_adapters: tuple[MergedAdapter, ...] = ()
     """Part of the base model's weights that the adapter was trained on."""
+    rope: Rope | None = None
+    """Rotary positions other than those of the base model's config."""
     growth: Growth | None = None
     """By which the base model was enlarged before all else."""
 
@@ -56,7 +59,7 @@ def open_trained(key: str, root: str) -> TrainedRun:
         raise UserError(f"{key}: '{root}' is not finished. Continue it with ift fit --ckpt_path last.")
     adapted = folder.adapter.is_dir()
     _check_exported(key, folder, manifest, folder.adapter if adapted else folder.model)
-    quantization = manifest.get("quantization")
+    quantization, rope = manifest.get("quantization"), manifest.get("rope")
     base = base_of_run(key, folder, manifest["base"]) if adapted else str(folder.model)
     return TrainedRun(
         folder=folder,
@@ -66,6 +69,7 @@ def open_trained(key: str, root: str) -> TrainedRun:
         dtype=manifest["dtype"],
         quantization=Quantization(**quantization) if quantization and adapted else None,
         merged_adapters=merged_adapters_of(key, manifest) if adapted else (),
+        rope=Rope(**rope) if rope and adapted else None,
         growth=growth_of_run(key, folder, manifest, base=base) if adapted else None,
     )
 

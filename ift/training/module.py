@@ -16,8 +16,11 @@ from ift.data.steps import Step
 from ift.errors import UserError
 from ift.hub import check_base, fingerprint
 from ift.models.adapters import attach, check_can_go_on, check_method, empty_model, num_trainable, peft_config_of
+from ift.models.attention import Attention, check_attention
 from ift.models.budget import Allotment, allot, check_budget, check_counted
 from ift.models.calling import calling_of
+from ift.models.compiling import check_compilable, compile_blocks
+from ift.models.encoder_decoder import check_encoder_decoder
 from ift.models.enlarging import enlarge
 from ift.models.families.normalized_head import settle_heads
 from ift.models.initial_adapters import changes_base, initial_values
@@ -32,12 +35,14 @@ from ift.models.quantization import (
     default_quantization,
     is_quantized,
 )
+from ift.models.rope import Rope, check_rope
 from ift.models.support import check_supported
 from ift.models.trained_adapters import (
     MergedAdapter,
     adapter_folder,
     check_foundation,
     merged_chain,
+    warn_of_other_rope,
     warn_of_other_weights,
 )
 from ift.models.trained_rows import trains_rows, with_trained_rows
@@ -76,12 +81,17 @@ class InstructionModule(LightningModule):
         merged_adapters: folders of adapters or runs, merged into the base model in this order before all else.
         dtype: of the base model's weights; adapters stay in float32.
         quantization: holds the base model's weights in 4 or 8 bits; none keeps them as they are.
+        attention: how attention is computed, which changes speed and memory; by default as transformers chooses, sdpa
+            where the model has it. flash_attention_2 needs a GPU, its package and dtype bfloat16.
+        rope: rotary positions for longer texts than the base model was trained on, or another base of them.
         vocabulary: a tokenizer with more tokens than the base model's; embedding and head gain rows for them.
         budget: number of trainable parameters; the adapter's size (r, bottleneck_size, num_virtual_tokens, ...) is
             then the one that trains nearest to it, whatever size is given with the adapter.
         schedule: how the learning rate moves.
         gradient_clip_norm: largest norm of the whole gradient; none clips nothing.
         gradient_checkpointing: compute activations twice instead of keeping them; the result is the same.
+        compile: compile the model's blocks with torch.compile; the result is the same up to rounding. The first steps
+            take minutes longer.
         seed: of adapter weights and dropout; follows `seed_everything`.
     """
 
@@ -93,11 +103,14 @@ class InstructionModule(LightningModule):
         merged_adapters: list[str] | None = None,
         dtype: TrainingDtype = "float32",
         quantization: Quantization | None = None,
+        attention: Attention | None = None,
+        rope: Rope | None = None,
         vocabulary: Vocabulary | None = None,
         budget: int | None = None,
         schedule: Schedule = Schedule(),  # noqa: B008 (frozen)
         gradient_clip_norm: float | None = 1.0,
         gradient_checkpointing: bool = False,
+        compile: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -112,6 +125,7 @@ class InstructionModule(LightningModule):
         self.growth: Growth | None = None
         self._rows_are_trained = False
         self.quantization = quantization or default_quantization(self.method.quantization, read_config(base))
+        self.attention, self.rope, self.compiles = attention, rope, compile
         self.optimizer_callable, self.schedule = optimizer, schedule
         self.optimizer_traits = optimizer_traits("model.optimizer", optimizer)
         self.gradient_clip_norm, self.gradient_checkpointing = gradient_clip_norm, gradient_checkpointing
@@ -138,7 +152,10 @@ class InstructionModule(LightningModule):
         if self._checked:
             return
         config = read_config(self.base)
+        check_encoder_decoder("model.base", self.base, config=config, dtype=self.dtype_name)
         check_quantization("model.base", self.base, config=config, quantization=self.quantization)
+        check_attention(self.attention, config=config, dtype=self.dtype_name)
+        check_rope(self.rope, config=config)
         self.growth = growth_of(self.vocabulary, self.base, seed=self.seed)
         config = enlarged_config(config, self.growth)
         empty = empty_model(self.base, self.growth) if self.vocabulary is not None else None
@@ -169,10 +186,12 @@ class InstructionModule(LightningModule):
         for one in self.merged_chain:
             check_mergeable("model.merged_adapters", Path(one.folder), config=config)
             warn_of_other_weights("model.merged_adapters", Path(one.folder), None)
+            warn_of_other_rope("model.merged_adapters", Path(one.folder), self.rope)
         if isinstance(self.method.config, Path):
             place = adapter_folder("model.adapter", self.method.config)
             check_foundation("model.adapter", place, base=self.base, merged=self.merged_chain, growth=self.growth)
             warn_of_other_weights("model.adapter", place, self.quantization)
+            warn_of_other_rope("model.adapter", place, self.rope)
         if self.merged_adapters and is_quantized(config, self.quantization):
             raise UserError(
                 "model.merged_adapters: adapters are not merged into quantized weights, which would round them again. "
@@ -191,6 +210,10 @@ class InstructionModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Refuse what the strategy cannot do, and ask for steps as the optimizer takes them; before weights load."""
+        device = self.trainer.strategy.root_device.type
+        check_attention(self.attention, config=read_config(self.base), dtype=self.dtype_name, device=device)
+        if self.compiles:
+            check_compilable(device)
         if stage != "fit":
             return
         check_can_go_on(self.method)
@@ -205,7 +228,14 @@ class InstructionModule(LightningModule):
         if self.model is not None:
             return
         self.check()
-        model = load_base_model("model.base", self.base, self.dtype_name, quantization=self.quantization)
+        model = load_base_model(
+            "model.base",
+            self.base,
+            self.dtype_name,
+            quantization=self.quantization,
+            attention=self.attention,
+            rope=self.rope,
+        )
         model = enlarge(model, self.growth)
         datamodule: Any = getattr(self.trainer, "datamodule", None) if self._trainer is not None else None
         if datamodule is not None:
@@ -223,6 +253,8 @@ class InstructionModule(LightningModule):
             datamodule.row_layout_choice = verify_row_layout(
                 "data.row_layout", datamodule.row_layout, choice=datamodule.row_layout_choice, model=model
             )
+        if self.compiles:
+            compile_blocks(model)
         self._calling = calling_of(model)
         self._course = MethodCourse(model, self.method, seed=self.seed)
         self.model = model

@@ -43,6 +43,7 @@ class RunFolderWriter(Callback):
         if not trainer.is_global_zero:
             return
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        module: Any = pl_module
         self._run.root.mkdir(parents=True, exist_ok=True)
         resumed = self._run.manifest.is_file()
         self._manifest = self._run.read_manifest() if resumed else self._new_manifest(pl_module, datamodule)
@@ -52,6 +53,7 @@ class RunFolderWriter(Callback):
             "from_step": 0,
             "world_size": trainer.world_size,
             "row_layout": {"layout": rows.layout, "reason": rows.reason},
+            "attention": module.model.config._attn_implementation,
             "versions": versions(),
         }
         self._manifest["sessions"].append(session)
@@ -65,7 +67,6 @@ class RunFolderWriter(Callback):
             _join_files(datamodule.rejects_files(), self._run.rejects)
             if removed := datamodule.removed_files():
                 _join_files(removed, self._run.removed)
-        module: Any = pl_module
         if not module.method.trains_base and changes_base(module.model.active_peft_config):
             save_initial(module.model, self._run.initial_adapter, values=module.initial_values)
             module.initial_values = None
@@ -147,6 +148,7 @@ class RunFolderWriter(Callback):
             "base": base,
             "dtype": pl_module.dtype_name,
             "quantization": asdict(pl_module.quantization) if pl_module.quantization is not None else None,
+            "rope": asdict(pl_module.rope) if pl_module.rope is not None else None,
             "method": pl_module.method.name,
             "adapter": _adapter_kind(pl_module),
             "budget": asdict(pl_module.allotment) if pl_module.allotment is not None else None,

@@ -40,7 +40,7 @@ def usable(source: Source, encoder: Encoder) -> tuple[list[str], list[list[str]]
         (conversation, *more) = to_conversations(row, function, needs_response=True)
         if isinstance(conversation, Exception) or more:
             continue
-        segments = encoder.template.render(policy.supervised(conversation))
+        segments = policy.render(conversation)
         lines.append(json.dumps(row.value, ensure_ascii=False) + "\n")
         texts.append([segment.text for segment in segments if segment.kind == "text"])
     return lines, texts

@@ -7,8 +7,9 @@ import torch
 from peft import LoraConfig, PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.lora.config import BdLoraConfig
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 
+from ift.models.encoder_decoder import auto_class, is_encoder_decoder
 from ift.models.families import register_own_classes
 from ift.models.methods import METHODS, Method, as_method
 
@@ -34,6 +35,16 @@ OWN_NAMES: dict[str, dict[str, Any]] = {
     "codegen": {**GPT2_NAMES, "n_ctx": 256, "rotary_dim": 8},
     "falcon": {key: value for key, value in SIZES.items() if key not in ("head_dim", "num_key_value_heads")},
     "gpt2": GPT2_NAMES,
+    "t5": {
+        "d_model": 64,
+        "d_kv": 16,
+        "d_ff": 128,
+        "num_layers": 2,
+        "num_heads": 4,
+        "feed_forward_proj": "gated-gelu",
+        "tie_word_embeddings": False,
+        "decoder_start_token_id": 0,
+    },
     "opt": {
         **{key: value for key, value in SIZES.items() if key not in ("head_dim", "num_key_value_heads")},
         "ffn_dim": 128,
@@ -42,11 +53,11 @@ OWN_NAMES: dict[str, dict[str, Any]] = {
 }
 FAMILIES = (
     *("llama", "qwen3", "mistral", "gemma2", "phi3", "glm"),
-    *("gpt_neox", "codegen", "bloom", "falcon", "opt", "gpt2"),
+    *("gpt_neox", "codegen", "bloom", "falcon", "opt", "gpt2", "t5"),
 )
 """Separate and fused attention, one key for several queries, sliding windows, rotary positions and ALiBi, norms with
 and without biases, tied embeddings, an MLP that is no module, linear layers of a model's own class, and GPT-2's
-transposed matrices."""
+transposed matrices; and an encoder beside the decoder (T5 1.1's kind, with a head of its own)."""
 
 SMALL: dict[str, dict[str, Any]] = {
     "lora": {"lora_dropout": 0.0},
@@ -104,10 +115,11 @@ CONFIGS: dict[str, dict[str, Any]] = {
 FIRST = [
     *("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "gate_up_proj", "query_key_value", "qkv_proj", "c_attn"),
     *("dense_h_to_4h", "fc_in", "c_fc"),
+    *("Attention.q", "Attention.k", "Attention.v", "wi_0", "wi_1"),
 ]
 SECOND = [
     *("o_proj", "down_proj", "attention.dense", "self_attention.dense", "dense_4h_to_h", "out_proj", "fc_out"),
-    "c_proj",
+    *("c_proj", "Attention.o", "wo"),
 ]
 """The matrices into and out of a sub-layer."""
 
@@ -139,10 +151,13 @@ def make_model(family: str) -> Any:
     own = OWN_NAMES.get(family)
     known = AutoConfig.for_model(family)
     settings = own if own is not None else {key: value for key, value in SIZES.items() if hasattr(known, key)}
-    still = {name: 0.0 for name in vars(known) if name.endswith(("_pdrop", "dropout", "dropout_prob"))}
+    ends = ("_pdrop", "dropout", "dropout_prob", "dropout_rate")
+    still = {name: 0.0 for name in vars(known) if name.endswith(ends)}
     config = AutoConfig.for_model(family, **{**settings, **still, "vocab_size": VOCABULARY})
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config)
+    model = auto_class(config).from_config(config)
+    if is_encoder_decoder(config):  # whatever the config says, transformers ties the two where they are equal
+        model.lm_head.weight = torch.nn.Parameter(torch.zeros_like(model.lm_head.weight))
     for parameter in model.parameters():
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.2)
@@ -165,7 +180,7 @@ def entries() -> dict[str, Callable[[], Method]]:
 
 
 def _config(kind: Any) -> PeftConfig:
-    config: PeftConfig = kind(task_type="CAUSAL_LM", **CONFIGS.get(kind.__name__, {}))
+    config: PeftConfig = kind(**CONFIGS.get(kind.__name__, {}))
     if hasattr(config, "r") and kind.__name__ not in CONFIGS:
         config.r = 4
     return config
@@ -178,4 +193,4 @@ def _lora(settings: dict[str, Any]) -> LoraConfig:
         key: getattr(classes, value)() if isinstance(value, str) and value.endswith("Config") else value
         for key, value in settings.items()
     }
-    return LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, **made)
+    return LoraConfig(r=4, lora_alpha=8, **made)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ift.data.conversation import Conversation, Message
+from ift.data.layouts import alpaca, text
 
 
 def question(row: Mapping[str, Any]) -> Conversation:
@@ -21,3 +22,8 @@ def number(row: Mapping[str, Any]) -> Conversation:
 
 
 NOT_A_FUNCTION = 3
+
+
+def either(row: Mapping[str, Any]) -> Conversation:
+    """Read a text where there is one, and an instruction otherwise."""
+    return text(row) if "text" in row else alpaca(row)

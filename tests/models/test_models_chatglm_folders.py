@@ -10,7 +10,7 @@ from chatglm_reference import CONFIG, SOP, TEXT, Weights, load, reference_logits
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from ift.models.families.chatglm import ChatGLMForCausalLM, native_config, recognises, refusals, register
+from ift.models.families.chatglm import ChatGLMConfig, ChatGLMForCausalLM, native_config, recognises, refusals, register
 
 EMBEDDING, HEAD = "transformer.word_embeddings.weight", "lm_head.weight"
 LIMIT = 5e-5
@@ -151,6 +151,12 @@ def test_the_config_answers_to_the_names_of_transformers() -> None:
     assert (config.num_hidden_layers, config.intermediate_size) == (CONFIG["num_layers"], CONFIG["inner_hidden_size"])
     assert (config.max_position_embeddings, config.head_dim) == (64, 16)
     assert config.tie_word_embeddings is True and config.use_cache is True
+
+
+def test_the_config_class_reads_an_original_folder_by_itself(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "base", config={"bos_token_id": None, "vocab_size": 130528})
+    read, expected = (one.to_dict() for one in (ChatGLMConfig.from_pretrained(str(folder)), native_config(CONFIG)))
+    assert read == expected | {"bos_token_id": 130004, "vocab_size": 130528}
 
 
 def test_loading_needs_every_weight(tmp_path: Path) -> None:

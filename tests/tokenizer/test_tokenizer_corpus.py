@@ -1,5 +1,8 @@
+import gzip
+import tracemalloc
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from ift.errors import UserError
@@ -33,6 +36,41 @@ def test_a_sample_is_seeded_and_keeps_the_order(tmp_path: Path) -> None:
     assert sample == sorted(sample) and len(set(sample)) == 20
     assert sample == list(sample_sentences(paths, num_sentences=20, total=100, seed=1))
     assert sample != list(sample_sentences(paths, num_sentences=20, total=100, seed=2))
+
+
+def test_folders_and_compressed_files_are_read_like_plain_ones(tmp_path: Path) -> None:
+    folder = tmp_path / "corpus"
+    (folder / "below").mkdir(parents=True)
+    write(folder / "b.txt", "one\n")
+    write(folder / "notes.md", "not read")
+    (folder / "a.txt.gz").write_bytes(gzip.compress("零\n".encode()))
+    (folder / "below" / "c.jsonl.zst").write_bytes(pa.compress(b'{"text": "two\\nthree"}\n', "zstd", asbytes=True))
+    assert list(read_sentences([folder])) == ["零", "one", "two", "three"]
+    assert measure([folder]) == CorpusSize(num_sentences=4, num_bytes=3 + 3 + 3 + 5, num_split_lines=0)
+    (tmp_path / "broken.txt.gz").write_bytes(gzip.compress(b"abc\n" * 1000)[:-20])
+    with pytest.raises(UserError, match=r"broken.txt.gz after line \d+: .* damaged"):
+        measure([tmp_path / "broken.txt.gz"])
+    with pytest.raises(UserError, match="below2: no such file|name must end"):
+        measure([folder / "below2"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="empty: holds no file that ends with .txt"):
+        measure([tmp_path / "empty"])
+
+
+def test_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
+    """Ten times the text, in lines and in one line, are read and sampled within the same memory."""
+    line = "三人行，必有我师焉。" * 10 + "\n"
+    peaks = []
+    for size in (1_500, 15_000):
+        lines = write(tmp_path / f"{size}.txt", line * size)[0]
+        whole = write(tmp_path / f"{size}.one.txt", line.strip() * size)[0]
+        tracemalloc.start()
+        found = measure([lines, whole])
+        sample = sample_sentences([lines, whole], num_sentences=100, total=found.num_sentences, seed=0)
+        assert sum(1 for _ in sample) == 100
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.2 * peaks[0] < 10e6
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,17 @@
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import sentencepiece
+from transformers import AutoTokenizer
 
+from ift.errors import UserError
 from tokenizer import training
+from tokenizer.__main__ import main
 from tokenizer.training import TrainingSettings, train_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -94,7 +99,45 @@ def test_split_lines_and_missing_bytes_are_reported(run_tokenizer: Run, corpus: 
     assert result.stdout.endswith("without byte fallback: newlines and characters without a piece become <unk>\n")
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"]])
+def test_without_a_number_a_sample_is_learned_from_that_fits_memory(
+    monkeypatch: pytest.MonkeyPatch, corpus: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(training, "DEFAULT_SAMPLE_BYTES", 1500)
+    arguments = ["train", "--input", *map(str, corpus), "--output", str(tmp_path / "new"), "--vocab-size", "500"]
+    assert main(arguments) == 0
+    found = re.search(r"from (\d+) of 27 sentences \((\d+) bytes\).*\na random sample of ", capsys.readouterr().out)
+    assert found and abs(int(found[1]) / 27 - 1500 / int(found[2])) < 1 / 27
+
+
+def test_normalisation_is_a_choice(run_tokenizer: Run, corpus: list[Path], tmp_path: Path) -> None:
+    ids = {}
+    for name in ("identity", "nmt_nfkc", "nfkc"):
+        size = ["--vocab-size", 700, "--normalization", name]
+        result = run_tokenizer("train", "--input", *corpus, "--output", tmp_path / name, *size)
+        assert result.returncode == 0, result.stderr
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path / name)
+        reference = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / name / "tokenizer.model"))
+        ids[name] = tokenizer("Ａ，１", add_special_tokens=False).input_ids
+        assert ids[name] == reference.encode("Ａ，１")
+    assert ids["identity"] != ids["nmt_nfkc"]
+    assert tokenizer.decode(ids["nfkc"]) == "A,1"
+
+
+def test_long_training_gives_signs_of_life(
+    monkeypatch: pytest.MonkeyPatch, corpus: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def slow(*_: object) -> bytes:
+        time.sleep(0.3)
+        raise UserError("ended")
+
+    monkeypatch.setattr(training, "_SECONDS_BETWEEN_SIGNS", 0.05)
+    monkeypatch.setattr(training, "train_model", slow)
+    with pytest.raises(UserError, match="ended"):
+        train_tokenizer(corpus, tmp_path / "new", TrainingSettings(vocab_size=700))
+    assert capsys.readouterr().err.count("training: 0 s so far\n") >= 2
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["merge", "--help"], ["compare", "--help"]])
 def test_starts_without_heavy_packages(arguments: list[str]) -> None:
     program = (
         "import runpy, sys\n"

@@ -24,9 +24,26 @@ SIZES: dict[str, Any] = {
 GPT2_NAMES = {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256}
 ROTARY = {**GPT2_NAMES, "rotary_dim": 4}
 WINDOW = {**SIZES, "sliding_window": 7}  # shorter than the examples
+LATENT = {
+    **{name: size for name, size in SIZES.items() if name != "head_dim"},
+    "num_key_value_heads": 4,
+    "q_lora_rank": 12,
+    "kv_lora_rank": 12,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 6,
+    "first_k_dense_replace": 1,  # the second layer has experts
+    "moe_intermediate_size": 16,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_group": 1,
+    "topk_group": 1,
+}
 OWN_NAMES: dict[str, dict[str, Any]] = {
     "bloom": {"vocab_size": VOCABULARY, "hidden_size": 32, "n_layer": 2, "n_head": 4},
     "codegen": {**ROTARY, "n_ctx": 256},
+    "deepseek_v2": LATENT,
+    "deepseek_v3": LATENT,
     "falcon": {key: value for key, value in SIZES.items() if key != "head_dim"},
     "gemma2": WINDOW,
     "gemma3_text": WINDOW,

@@ -61,6 +61,12 @@ class ChatGLMConfig(PretrainedConfig):  # type: ignore[misc]
         """Width of an attention head."""
         return int(self.hidden_size // self.num_attention_heads)
 
+    @classmethod
+    def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return what `from_pretrained` makes a config of; PEFT calls that with an original folder."""
+        config, others = super().get_config_dict(*args, **kwargs)
+        return ({"model_type": MODEL_TYPE, **_settings(config)} if recognises(config) else config), others
+
     def to_diff_dict(self) -> dict[str, Any]:
         """Return what `save_pretrained` writes: the original's fields and names, with which it is recognised again."""
         own = super().to_diff_dict()
@@ -119,13 +125,14 @@ def native_config(config: Mapping[str, Any]) -> ChatGLMConfig:
         config: of `config.json`. What it leaves out is as in the original's code, special ids by the vocabulary; its
             embedding and head are one matrix unless it says otherwise, as transformers 4 had it.
     """
+    return ChatGLMConfig(**_settings(config))
+
+
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
     defaults = {"vocab_size": 150528, "layernorm_epsilon": 1e-5, "tie_word_embeddings": True, "use_cache": True}
     kept = {name: config[name] for name in (*_SIZES, *defaults) if name in config}
-    others = ("torch_dtype", "dtype", "quantization_config")
-    return ChatGLMConfig(
-        **{**defaults, **kept, **_special_ids(config)},
-        **{name: config[name] for name in others if config.get(name) is not None},
-    )
+    others = {name: config[name] for name in ("torch_dtype", "dtype", "quantization_config") if config.get(name)}
+    return defaults | kept | _special_ids(config) | others
 
 
 def _special_ids(config: Mapping[str, Any]) -> dict[str, Any]:
