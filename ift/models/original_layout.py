@@ -89,7 +89,7 @@ def original_config(key: str, family: Family, native: Any, *, stated: Mapping[st
     Raises:
         UserError: a model that the original code cannot compute.
     """
-    if stated is not None and not _differences(family, native, stated):
+    if stated is not None and still_states(family, native, stated):
         config = dict(stated)
     else:
         config = family.original_config(native)
@@ -99,12 +99,19 @@ def original_config(key: str, family: Family, native: Any, *, stated: Mapping[st
                 f"{'; '.join(differing)}. Take --layout native."
             )
     config.pop("auto_map", None)
+    certain = stated is None or FAMILY_KEY in stated  # what was only taken for granted is not to be written down
     config.pop(FAMILY_KEY, None)
     config["torch_dtype"] = str(native.dtype).removeprefix("torch.")
     config.pop("dtype", None)
-    if [one.name for one in FAMILIES if one.recognises(config)] != [family.name]:
+    unclear = [one.name for one in FAMILIES if one.recognises(config)] != [family.name]
+    if unclear or (certain and list(family.doubts(config))):
         config[FAMILY_KEY] = family.name
     return config
+
+
+def still_states(family: Family, native: Any, stated: Mapping[str, Any]) -> bool:
+    """Return whether an original's `config.json` is that of a native config."""
+    return not _differences(family, native, stated)
 
 
 def write_config(config: Mapping[str, Any], folder: Path) -> None:
