@@ -49,7 +49,8 @@ def _original_config(native: Any) -> dict[str, Any]:
 
 def _refusals(config: Config) -> Iterable[str]:
     yield from only_silu(config)
-    for kind in ((config.get("rotary") or {}).get("type"), (config.get("rope_scaling") or {}).get("type")):
+    scaling = config.get("rope_scaling") or {}
+    for kind in ((config.get("rotary") or {}).get("type"), scaling.get("type"), scaling.get("rope_type")):
         if kind not in (None, "origin", "dynamic"):
             yield f"rotary type '{kind}', and known are 'origin' and 'dynamic'"
 
