@@ -69,7 +69,7 @@ def _stated(config: Any) -> Attention | None:
             f"{KEY}: config.json of the base model asks for '{stated}', which is code on the hub, and ift executes "
             f"none of a checkpoint's. Take attn_implementation out of that file, or set {KEY}."
         )
-    return stated if stated in get_args(Attention) else None
+    return next((one for one in get_args(Attention) if one == stated), None)
 
 
 def _has(made_of: type[Any], attention: str) -> bool:

@@ -84,6 +84,11 @@ def load_base_model(
             f"{key}: {len(missing)} weights of the model are not in the files of '{base}', first '{missing[0]}'. "
             "The folder is incomplete, or its config.json belongs to another model."
         )
+    if family is not None and (unread := sorted(report["unexpected_keys"])):
+        rank_zero_warn(
+            f"{key}: {len(unread)} tensors in the files of '{base}' have no place in a {family.title} as its "
+            f"config.json states it, and are not read, first '{unread[0]}'."
+        )
     settle_head(model)
     if options:
         from ift.models.quantized_layers import prepare_quantized

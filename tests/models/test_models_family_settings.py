@@ -93,3 +93,10 @@ def test_any_writing_of_the_dtype_is_read(name: str, stated: str, tmp_path: Path
     folder = write_checkpoint(CHECKPOINTS[name](), tmp_path / "base", changes={"torch_dtype": stated})
     model = load_base_model("model.base", str(folder), "float32")
     assert {one.dtype for one in model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize(("name", "key"), [("internlm", "bias"), ("chatglm2", "add_qkv_bias")])
+def test_biases_that_the_config_denies_are_told(name: str, key: str, tmp_path: Path) -> None:
+    folder = write_checkpoint(CHECKPOINTS[name](), tmp_path / "base", changes={key: False})
+    with pytest.warns(UserWarning, match=r"tensors in the files of .* have no place .* first '.*bias'"):
+        load_base_model("model.base", str(folder), "float32")
