@@ -26,6 +26,7 @@ from itertools import pairwise
 from typing import Any
 
 Merge = tuple[str, str]
+_LEAST = math.ulp(0.0)
 _MAX_LINEAR = 8
 """Alternatives that a regular expression tries one after the other, before it is made a binary search."""
 
@@ -50,6 +51,7 @@ def tie_rules(scores: Mapping[str, float], *, never: Iterable[str] = ()) -> TieR
         scores: the pieces that merging makes, and characters, with their scores, in the order of their ids.
         never: the other entries of the vocabulary, which a text that spells them does not become (`<0x0A>`).
     """
+    scores = comparable(scores)
     best = max(scores.values(), default=0.0)
     tied = [piece for piece, score in scores.items() if score == best]
     others = sorted((piece for piece, score in scores.items() if score != best), key=lambda piece: -scores[piece])
@@ -59,6 +61,11 @@ def tie_rules(scores: Mapping[str, float], *, never: Iterable[str] = ()) -> TieR
     return _Ties(tied, others, scores).rules(never, problems)
 
 
+def comparable(scores: Mapping[str, float]) -> dict[str, float]:
+    """Return scores that compare as in SentencePiece, for which -0, the best score of a trained model, is below 0."""
+    return {piece: -_LEAST if score == 0 and math.copysign(1, score) < 0 else score for piece, score in scores.items()}
+
+
 def splits(piece: str, pieces: Mapping[str, float]) -> list[Merge]:
     """Return the pairs of pieces that make a piece."""
     cuts = range(1, len(piece))
@@ -66,7 +73,12 @@ def splits(piece: str, pieces: Mapping[str, float]) -> list[Merge]:
 
 
 def sentencepiece_merge(text: str, scores: Mapping[str, float]) -> list[str]:
-    """Return a short text as SentencePiece cuts it: the best merge first, among equals the leftmost."""
+    """Return a short text as SentencePiece cuts it: the best merge first, among equals the leftmost.
+
+    Args:
+        text: one piece long.
+        scores: of `comparable`.
+    """
     symbols = list(text)
     while len(symbols) > 1:
         merged = map("".join, pairwise(symbols))
