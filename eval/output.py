@@ -16,7 +16,7 @@ from ift.errors import UserError
 from ift.records import Prediction, PromptRecord
 
 NAMES = ("report.json", "report.md", "items.jsonl")
-_MODEL = ("base", "adapter", "merged_adapters", "quantization", "dtype", "precision")
+_MODEL = ("base", "adapter", "merged_adapters", "quantization", "rope", "attention", "dtype", "precision")
 _IDENTITY = (*_MODEL, "template", "join_options", "decoding", "seed", "batch_size")
 """What is told of the run of `ift predict` that answered."""
 

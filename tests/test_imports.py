@@ -125,6 +125,7 @@ LIGHT = [
     "ift.commands.data_deduplicate",
     "ift.commands.data_contamination",
     "ift.commands.merge",
+    "ift.commands.convert",
     "ift.commands.stage_config",
     "ift.commands.forgetting",
     "eval.__main__",

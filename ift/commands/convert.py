@@ -5,6 +5,7 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
+from ift.artifacts import RunFolder
 from ift.commands.merge import DTYPES
 from ift.commands.option_parser import OptionParser
 from ift.errors import UserError
@@ -64,6 +65,10 @@ def run(command: str, arguments: list[str]) -> None:
     source, output = Path(options.source).expanduser(), Path(options.output).expanduser()
     if output.exists() or output.is_symlink():
         raise UserError(f"DST: '{output}' exists, and nothing is ever overwritten. Give another folder.")
+    if RunFolder(source).manifest.is_file():
+        raise UserError(
+            f"SRC: '{source}' is a run. 'ift merge' makes a model of it; its adapter is for the native modules already."
+        )
     is_adapter = (source / _ADAPTER).is_file()
     _check(options, is_adapter=is_adapter)
     from ift.commands.merge import quiet
@@ -112,7 +117,7 @@ def _convert_base(options: Namespace, output: Path) -> None:
     source = open_source(options.source, folder, settings)
     record = BaseConversion(source, settings, report=_tell).convert()
     for name in record.left_out[:1]:
-        print(f"left out: {len(record.left_out)} tensors that no model needs, first '{name}'")
+        print(f"left out: {len(record.left_out)} tensors that the model has no place for, first '{name}'")
     if record.baked_head:
         print("the rows of the head are divided by their lengths for good; logits stay, the way back is not exact")
     print(f"equal after reading back: {record.num_tensors} of {record.num_tensors} tensors, bit by bit")

@@ -244,7 +244,7 @@ def _check_longest(cli: TrainingCLI) -> None:
             f"{limit} positions. Set data.max_length to {limit - virtual} or less."
         )
     steady = steady_length(with_rope(read_config(cli.model.base), cli.model.rope))
-    if cli.command == "fit" and steady is not None and longest + virtual > steady:
+    if steady is not None and longest + virtual > steady:
         raise UserError(
             f"data.max_length: the longest example has {longest} tokens{behind}. Beyond {steady}, this model's rotary "
             "positions follow from the longest text of a micro-batch (dynamic scaling, or longrope), so that an "

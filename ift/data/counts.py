@@ -51,16 +51,16 @@ class SourceCounts:
     """Filter (duplicate, near_duplicate, contaminated) to number of conversations that were asked to be left out."""
     cut: int = 0
     """Examples that were cut to `data.max_length`."""
-    left_out_texts: int = 0
-    """Texts before a last response that were to be learned, and that a template with `last_output_only` leaves out."""
-    unknown_tokens: int = 0
-    """Tokens that stand for text of which the tokenizer knows nothing."""
     texts: int = 0
     """Plain texts that were joined and cut into blocks."""
     blocks: int = 0
     """Examples that are such blocks."""
     short_blocks: int = 0
     """Those that are shorter than `data.max_length`: what was left over."""
+    left_out_texts: int = 0
+    """Texts before a last response that were to be learned, and that a template with `last_output_only` leaves out."""
+    unknown_tokens: int = 0
+    """Tokens that stand for text of which the tokenizer knows nothing."""
     longest: int = 0
     """Tokens of the longest example."""
     lengths: list[int] = field(default_factory=lambda: [0] * len(LENGTH_EDGES))

@@ -73,6 +73,25 @@ def choose_held_out(asked: int | float, size: int, *, seed: int) -> IndexArray:
     return np.sort(Permutation(size, seed, 0x5EED)(np.arange(number)))
 
 
+def members_of(
+    store: ExampleStore, sources: Sequence[Source], held_out: IndexArray, *, seed: int
+) -> tuple[Members, ...]:
+    """Return the examples of each source that are trained on.
+
+    Args:
+        store: of the sources.
+        sources: in order.
+        held_out: sorted indices of the examples that are not.
+        seed: of the choice under a cap.
+    """
+    members = []
+    for number, source in enumerate(sources):
+        start, stop = store.source_range(number)
+        own = held_out[(held_out >= start) & (held_out < stop)]
+        members.append(Members(start, stop, own, cap=source.max_examples, seed=(seed, number, 0xCA9)))
+    return tuple(members)
+
+
 def check_sizes(max_length: int, global_batch_size: int, *, micro_batch_tokens: int, text_blocks: bool) -> None:
     """Refuse sizes by which no step can be made.
 
@@ -93,12 +112,17 @@ def check_sizes(max_length: int, global_batch_size: int, *, micro_batch_tokens: 
         )
 
 
-def check_train_on(train_on: TrainOn, renderer: Renderer) -> None:
-    """Refuse to learn what the model reads, where an encoder reads it that writes nothing.
+def check_loss(train_on: TrainOn, renderer: Renderer, *, text_blocks: bool) -> None:
+    """Refuse to learn what the model only reads, where it reads in both directions.
 
     Raises:
         UserError: with the setting.
     """
+    if text_blocks and isinstance(renderer, Template) and renderer.last_output_only:
+        raise UserError(
+            "data.text_blocks: true joins texts for a model that predicts each token from all before it, and this one "
+            "reads what comes before a response in both directions. Leave it out."
+        )
     if train_on == "everything" and isinstance(renderer, Template) and renderer.prompt_end:
         raise UserError(
             "data.train_on: 'everything' counts requests too, which the encoder of an encoder-decoder model reads and "

@@ -14,15 +14,16 @@ from ift.data.conversation import TrainOn
 from ift.data.data_report import (
     block_notes,
     check_held_out,
+    check_loss,
     check_members,
     check_not_empty,
     check_rejected,
     check_sizes,
-    check_train_on,
     check_uses,
     check_validation_sources,
     choose_held_out,
     describe_store,
+    members_of,
     rejected_text,
     source_notes,
     stream_notes,
@@ -33,7 +34,7 @@ from ift.data.enlarged_tokenizer import EnlargedTokenizer, enlarged_tokenizer
 from ift.data.filters import NO_FILTERS, Deduplicate, FilterSettings
 from ift.data.length import LengthPolicy, OverLong
 from ift.data.micro_batches import GROUPED, RowLayoutChoice, RowLayoutSetting
-from ift.data.order import IndexArray, Members, Mixing, Mixture, uses_per_epoch
+from ift.data.order import IndexArray, Mixing, Mixture, uses_per_epoch
 from ift.data.preparation import PreparationSettings, prepare
 from ift.data.row_conversations import checked_sources
 from ift.data.rows import Source
@@ -140,8 +141,7 @@ class InstructionDataModule(LightningDataModule):
         check_streams(self.sources, mixing=mixing, deduplicate=deduplicate, num_benchmarks=len(self.filters.benchmarks))
         if shuffle_buffer < 1:
             raise UserError(f"data.shuffle_buffer: {shuffle_buffer} is less than 1; 1 keeps the order of the rows.")
-        self.shuffle_buffer = shuffle_buffer
-        self.validation, self.max_rejected = validation, max_rejected
+        self.validation, self.max_rejected, self.shuffle_buffer = validation, max_rejected, shuffle_buffer
         self.cache_dir, self.num_workers, self.seed = Path(cache_dir).expanduser(), num_workers, seed
         self.position = Position()
         self.streams: list[Stream] = []
@@ -158,12 +158,11 @@ class InstructionDataModule(LightningDataModule):
         if self._loaded:
             return
         self._load_encoder()
-        self.store = self._open_store("data.sources", [self.sources[number] for number in self.stored_numbers])
+        self.store = self._open_store("data.sources", self._stored_sources)
         held_out = self._held_out()
-        self.members = self._members(held_out)
+        self.members = members_of(self.store, self._stored_sources, held_out, seed=self.seed)
         self.num_train_examples = sum(map(len, self.members))
-        settings = (self.max_length, self.over_long, self.train_on)
-        self._length = LengthPolicy(self.encoder, *settings, text_blocks=self.text_blocks)
+        self._length = LengthPolicy(self.encoder, self.max_length, self.over_long, self.train_on, self.text_blocks)
         streaming = [(number, source) for number, source in enumerate(self.sources) if source.stream]
         self.streams = [try_stream(number, source, self.encoder, self._length) for number, source in streaming]
         if isinstance(self.validation, list):
@@ -191,9 +190,9 @@ class InstructionDataModule(LightningDataModule):
         if validation and isinstance(self.validation, list):
             store = self._prepared("data.validation", self.validation)
             return store, np.arange(len(store))
-        self.store = self._prepared("data.sources", [self.sources[number] for number in self.stored_numbers])
+        self.store = self._prepared("data.sources", self._stored_sources)
         held_out = self._held_out() if len(self.store) else np.zeros(0, dtype=np.int64)
-        self.members = self._members(held_out)
+        self.members = members_of(self.store, self._stored_sources, held_out, seed=self.seed)
         return self.store, held_out
 
     def problems(self) -> list[str]:
@@ -223,6 +222,10 @@ class InstructionDataModule(LightningDataModule):
     def stored_numbers(self) -> list[int]:
         """Numbers of the sources that are prepared before training."""
         return [number for number, source in enumerate(self.sources) if not source.stream]
+
+    @property
+    def _stored_sources(self) -> list[Source]:
+        return [self.sources[number] for number in self.stored_numbers]
 
     def train_dataloader(self) -> DataLoader[Step]:
         """Yield one `Step` per optimizer step, from the position in the data on."""
@@ -319,7 +322,7 @@ class InstructionDataModule(LightningDataModule):
 
     def _renderer(self) -> Renderer:
         renderer = make_renderer(self.tokenizer, self.template, self.template_options, base=self.base)
-        check_train_on(self.train_on, renderer)
+        check_loss(self.train_on, renderer, text_blocks=self.text_blocks)
         return renderer
 
     def _prepared(self, key: str, sources: list[Source]) -> ExampleStore:
@@ -343,14 +346,6 @@ class InstructionDataModule(LightningDataModule):
         if self.validation is None or isinstance(self.validation, list):
             return np.zeros(0, dtype=np.int64)
         return choose_held_out(self.validation, len(self.store), seed=self.seed)
-
-    def _members(self, held_out: IndexArray) -> tuple[Members, ...]:
-        members = []
-        for number, source in enumerate([self.sources[number] for number in self.stored_numbers]):
-            start, stop = self.store.source_range(number)
-            own = held_out[(held_out >= start) & (held_out < stop)]
-            members.append(Members(start, stop, own, cap=source.max_examples, seed=(self.seed, number, 0xCA9)))
-        return tuple(members)
 
     @cached_property
     def _mixture(self) -> Mixture:

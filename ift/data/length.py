@@ -51,7 +51,7 @@ class LengthPolicy:
     """
 
     def __init__(
-        self, encoder: Encoder, max_length: int, over_long: OverLong, train_on: TrainOn, *, text_blocks: bool = False
+        self, encoder: Encoder, max_length: int, over_long: OverLong, train_on: TrainOn, text_blocks: bool = False
     ) -> None:
         self._encoder, self._over_long, self._train_on = encoder, over_long, train_on
         self.max_length, self.text_blocks = max_length, text_blocks
@@ -77,8 +77,7 @@ class LengthPolicy:
         template = self._encoder.template
         if not (isinstance(template, Template) and template.last_output_only):
             return 0
-        supervised = supervise(conversation, self._train_on)
-        return sum(bool(message.supervised) for message in supervised.messages[:-1])
+        return sum(bool(message.supervised) for message in supervise(conversation, self._train_on).messages[:-1])
 
     def apply(self, batch: EncodedBatch, conversations: Sequence[Conversation]) -> Outcome:
         """Cut or reject what is too long, and reject what has no supervised token.

@@ -161,9 +161,8 @@ class _Builder:
 
     def __init__(self, encoder: Encoder, settings: PreparationSettings, *, folder: Path) -> None:
         self._encoder, self._settings, self._folder = encoder, settings, folder
-        self._length = LengthPolicy(
-            encoder, settings.max_length, settings.over_long, settings.train_on, text_blocks=settings.text_blocks
-        )
+        lengths = (settings.max_length, settings.over_long, settings.train_on, settings.text_blocks)
+        self._length = LengthPolicy(encoder, *lengths)
         self._special = SpecialTokens(
             begin=encoder.begin_token_id,
             stops=tuple(encoder.stop_token_ids),

@@ -211,7 +211,9 @@ class _Columns:
 def first_prompts(
     store: ExampleStore, indices: IndexArray, number: int, *, opening: Sequence[int] = ()
 ) -> list[tuple[list[int], list[int]]]:
-    """Return `(prompt ids, ids of the last response)` of the first of these examples that have a prompt.
+    """Return `(prompt ids, ids of the last response)` of the first of these examples.
+
+    Of plain text without anything before it, the first half stands for a prompt and the second for its response.
 
     Args:
         store: of the examples.
@@ -231,6 +233,7 @@ def first_prompts(
         start, end = last_response[0], last_response[-1] + 1
         if example.input_ids[start : start + len(opening)].tolist() == list(opening):
             start += len(opening)
+        start = start or end // 2
         if start > 0:
             pairs.append((example.input_ids[:start].tolist(), example.input_ids[start:end].tolist()))
     return pairs

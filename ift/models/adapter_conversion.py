@@ -171,7 +171,10 @@ def _check_fits(adapter: StoredAdapter, model: Any) -> None:
     with TemporaryDirectory() as place, torch.device("meta"):
         write_json(Path(place) / _SETTINGS, {**adapter.settings, "base_model_name_or_path": None})
         wrapped = get_peft_model(model, PeftConfig.from_pretrained(place), low_cpu_mem_usage=True)
-        places = {_plain(name): tuple(one.shape) for name, one in get_peft_model_state_dict(wrapped).items()}
+        places = {
+            _plain(name): tuple(one.shape)
+            for name, one in get_peft_model_state_dict(wrapped, save_embedding_layers=False).items()
+        }
     tensors = {_plain(name): tuple(one.shape) for name, one in adapter.tensors.items()}
     if differing := sorted(name for name in places.keys() | tensors.keys() if places.get(name) != tensors.get(name)):
         name = differing[0]

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 
 from ift.errors import UserError
+from ift.models.encoder_decoder import auto_class
 
 KEY = "model.attention"
 Attention = Literal["sdpa", "eager", "flash_attention_2"]
@@ -21,14 +22,12 @@ def model_class(config: Any) -> type[Any] | None:
     Args:
         config: transformers' config of the base model.
     """
-    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
-
-    for known in (AutoModelForCausalLM._model_mapping, AutoModelForSeq2SeqLM._model_mapping):
-        if type(config) in known.keys():  # noqa: SIM118 (no plain dict)
-            found: Any = known[type(config)]
-            made_of: type[Any] = found[0] if isinstance(found, tuple) else found
-            return made_of
-    return None
+    known = auto_class(config)._model_mapping
+    if type(config) not in known.keys():  # noqa: SIM118 (no plain dict)
+        return None
+    found: Any = known[type(config)]
+    made_of: type[Any] = found[0] if isinstance(found, tuple) else found
+    return made_of
 
 
 def check_attention(attention: Attention | None, *, config: Any, dtype: str, device: str | None = None) -> None:

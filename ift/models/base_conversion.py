@@ -19,11 +19,12 @@ import torch
 
 from ift.artifacts import versions, write_json
 from ift.errors import UserError
-from ift.models.base_tokenizers import TOKENIZER_FILES, copy_tokenizer, save_tokenizer
+from ift.models.base_tokenizers import TOKENIZER_FILES, check_tokenizer, copy_tokenizer, save_tokenizer
 from ift.models.conversion_record import RECORD, ConversionRecord, original_family, read_record, readme
-from ift.models.families import FAMILIES, Family, recognise
-from ift.models.families.normalized_head import settle_heads
-from ift.models.loading import Dtype, load_base_model, raw_config, read_config
+from ift.models.families import FAMILIES, FAMILY_KEY, Family, recognise
+from ift.models.families.naming import SAME_NAMES
+from ift.models.families.normalized_head import NormalizedHead, settle_heads
+from ift.models.loading import Dtype, check_vocabulary, load_base_model, raw_config, read_config
 from ift.models.original_layout import original_config, original_parts, write_config, write_shards
 from ift.models.quantization import is_quantized
 from ift.models.stored_weights import stored_dtypes, weight_files
@@ -69,6 +70,8 @@ class Source:
     """To load it in."""
     stored: dict[str, str]
     """Dtype of each tensor in its files."""
+    baked_head: bool
+    """Whether an earlier conversion divided the rows of its head."""
 
 
 def open_source(name: str, folder: Path, settings: ConversionSettings) -> Source:
@@ -98,8 +101,11 @@ def open_source(name: str, folder: Path, settings: ConversionSettings) -> Source
         raise UserError(f"{KEY}: '{name}' holds quantized weights, and only plain ones are converted.")
     stored, record = stored_dtypes(KEY, folder), read_record(folder)
     stated = raw_config(str(folder)) if read_by is not None else record.source_config if record else None
+    if stated is not None and settings.family is not None:
+        stated = {**stated, FAMILY_KEY: settings.family}
     dtype = _dtype(name, {one: kind for one, kind in stored.items() if not _ignored(read_by, one)}, settings)
-    return Source(name, folder, read_by, family, stated=stated, dtype=dtype, stored=stored)
+    baked = record is not None and record.baked_head
+    return Source(name, folder, read_by, family, stated=stated, dtype=dtype, stored=stored, baked_head=baked)
 
 
 def _recognised(folder: Path) -> Family | None:
@@ -166,13 +172,15 @@ class BaseConversion:
 
     def _write(self) -> ConversionRecord:
         source, settings = self._source, self._settings
-        rows = self._write_tokenizer()
+        tokenizer = self._write_tokenizer()
         self._report(f"loading {source.name} in {source.dtype}")
         model = load_base_model(KEY, str(source.folder), source.dtype)
-        if rows > (there := model.get_input_embeddings().weight.shape[0]):
-            raise UserError(f"{KEY}: the tokenizer has {rows} tokens, the model's embedding only {there} rows.")
-        baked = settings.layout == "native" and source.family is not None and source.family.normalized_head
-        settle_heads(model, trained=True) if baked else None
+        if tokenizer is not None:
+            check_vocabulary(KEY, model, tokenizer)
+        baked = source.baked_head
+        if settings.layout == "native" and isinstance(model.get_output_embeddings(), NormalizedHead):
+            settle_heads(model, trained=True)
+            baked = True
         left_out = self._left_out(model)
         self._report(f"writing the {settings.layout} layout")
         if settings.layout == "native":
@@ -182,18 +190,20 @@ class BaseConversion:
         before = digests(model)
         del model  # which refers to nothing that refers to it, so that its memory is free now
         self._verify(before)
+        if tokenizer is not None:
+            check_tokenizer(KEY, tokenizer, self._building)
         record = self._record(left_out, num_tensors=len(before), baked=baked)
         write_json(self._building / RECORD, record.describe())
         (self._building / "README.md").write_text(readme(record, settings.output.name), encoding="utf-8")
         return record
 
-    def _write_tokenizer(self) -> int:
-        """Write the tokenizer; return its number of tokens, 0 where that is not known."""
+    def _write_tokenizer(self) -> Any | None:
+        """Write the tokenizer, and return it unless there is none, or its files were copied."""
         if not self._settings.tokenizer:
-            return 0
+            return None
         if self._settings.layout == "original" and self._source.read_by is not None:
             copy_tokenizer(KEY, self._source.folder, self._building)
-            return 0
+            return None
         return save_tokenizer(KEY, self._source.folder, self._building)
 
     def _write_native(self, model: Any) -> None:
@@ -224,18 +234,29 @@ class BaseConversion:
             shutil.copyfile(path, self._building / path.name)
 
     def _left_out(self, model: Any) -> list[str]:
-        """Return the tensors of the files that are no part of the model."""
+        """Return the tensors of the files that are no part of the model.
+
+        Raises:
+            UserError: one that is no stored rotation or mask of the family's.
+        """
         family, own = self._source.read_by, model.state_dict().keys()
         if family is None and model._weight_conversions:  # transformers has names of its own for them
             return []
-        naming = family.naming if family is not None else None
+        naming = family.naming if family is not None else SAME_NAMES
+        prefix = f"{model.base_model_prefix}."  # may be missing in the files, or be there beside the model's name
 
         def known(name: str) -> bool:
             module, _, kind = name.rpartition(".")
-            parts = naming.native(module) if naming is not None else (module,)
-            return all(f"{part}.{kind}" in own for part in parts)
+            parts = [f"{part}.{kind}" for part in naming.native(module)]
+            return any(set(names) <= own for names in (parts, [prefix + parts[0]], [parts[0].removeprefix(prefix)]))
 
-        return sorted(name for name in self._source.stored if not known(name))
+        found = sorted(name for name in self._source.stored if not known(name))
+        if family is not None and (unknown := [name for name in found if not _ignored(family, name)]):
+            raise UserError(
+                f"{KEY}: '{self._source.name}' holds {len(unknown)} tensors that {family.title} has no place for, "
+                f"first '{unknown[0]}'. They would be lost; take them out of the files if they are not wanted."
+            )
+        return found
 
     def _verify(self, before: dict[str, str]) -> None:
         """Read what was written, and compare every tensor bit by bit with the model that was in memory."""

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from ift.errors import UserError
 
@@ -14,8 +15,8 @@ TOKENIZER_FILES = (
 _REPAIR = "Put its tokenizer files there, or pass --no_tokenizer."
 
 
-def save_tokenizer(key: str, source: Path, target: Path) -> int:
-    """Write the tokenizer of a folder as transformers' own classes read it; return its number of tokens.
+def save_tokenizer(key: str, source: Path, target: Path) -> Any:
+    """Write the tokenizer of a folder as transformers' own classes read it, and return it.
 
     Args:
         key: names the folder, for errors.
@@ -23,9 +24,9 @@ def save_tokenizer(key: str, source: Path, target: Path) -> int:
         target: where to.
 
     Raises:
-        UserError: there is none that can be loaded, or it does not come back as it was.
+        UserError: there is none that can be loaded.
     """
-    from ift.data.encoding import load_tokenizer, tokenizer_hash
+    from ift.data.encoding import load_tokenizer
 
     try:
         tokenizer = load_tokenizer(key, str(source))
@@ -33,12 +34,27 @@ def save_tokenizer(key: str, source: Path, target: Path) -> int:
         raise UserError(f"{str(error).rstrip('.')}. {_REPAIR}") from error
     tokenizer.save_pretrained(str(target))
     drop_code(target)
-    if tokenizer_hash(load_tokenizer("DST", str(target))) != tokenizer_hash(tokenizer):
+    return tokenizer
+
+
+def check_tokenizer(key: str, tokenizer: Any, folder: Path) -> None:
+    """Read a tokenizer back from the finished folder, whose config may decide how it is read.
+
+    Args:
+        key: names the source, for errors.
+        tokenizer: of `save_tokenizer`.
+        folder: that it was written to.
+
+    Raises:
+        UserError: it is another one.
+    """
+    from ift.data.encoding import load_tokenizer, tokenizer_hash
+
+    if tokenizer_hash(load_tokenizer("DST", str(folder))) != tokenizer_hash(tokenizer):
         raise UserError(
-            f"{key}: the tokenizer of '{source}' does not come back as it was from what transformers writes. Pass "
-            "--no_tokenizer, and keep the original's files."
+            f"{key}: its tokenizer does not come back as it was from what transformers writes. Pass --no_tokenizer, "
+            "and keep the original's files."
         )
-    return len(tokenizer)
 
 
 def copy_tokenizer(key: str, source: Path, target: Path) -> None:

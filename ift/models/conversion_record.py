@@ -31,7 +31,7 @@ class ConversionRecord:
     num_tensors: int
     """That were read back and found equal, bit by bit."""
     left_out: list[str]
-    """Tensors of the files that no model needs: stored rotations and masks."""
+    """Tensors of the files that the model has no place for: stored rotations and masks."""
     baked_head: bool
     """Whether the rows of the head were divided by their lengths (Baichuan2)."""
     source_config: dict[str, Any] | None
@@ -103,9 +103,9 @@ def readme(record: ConversionRecord, name: str) -> str:
         "those in memory when they were written. Hashes of the source are in `conversion.json`.",
     ]
     if record.left_out:
+        why = "stored rotations and masks, which code makes itself" if record.family else "the model has no such module"
         lines.append(
-            f"{len(record.left_out)} tensors of the source that hold no parameters were left out, first "
-            f"`{record.left_out[0]}`; the original code makes them itself."
+            f"{len(record.left_out)} tensors of the source were left out, first `{record.left_out[0]}`: {why}."
         )
     if record.baked_head:
         rounding = "" if record.dtype == "float32" else f", up to the rounding of the divided rows to {record.dtype}"

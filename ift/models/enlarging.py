@@ -77,30 +77,37 @@ def _replace(model: nn.Module, old: Any, growth: Growth, *, draw: int) -> None:
 def _values(old: torch.Tensor, growth: Growth, *, draw: int) -> Iterator[tuple[Sequence[int], torch.Tensor]]:
     """Yield ids with the rows that they begin as, float64, `(ids, ...)`."""
     known, new = growth.known, growth.new
-    mean, deviation = _statistics(old, known)
+    mean = _total(old, known, power=1) / len(known)
     unused = sorted(set(range(growth.rows_before, growth.rows)) - growth.pieces.keys())
     for start in range(0, len(unused), _ROWS_AT_ONCE):
         ids = unused[start : start + _ROWS_AT_ONCE]
         yield ids, mean.expand(len(ids), *mean.shape)
-    generator = torch.Generator().manual_seed(mixed_seed(growth.seed, draw))
+    if growth.initialization == "random":
+        yield from _drawn(old, growth, mean=mean, draw=draw)
+        return
     for start in range(0, len(new), _ROWS_AT_ONCE):
         ids = new[start : start + _ROWS_AT_ONCE]
-        if growth.initialization == "random":
-            noise = torch.randn((len(ids), *mean.shape), generator=generator, dtype=torch.float64, device="cpu")
-            yield ids, mean + deviation * noise
-        else:
-            yield ids, _means(old, [growth.pieces[index] for index in ids], default=mean)
+        yield ids, _means(old, [growth.pieces[index] for index in ids], default=mean)
 
 
-def _statistics(old: torch.Tensor, known: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return mean and standard deviation of each column over the known rows, float64 on the CPU."""
-    total = squares = torch.zeros(old.shape[1:], dtype=torch.float64, device="cpu")
-    for rows in _parts(old, known):
-        total = total + rows.sum(0)
-    mean = total / len(known)
-    for rows in _parts(old, known):
-        squares = squares + ((rows - mean) ** 2).sum(0)
-    return mean, (squares / len(known)).sqrt()
+def _drawn(
+    old: torch.Tensor, growth: Growth, *, mean: torch.Tensor, draw: int
+) -> Iterator[tuple[Sequence[int], torch.Tensor]]:
+    """Yield rows with mean and standard deviation of the known ones, column by column."""
+    deviation = (_total(old, growth.known, power=2, less=mean) / len(growth.known)).sqrt()
+    generator = torch.Generator().manual_seed(mixed_seed(growth.seed, draw))
+    for start in range(0, len(growth.new), _ROWS_AT_ONCE):
+        ids = growth.new[start : start + _ROWS_AT_ONCE]
+        noise = torch.randn((len(ids), *mean.shape), generator=generator, dtype=torch.float64, device="cpu")
+        yield ids, mean + deviation * noise
+
+
+def _total(old: torch.Tensor, ids: Sequence[int], *, power: int, less: torch.Tensor | float = 0.0) -> torch.Tensor:
+    """Return the sum over rows of each column's difference from something, to a power; float64 on the CPU."""
+    total = torch.zeros(old.shape[1:], dtype=torch.float64, device="cpu")
+    for rows in _parts(old, ids):
+        total += ((rows - less) ** power).sum(0)
+    return total
 
 
 def _parts(old: torch.Tensor, ids: Sequence[int]) -> Iterator[torch.Tensor]:

@@ -99,10 +99,12 @@ def original_config(key: str, family: Family, native: Any, *, stated: Mapping[st
                 f"{'; '.join(differing)}. Take --layout native."
             )
     config.pop("auto_map", None)
+    certain = stated is None or FAMILY_KEY in stated  # what was only taken for granted is not to be written down
     config.pop(FAMILY_KEY, None)
     config["torch_dtype"] = str(native.dtype).removeprefix("torch.")
     config.pop("dtype", None)
-    if [one.name for one in FAMILIES if one.recognises(config)] != [family.name]:
+    unclear = [one.name for one in FAMILIES if one.recognises(config)] != [family.name]
+    if unclear or (certain and list(family.doubts(config))):
         config[FAMILY_KEY] = family.name
     return config
 

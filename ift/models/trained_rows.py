@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import TrainableTokensConfig
+from peft import LNTuningConfig, TrainableTokensConfig
 from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
 from torch import nn
 from torch.func import functional_call
@@ -162,7 +162,8 @@ def _train_new(config: Any, method: Method, new: Sequence[int], *, ends: Ends, a
 
 
 def _train_all(config: Any, method: Method, ends: Ends) -> None:
-    if not hasattr(config, "modules_to_save") or config.is_prompt_learning:
+    # PEFT (0.21) leaves such copies of modules out when it merges trained norms.
+    if not hasattr(config, "modules_to_save") or config.is_prompt_learning or isinstance(config, LNTuningConfig):
         raise UserError(
             f"{KEY}.train: 'all', and {method.name} cannot train whole matrices beside itself. Take lora, or set it to "
             "none."

@@ -44,7 +44,8 @@ class Vocabulary:
     deviation of each column."""
     train: TrainedRows | None = None
     """Rows that are trained beside the adapter: `new` ones, `all` of embedding and head, or `none`. By default `new`
-    where the adapter can (LoRA and its like); methods that train the embedding themselves always train all."""
+    where the adapter can (LoRA and its like), else `none`; methods that train the embedding themselves (full, lisa,
+    embeddings) always train all, and an adapter that is gone on with those that it holds."""
     pad_to_multiple_of: int | None = None
     """Round the number of rows up to a multiple of this, for speed; they are never fewer than the base model has."""
     seed: int | None = None

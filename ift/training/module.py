@@ -210,14 +210,14 @@ class InstructionModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Refuse what the strategy cannot do, and ask for steps as the optimizer takes them; before weights load."""
-        if stage != "fit":
-            return
-        check_can_go_on(self.method)
-        check_strategy("model.adapter", self.method, self.trainer)
         device = self.trainer.strategy.root_device.type
         check_attention(self.attention, config=read_config(self.base), dtype=self.dtype_name, device=device)
         if self.compiles:
             check_compilable(device)
+        if stage != "fit":
+            return
+        check_can_go_on(self.method)
+        check_strategy("model.adapter", self.method, self.trainer)
         if self.optimizer_traits.fused:
             self.optimizer_traits.check_strategy("model.optimizer", self.trainer)
             data: Any = self.trainer.datamodule  # type: ignore[attr-defined]

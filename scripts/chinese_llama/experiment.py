@@ -199,7 +199,7 @@ def in_log(log: Path, arm: Callable[..., list[Arm]], *arguments: Any, **options:
     return arm(*arguments, **options)
 
 
-def tune(lab: Lab) -> dict[str, Any]:
+def tune(lab: Lab, *, steps: int) -> dict[str, Any]:
     """Tune the merged arm on the bundled instructions, and return the held-out losses before and after."""
     source = {name: [{"path": str(INSTRUCTIONS / f"{name}.json"), "layout": "alpaca"}] for name in ("train", "heldout")}
     keys: dict[str, object] = {
@@ -207,8 +207,11 @@ def tune(lab: Lab) -> dict[str, Any]:
         "model.merged_adapters": [str(lab.output / "stage2")],
         "data.sources": source["train"],
         "data.validation": source["heldout"],
+        "data.global_batch_size": 16,
         "trainer.num_sanity_val_steps": -1,
-        "trainer.max_epochs": 1,
+        "trainer.max_steps": steps,
+        "trainer.val_check_interval": steps,
+        "trainer.check_val_every_n_epoch": None,
         "samples.num_samples": 2,
     }
     run = lab.fit("instruction", "instruction", **keys)
@@ -248,7 +251,7 @@ def run(options: argparse.Namespace) -> None:
         arms = [*one.result(), *other.result()]
     score = lab.score("base", ["--model.base", str(base), "--data.template", "raw"])
     arms.insert(0, Arm.read("base", [output / "base"], num_rows(original), score))
-    tuned = tune(lab)
+    tuned = tune(lab, steps=options.instruction_steps)
     sizes_told = f"Width {lab.width}, {lab.num_layers} layers, blocks of {lab.length} tokens"
     found = outcome(arms, tuned, sizes=sizes_told, flops=options.flops, seconds=time.monotonic() - started)
     (output / "outcome.md").write_text(found.text, encoding="utf-8")
@@ -263,13 +266,14 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--base-tokenizer", type=Path, required=True, metavar="FILE", help="LLaMA's tokenizer.model")
     made.add_argument("--output", type=Path, default=Path("runs/chinese_llama"), help="new folder for everything made")
     made.add_argument("--vocab-size", type=int, default=16_000, help="pieces of the Chinese vocabulary")
-    made.add_argument("--flops", type=float, default=1e13, help="compute of each arm")
-    made.add_argument("--base-flops", type=float, default=6e12, help="compute of the base")
-    made.add_argument("--stage1-share", type=float, default=0.3, help="of the compute of the merged arm")
+    made.add_argument("--flops", type=float, default=2e13, help="compute of each arm")
+    made.add_argument("--base-flops", type=float, default=8e12, help="compute of the base")
+    made.add_argument("--stage1-share", type=float, default=0.25, help="of the compute of the merged arm")
+    made.add_argument("--instruction-steps", type=int, default=50)
     made.add_argument("--width", type=int, default=128)
     made.add_argument("--layers", type=int, default=6)
     made.add_argument("--block", type=int, default=256, help="tokens of a block")
-    made.add_argument("--blocks-per-step", type=int, default=8)
+    made.add_argument("--blocks-per-step", type=int, default=4)
     made.add_argument("--learning-rate", type=float, default=2e-3, help="of all stages; small models need more")
     return made
 

@@ -11,9 +11,9 @@ class Score:
     """A model on the held-out documents."""
 
     bits_per_character: float
-    low: float
-    """Of the 95 % interval, over documents drawn again."""
-    high: float
+    low: float | None
+    """Of the 95 % interval, over documents drawn again; none where these are too few."""
+    high: float | None
     tokens: int
     characters: int
     loss_per_token: float
@@ -77,6 +77,7 @@ class Arm:
     def row(self) -> list[str]:
         """Return the cells of the table."""
         score = self.score
+        interval = "" if score.low is None else f" [{score.low:.3f}, {score.high:.3f}]"
         return [
             self.name,
             f"{self.num_rows:,}",
@@ -85,7 +86,7 @@ class Arm:
             f"{self.seconds:,.0f}",
             f"{score.tokens_per_character:.3f}",
             f"{score.loss_per_token:.3f}",
-            f"**{score.bits_per_character:.3f}** [{score.low:.3f}, {score.high:.3f}]",
+            f"**{score.bits_per_character:.3f}**{interval}",
         ]
 
 

@@ -1,6 +1,5 @@
 """An untrained LLaMA-type model of any size with LLaMA's own tokenizer, in one folder."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +8,11 @@ from compute_budget import ModelShape
 
 def write_original(model: Path, folder: Path) -> Path:
     """Write LLaMA's own tokenizer in transformers' layout into a new folder, and return that."""
-    from ift.data.sentencepiece_models import add_begin, fast_tokenizer
+    from tokenizer.conversion import LLAMA_SETTINGS, write_tokenizer
 
     folder.mkdir()
-    tokenizer = fast_tokenizer(model)
-    add_begin(tokenizer, "<s>")
-    tokenizer.save(str(folder / "tokenizer.json"))
-    special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", **special, "clean_up_tokenization_spaces": False}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    settings = {name: value for name, value in LLAMA_SETTINGS.items() if name != "pad_token"}
+    write_tokenizer(folder, model.read_bytes(), settings)
     return folder
 
 

@@ -250,6 +250,43 @@ def test_llama_with_its_model_alone(empty: bool, tmp_path: Path) -> None:
             assert tokenizer(text).input_ids == [1, *processor(model).encode(text)]
 
 
+def test_llama_keeps_what_else_its_files_say(tmp_path: Path) -> None:
+    """Added tokens, roles in another file, and the chat template; as Chinese-Alpaca and Vicuna have them."""
+    size = processor(model := train()).get_piece_size()
+    (tmp_path / "tokenizer.model").write_bytes(model)
+    about = {"tokenizer_class": "LlamaTokenizer", "chat_template": "{{ messages }}", "model_max_length": 2048}
+    old.write_json(tmp_path / "tokenizer_config.json", about | {"additional_special_tokens": ["<|user|>"]})
+    old.write_json(tmp_path / "added_tokens.json", {"[PAD]": size, "<|user|>": size + 1})
+    old.write_json(tmp_path / "special_tokens_map.json", {"pad_token": "[PAD]", "bos_token": {"content": "<s>"}})
+    tokenizer = load_checkpoint_tokenizer("model.base", str(tmp_path))
+    assert tokenizer is not None
+    assert (tokenizer.pad_token, tokenizer.pad_token_id, len(tokenizer)) == ("[PAD]", size, size + 2)
+    assert tokenizer("<|user|>", add_special_tokens=False).input_ids == [size + 1]
+    assert (tokenizer.chat_template, tokenizer.model_max_length) == ("{{ messages }}", 2048)
+    tokenizer.save_pretrained(str(tmp_path / "saved"))
+    again = load_tokenizer("model.base", str(tmp_path / "saved"))
+    assert (again.chat_template, again.pad_token_id, len(again)) == ("{{ messages }}", size, size + 2)
+    (tmp_path / "chat_template.jinja").write_text("{{ bos_token }}")
+    assert load_tokenizer("model.base", str(tmp_path)).chat_template == "{{ bos_token }}"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("added_tokens.json", {"<|user|>": 5}),
+        ("added_tokens.json", {"<|user|>": 5000}),
+        ("special_tokens_map.json", {"additional_special_tokens": ["<|user|>"]}),
+        ("special_tokens_map.json", {"pad_token": "[PAD]"}),
+    ],
+)
+def test_llama_with_tokens_that_transformers_places_is_left_to_it(name: str, content: Any, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(train())
+    old.write_json(tmp_path / "tokenizer_config.json", {"tokenizer_class": "LlamaTokenizer"})
+    assert load_checkpoint_tokenizer("model.base", str(tmp_path)) is not None
+    old.write_json(tmp_path / name, content)
+    assert load_checkpoint_tokenizer("model.base", str(tmp_path)) is None
+
+
 def test_another_file_of_that_name_is_left_to_transformers(tmp_path: Path) -> None:
     """Llama 3's `tokenizer.model` is no SentencePiece model."""
     (tmp_path / "tokenizer.model").write_text("IQ== 0\nIg== 1\n")

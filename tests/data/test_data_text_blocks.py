@@ -17,6 +17,7 @@ from ift.data.datamodule import InstructionDataModule
 from ift.data.encoding import IGNORE_INDEX, LOSS, EncodedBatch
 from ift.data.rows import Source
 from ift.data.steps import Step
+from ift.data.templates import TEMPLATES, Template
 from ift.data.text_blocks import SHORTEST, TextBlocks
 from ift.errors import UserError
 
@@ -151,9 +152,7 @@ def test_a_block_tells_where_it_begins_and_what_is_left_out_is_counted(base: Pat
 
 def test_templates_have_no_part_in_blocks(base: Path, tmp_path: Path) -> None:
     sources = [Source(str(write_texts(tmp_path / "text.jsonl", texts(20))), "text")]
-    found = [
-        ids_of(module(base, tmp_path, sources, template=name)) for name in ("alpaca", "belle", "chatml", "chatglm")
-    ]
+    found = [ids_of(module(base, tmp_path, sources, template=name)) for name in ("alpaca", "belle", "chatml", "raw")]
     assert all(one == found[0] for one in found)
 
 
@@ -275,3 +274,19 @@ def test_a_run_on_blocks_learns_and_reports_them(config: Any, tmp_path: Path) ->
     assert manifest["data"]["validation_sources"][0]["texts"] == 20
     losses = [one["loss"] for one in manifest["validation"]]
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("template", [TEMPLATES["plain"].for_encoder_decoder(), TEMPLATES["chatglm"]])
+def test_a_model_that_reads_in_both_directions_takes_no_block(base: Path, tmp_path: Path, template: Template) -> None:
+    sources = [Source(str(write_texts(tmp_path / "text.jsonl", texts(4))), "text")]
+    with pytest.raises(UserError, match="data.text_blocks: true joins texts for a model that predicts"):
+        module(base, tmp_path, sources, template=template)
+
+
+def test_half_of_a_block_is_the_prompt_for_the_other(base: Path, tmp_path: Path) -> None:
+    sources = [Source(str(write_texts(tmp_path / "text.jsonl", texts(40))), "text")]
+    data = module(base, tmp_path, sources, validation=5)
+    pairs = data.validation_prompts(5)
+    blocks = [data.store[int(index)].input_ids.tolist() for index in data._validation_indices]
+    assert [prompt + response for prompt, response in pairs] == blocks
+    assert [len(prompt) for prompt, _ in pairs] == [len(block) // 2 for block in blocks]

@@ -7,18 +7,19 @@ from typing import Any
 
 import pytest
 import torch
+from converting import IDS, convert, own_logits
 from original_checkpoints import CHECKPOINTS, Checkpoint, Sizes, every_layout, was_executed, write_checkpoint
 from original_families import Tensors
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny import ROOT, make_llama
 from transformers import AutoModelForCausalLM
 
 import ift.models.base_conversion as base_conversion
 from ift.errors import UserError
-from ift.models.base_conversion import BaseConversion, ConversionSettings, open_source
-from ift.models.conversion_record import RECORD, ConversionRecord
+from ift.models.base_files import base_folder
+from ift.models.conversion_record import RECORD
 from ift.models.families import FAMILIES
-from ift.models.loading import family_of, load_base_model
+from ift.models.loading import family_of
 
 NATIVE = {
     "baichuan_7b": "LlamaForCausalLM",
@@ -28,12 +29,6 @@ NATIVE = {
     "moss": "CodeGenForCausalLM",
 }
 NORMALIZED = ("baichuan2_7b", "baichuan2_13b")
-IDS = torch.tensor([[5, 17, 42, 7, 63, 3, 28, 11]])
-
-
-def convert(source: Path, output: Path, **settings: Any) -> ConversionRecord:
-    asked = ConversionSettings(output, **{"tokenizer": False, **settings})
-    return BaseConversion(open_source(str(source), source, asked), asked, report=lambda text: None).convert()
 
 
 def stored(folder: Path) -> Tensors:
@@ -55,13 +50,6 @@ def logits(folder: Path) -> torch.Tensor:
     model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32)
     with torch.no_grad():
         return model.eval()(IDS).logits
-
-
-def own_logits(folder: Path) -> torch.Tensor:
-    model = load_base_model("model.base", str(folder), "float32").eval()
-    with torch.no_grad():
-        found: torch.Tensor = model(IDS).logits
-    return found
 
 
 def config_of(folder: Path) -> dict[str, Any]:
@@ -140,15 +128,15 @@ def test_parts_are_the_rows_that_they_should_be(tmp_path: Path) -> None:
     assert torch.equal(found["model.layers.0.mlp.gate_up_proj.weight"], gate_and_up)
 
 
-@pytest.mark.parametrize("family", ["baichuan2_7b"])
-def test_heads_are_divided_once(family: str, tmp_path: Path) -> None:
-    checkpoint = CHECKPOINTS[family](seed=7)
+def test_heads_are_divided_once(tmp_path: Path) -> None:
+    checkpoint = CHECKPOINTS["baichuan2_7b"](seed=7)
     record = convert(write_checkpoint(checkpoint, tmp_path / "source"), tmp_path / "native")
     head = stored(tmp_path / "native")["lm_head.weight"]
     assert record.baked_head
     assert torch.allclose(head.norm(dim=1), torch.ones(head.shape[0]), atol=1e-6)
     assert "logits are the same" in (tmp_path / "native" / "README.md").read_text(encoding="utf-8")
-    convert(tmp_path / "native", tmp_path / "back", layout="original")
+    assert convert(tmp_path / "native", tmp_path / "back", layout="original").baked_head
+    assert not convert(tmp_path / "source", tmp_path / "same", layout="original").baked_head
     assert (own_logits(tmp_path / "back") - own_logits(tmp_path / "source")).abs().max() < 1e-5
 
 
@@ -178,6 +166,17 @@ def test_a_changed_model_is_not_given_the_config_of_the_original(tmp_path: Path)
     convert(tmp_path / "native", tmp_path / "back", layout="original")
     assert config_of(tmp_path / "back")["vocab_size"] == 104
     assert stored(tmp_path / "back")["lm_head.weight"].shape[0] == 104
+
+
+def test_a_family_that_was_taken_for_granted_is_written_only_where_it_was_named(tmp_path: Path) -> None:
+    """A vocabulary of neither 13B model: the config cannot tell them apart."""
+    source = write_checkpoint(CHECKPOINTS["baichuan_13b"](), tmp_path / "source")
+    convert(source, tmp_path / "guessed", layout="original")
+    assert "ift_family" not in config_of(tmp_path / "guessed")
+    convert(source, tmp_path / "named", layout="original", family="baichuan_13b")
+    assert config_of(tmp_path / "named")["ift_family"] == "baichuan_13b"
+    convert(tmp_path / "named", tmp_path / "again", layout="original")
+    assert config_of(tmp_path / "again")["ift_family"] == "baichuan_13b"
 
 
 def test_internlm_without_biases_and_with_a_stated_rotation(tmp_path: Path) -> None:
@@ -283,6 +282,40 @@ def test_missing_and_damaged_files_are_told(tmp_path: Path) -> None:
         path.unlink()
     with pytest.raises(UserError, match="holds no weights"):
         convert(source, tmp_path / "out")
+
+
+def test_tensors_without_a_place_are_not_dropped_in_silence(tmp_path: Path) -> None:
+    checkpoint = CHECKPOINTS["chatglm2"]()
+    more = {**checkpoint.tensors, "v_head.weight": torch.ones(1, 32)}
+    source = write_checkpoint(dataclasses.replace(checkpoint, tensors=more), tmp_path / "source")
+    with pytest.raises(UserError, match=r"1 tensors .* no place for, first 'v_head.weight'"):
+        convert(source, tmp_path / "out")
+    make_llama(tmp_path / "llama", 64)
+    tensors = stored(tmp_path / "llama")
+    save_file({**tensors, "mtp.weight": torch.ones(2)}, tmp_path / "llama" / "model.safetensors", {"format": "pt"})
+    assert convert(tmp_path / "llama", tmp_path / "plain").left_out == ["mtp.weight"]
+
+
+def test_files_of_old_torch_are_read(tmp_path: Path) -> None:
+    """Not a zip archive, and not to be mapped."""
+    checkpoint = CHECKPOINTS["baichuan_7b"]().in_dtype(torch.float16)
+    source = write_checkpoint(checkpoint, tmp_path / "source", files="bin")
+    torch.save(checkpoint.tensors, source / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    assert convert(source, tmp_path / "out", layout="original").dtype == "float16"
+    assert same(stored(tmp_path / "out"), checkpoint.tensors)
+
+
+def test_what_the_hub_gave_before_is_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its id, in the cache of huggingface_hub; without a network."""
+    place = tmp_path / "models--someone--old-model"
+    write_checkpoint(CHECKPOINTS["internlm"](), place / "snapshots" / "abc")
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text("abc", encoding="utf-8")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert base_folder("SRC", "someone/old-model") == place / "snapshots" / "abc"
+    assert base_folder("SRC", str(tmp_path / "models--someone--old-model" / "snapshots" / "abc")).is_dir()
+    with pytest.raises(UserError, match="the hub gave none"):
+        base_folder("SRC", "someone/other-model")
 
 
 def test_generation_settings_travel_as_they_are(tmp_path: Path) -> None:

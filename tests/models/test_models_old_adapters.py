@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from converting import IDS, convert, own_logits
 from old_adapter_files import MODULES, OldAdapter, old_ia3, old_lora, with_values, write_adapter
 from original_checkpoints import CHECKPOINTS, Checkpoint, write_checkpoint
 from peft import PeftModel
 from safetensors.torch import load_file
-from test_models_convert import IDS, convert, own_logits
 from transformers import AutoModelForCausalLM
 
 import ift.models.families.normalized_head as normalized_head

@@ -12,7 +12,7 @@ from adapted_models import make_model
 from byte_level import make_byte_level
 from original_checkpoints import CHECKPOINTS, write_checkpoint
 from peft import LoraConfig, TrainableTokensConfig
-from tiny import make_rows
+from tiny import ROOT, make_rows
 from torch.nn import functional as F
 from transformers import AutoTokenizer
 from vocabularies import frequent_pairs, larger_tokenizer
@@ -22,12 +22,13 @@ from ift.errors import UserError
 from ift.models.adapters import attach, num_trainable
 from ift.models.enlarging import enlarge
 from ift.models.merging import merge
-from ift.models.methods import as_method, bitfit, embeddings, freeze, full, ia3, lora, prefix
+from ift.models.methods import as_method, bitfit, embeddings, freeze, full, ia3, ln_tuning, lora, prefix
 from ift.models.quantization import Quantization
 from ift.models.trained_adapters import load_adapter
 from ift.models.trained_rows import ends_of, with_trained_rows
 from ift.models.vocabulary import Growth, Vocabulary, growth_of
 
+SHARED = ROOT.parent / "shared" / "data" / "tokenizers"
 VOCABULARY = 90
 PIECES = {85: (3, 4), 90: (5, 6, 7), 91: (8,), 93: ()}
 """85 is padding of the base model's embedding that a token takes; 92 is no token's."""
@@ -328,6 +329,7 @@ def test_methods_of_base_weights() -> None:
         (ia3(), "new", "ia3 cannot train single rows"),
         (prefix(), "new", "prefix cannot train single rows"),
         (prefix(), "all", "prefix cannot train whole matrices"),
+        (ln_tuning(), "all", "ln_tuning cannot train whole matrices"),
         (LoraConfig(modules_to_save=["lm_head"]), "new", "model.adapter.modules_to_save already says"),
         (LoraConfig(target_modules=["q_proj", "embed_tokens"]), "all", "model.adapter.target_modules already says"),
         (LoraConfig(trainable_token_indices=[3]), "new", "model.adapter.trainable_token_indices already says"),
@@ -366,6 +368,37 @@ def test_pieces_are_those_of_sentencepiece_without_a_dummy_prefix(
     assert found.pieces[432] == (), "the spelling of a special token says nothing"
     assert "12 begin as the mean of their pieces, 1 (special or without pieces)" in found.note()
     assert any(tokenizer.convert_ids_to_tokens(index).startswith("▁") for index in found.new)
+
+
+@pytest.mark.real_data
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the real data are not here")
+def test_every_piece_of_the_published_chinese_vocabulary(tmp_path: Path) -> None:
+    """LLaMA's tokenizer with the 17,953 pieces of Chinese-LLaMA that it lacks, cut as SentencePiece cuts them."""
+    import sentencepiece
+    from sentencepiece import sentencepiece_model_pb2
+    from transformers import LlamaConfig
+
+    one, other = sentencepiece_model_pb2.ModelProto(), sentencepiece_model_pb2.ModelProto()
+    one.ParseFromString((SHARED / "llama_tokenizer.model").read_bytes())
+    other.ParseFromString((SHARED / "chinese_sp.model").read_bytes())
+    one.normalizer_spec.add_dummy_prefix = False
+    reference = sentencepiece.SentencePieceProcessor(model_proto=one.SerializeToString())
+    one.normalizer_spec.add_dummy_prefix = True
+    for name in ("base", "larger"):
+        (tmp_path / name).mkdir()
+        settings = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "add_eos_token": False}
+        (tmp_path / name / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    (tmp_path / "base" / "tokenizer.model").write_bytes(one.SerializeToString())
+    LlamaConfig(vocab_size=32_000).save_pretrained(str(tmp_path / "base"))
+    known = {piece.piece for piece in one.pieces}
+    for piece in other.pieces:
+        if piece.piece not in known:
+            one.pieces.add(piece=piece.piece, score=0)
+    (tmp_path / "larger" / "tokenizer.model").write_bytes(one.SerializeToString())
+    found = growth_of(Vocabulary(tokenizer=str(tmp_path / "larger")), str(tmp_path / "base"), seed=0)
+    assert found is not None and found.rows == 49_953 and found.new == list(range(32_000, 49_953))
+    for index, pieces in found.pieces.items():
+        assert list(pieces) == reference.encode(one.pieces[index].piece.replace("▁", " "))
 
 
 def test_unseen_characters_begin_as_their_bytes(base: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from ift.commands.stage_start import start_keys
 from ift.errors import UserError
 from ift.inference.module import PredictionModule
 from ift.models.loading import load_base_model
-from ift.models.methods import as_method
+from ift.models.methods import as_method, trained
 from ift.models.rope import Rope
 from ift.models.trained_adapters import load_adapter
+from ift.training.module import InstructionModule
 
 Config = Callable[..., Path]
 Fit = Callable[..., Path]
@@ -108,6 +110,9 @@ def test_a_run_with_longer_texts_is_used_as_it_was_trained(
     assert "was trained with {'type': 'linear', 'factor': 8.0}. Set it to that" in told
     assert run_settings(RunFolder(run), untuned=True)["model.rope"]["type"] == "linear"
     check_stages(run)
+    going_on = InstructionModule(str(short_base), partial(torch.optim.SGD, lr=0.1), adapter=trained(str(run)))
+    with pytest.warns(UserWarning, match=r"trained with model.rope {'type': 'linear', 'factor': 8.0}, .* is null"):
+        going_on.check()
 
 
 def test_examples_longer_than_the_positions_are_refused(
@@ -119,11 +124,13 @@ def test_examples_longer_than_the_positions_are_refused(
 
     assert f"the model only {POSITIONS} positions. Set data.max_length to {POSITIONS}" in said()
     assert f"only {2 * POSITIONS} positions" in said(rope={"type": "linear", "factor": 2.0})
+    assert "model.rope.factor: None; 'linear' needs one" in said(rope={"type": "linear"})
     told = said(rope={"type": "dynamic", "factor": 8.0})
     assert f"Beyond {POSITIONS}, this model's rotary positions follow from the longest text" in told
     assert "or model.rope.type to linear, yarn or llama3" in told
 
 
+@pytest.mark.slow
 def test_a_whole_model_trained_with_it_keeps_it(config: Config, fit: Fit, short_base: Path) -> None:
     whole = fit(config("whole", model={"base": str(short_base), "rope": LINEAR, "adapter": None}, trainer=ONE_EPOCH))
     stored = json.loads((whole / "model" / "config.json").read_text(encoding="utf-8"))

@@ -46,13 +46,13 @@ def as_fast(
 
     add_tokens(backend, files)
     present = {role: token for role, token in tokens.items() if token is not None}
-    for role, token in present.items():
+    special = [*present.items(), *(("additional_special_tokens", token) for token in files.more_special_tokens())]
+    for role, token in special:
         if backend.token_to_id(token) is None:
             raise UserError(f"{role}: '{token}' is not in the vocabulary. Mend tokenizer_config.json.")
-    special = [tokenizers.AddedToken(token, normalized=False, special=True) for token in present.values()]
-    backend.add_special_tokens(special)
+    backend.add_special_tokens([tokenizers.AddedToken(token, normalized=False, special=True) for _, token in special])
     length = files.settings.get("model_max_length")
-    return PreTrainedTokenizerFast(
+    tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
         **present,
         add_bos_token=bool(files.settings.get("add_bos_token", begins)),
@@ -61,6 +61,8 @@ def as_fast(
         padding_side=files.settings.get("padding_side", "right"),
         clean_up_tokenization_spaces=False,
     )
+    tokenizer.chat_template = files.chat_template()
+    return tokenizer
 
 
 def pad_of_config(backend: tokenizers.Tokenizer, files: CheckpointFiles) -> str | None:

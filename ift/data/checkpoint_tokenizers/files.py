@@ -77,10 +77,8 @@ class CheckpointFiles:
     def token(self, name: str, default: str | None) -> str | None:
         """Return a special token by its role, such as `bos_token`; some files of 2023 say "" and mean the default."""
         for content in (self.settings, self.json("special_tokens_map.json")):
-            value = content.get(name)
-            text = value.get("content") if isinstance(value, dict) else value
-            if text:
-                return str(text)
+            if text := _written(content.get(name)):
+                return text
         return default
 
     def tokens(self, **defaults: str | None) -> dict[str, str | None]:
@@ -92,5 +90,26 @@ class CheckpointFiles:
         """Return the tokens that were added to the vocabulary, by id."""
         added = {int(index): str(token) for token, index in self.json("added_tokens.json").items()}
         for index, token in self.settings.get("added_tokens_decoder", {}).items():
-            added[int(index)] = str(token["content"] if isinstance(token, dict) else token)
+            added[int(index)] = _written(token)
         return added
+
+    def more_special_tokens(self) -> list[str]:
+        """Return the special tokens that have no role."""
+        names = ("additional_special_tokens", "extra_special_tokens")
+        values = [self.settings.get(name) or self.json("special_tokens_map.json").get(name) or [] for name in names]
+        return [_written(token) for value in values for token in (value if isinstance(value, list) else value.values())]
+
+    def chat_template(self) -> str | dict[str, str] | None:
+        """Return the chat template, or several by their names."""
+        path = self.path("chat_template.jinja")
+        if path is not None:
+            return path.read_text(encoding="utf-8")
+        found = self.settings.get("chat_template")
+        if isinstance(found, list):
+            return {str(one["name"]): str(one["template"]) for one in found}
+        return found if isinstance(found, str) else None
+
+
+def _written(token: Any) -> str:
+    """Return a token as text; files give it as such, or with its properties."""
+    return str((token.get("content") if isinstance(token, dict) else token) or "")

@@ -4,6 +4,7 @@ transformers has a class for it, which loses the blank that a text begins with, 
 a blank before every text also where the model says not to.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from ift.data.checkpoint_tokenizers.fast import as_fast
@@ -23,9 +24,25 @@ def recognises(files: CheckpointFiles) -> bool:
     if path is None or files.path("tokenizer.json") is not None:
         return False
     try:
-        return not why_inexact(read_model(path))
+        message = read_model(path)
     except UserError:  # Llama 3's file of that name is of another kind; transformers reads it
         return False
+    pieces = [piece.piece for piece in message.pieces]
+    return not why_inexact(message) and _adds_only(files, pieces)
+
+
+def _adds_only(files: CheckpointFiles, pieces: Sequence[str]) -> bool:
+    """Whether added tokens follow the pieces and rename none; transformers has rules of its own for the rest."""
+    added = files.added_tokens()
+    last = sorted(index for index in added if index >= len(pieces))
+    named = all(pieces[index] == token for index, token in added.items() if index < len(pieces))
+    known = {*pieces, *added.values()}
+    roles = [token for token in files.tokens(bos_token="<s>", eos_token="</s>", unk_token="<unk>").values() if token]
+    return (
+        named
+        and last == list(range(len(pieces), len(pieces) + len(last)))
+        and known.issuperset([*roles, *files.more_special_tokens()])
+    )
 
 
 def build(files: CheckpointFiles) -> Any:
