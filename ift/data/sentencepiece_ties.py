@@ -26,7 +26,6 @@ from itertools import pairwise
 from typing import Any
 
 Merge = tuple[str, str]
-_LEAST = math.ulp(0.0)
 _MAX_LINEAR = 8
 """Alternatives that a regular expression tries one after the other, before it is made a binary search."""
 
@@ -48,10 +47,10 @@ def tie_rules(scores: Mapping[str, float], *, never: Iterable[str] = ()) -> TieR
     """Return merges, and what has to be cut out first, for exactly SentencePiece's ids.
 
     Args:
-        scores: the pieces that merging makes, and characters, with their scores, in the order of their ids.
+        scores: the pieces that merging makes, and characters, with their scores as they compare in SentencePiece, in
+            the order of their ids.
         never: the other entries of the vocabulary, which a text that spells them does not become (`<0x0A>`).
     """
-    scores = comparable(scores)
     best = max(scores.values(), default=0.0)
     tied = [piece for piece, score in scores.items() if score == best]
     others = sorted((piece for piece, score in scores.items() if score != best), key=lambda piece: -scores[piece])
@@ -59,11 +58,6 @@ def tie_rules(scores: Mapping[str, float], *, never: Iterable[str] = ()) -> TieR
     if sum(len(piece) > 1 for piece in tied) < 2:
         return TieRules([split for piece in [*tied, *others] for split in splits(piece, scores)], (), problems)
     return _Ties(tied, others, scores).rules(never, problems)
-
-
-def comparable(scores: Mapping[str, float]) -> dict[str, float]:
-    """Return scores that compare as in SentencePiece, for which -0, the best score of a trained model, is below 0."""
-    return {piece: -_LEAST if score == 0 and math.copysign(1, score) < 0 else score for piece, score in scores.items()}
 
 
 def splits(piece: str, pieces: Mapping[str, float]) -> list[Merge]:
@@ -77,7 +71,7 @@ def sentencepiece_merge(text: str, scores: Mapping[str, float]) -> list[str]:
 
     Args:
         text: one piece long.
-        scores: of `comparable`.
+        scores: as they compare in SentencePiece (`sentencepiece_models.merging_score`).
     """
     symbols = list(text)
     while len(symbols) > 1:
