@@ -102,8 +102,10 @@ def _tell(text: str) -> None:
 
 
 def _convert_base(options: Namespace, output: Path) -> None:
-    from ift.models.base_conversion import BaseConversion, ConversionSettings, open_source
+    from ift.models.base_conversion import BaseConversion
     from ift.models.base_files import base_folder
+    from ift.models.conversion_record import RECORD
+    from ift.models.conversion_source import ConversionSettings, open_source
 
     settings = ConversionSettings(
         output,
@@ -117,7 +119,8 @@ def _convert_base(options: Namespace, output: Path) -> None:
     source = open_source(options.source, folder, settings)
     record = BaseConversion(source, settings, report=_tell).convert()
     for name in record.left_out[:1]:
-        print(f"left out: {len(record.left_out)} tensors that the model has no place for, first '{name}'")
+        kept = f"; {RECORD} keeps them for the way back" if record.kept else ""
+        print(f"left out: {len(record.left_out)} tensors that the model has no place for, first '{name}'{kept}")
     if record.baked_head:
         print("the rows of the head are divided by their lengths for good; logits stay, the way back is not exact")
     print(f"equal after reading back: {record.num_tensors} of {record.num_tensors} tensors, bit by bit")
