@@ -5,8 +5,9 @@ from typing import Any
 
 import torch
 
-from ift.models.base_conversion import BaseConversion, ConversionSettings, open_source
+from ift.models.base_conversion import BaseConversion
 from ift.models.conversion_record import ConversionRecord
+from ift.models.conversion_source import ConversionSettings, open_source
 from ift.models.loading import load_base_model
 
 IDS = torch.tensor([[5, 17, 42, 7, 63, 3, 28, 11]])

@@ -24,7 +24,7 @@ from tokenizer.output import check_new, new_folder
 
 Normalization = Literal["identity", "nmt_nfkc", "nfkc"]
 DEFAULT_SAMPLE_BYTES = 100_000_000
-"""Text that is learned from unless another number of sentences is given; takes about 4 GB while it is learned from."""
+"""Text that is learned from unless another number of sentences is given; takes 3 to 4 GB while it is learned from."""
 _NUM_BYTE_PIECES = 256
 _SECONDS_BETWEEN_SIGNS = 10.0
 _FIXED_SETTINGS: dict[str, Any] = {

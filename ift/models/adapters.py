@@ -32,8 +32,8 @@ from ift.models.mergeability import read_adapter_config
 from ift.models.methods import METHODS, Method
 from ift.models.targets import check_tied, fill_targets, peft_type
 from ift.models.trained_adapters import adapter_folder, load_adapter
-from ift.models.trained_rows import compute_as_the_module
-from ift.models.vocabulary import Growth, enlarged_config
+from ift.models.trained_rows import compute_as_the_module, trains_rows, with_trained_rows
+from ift.models.vocabulary import Growth, Vocabulary, enlarged_config, growth_of
 
 KEY = "model.adapter"
 
@@ -190,6 +190,33 @@ def empty_model(base: str, growth: Growth | None = None) -> Any | None:
             return auto_class(config).from_config(config, trust_remote_code=False)
     except (ValueError, KeyError, RuntimeError):  # load_base_model says what is wrong
         return None
+
+
+def with_vocabulary(
+    method: Method, vocabulary: Vocabulary | None, *, base: str, seed: int
+) -> tuple[Method, Growth | None, str | None]:
+    """Find out what `model.vocabulary` adds to a base model, without its weights, and what of it is to be trained.
+
+    Args:
+        method: under `model.adapter`.
+        vocabulary: `model.vocabulary`.
+        base: folder or hub id of the base model.
+        seed: of random rows.
+
+    Returns:
+        The method, told which rows to train; what the base model gains; and what to tell of it.
+
+    Raises:
+        UserError: tokenizers that do not fit each other, or rows that the method cannot train.
+    """
+    growth = growth_of(vocabulary, base, seed=seed)
+    model = empty_model(base, growth) if vocabulary is not None else None
+    if vocabulary is None or model is None:
+        return method, growth, None
+    method = with_trained_rows(method, vocabulary, growth, model=model)
+    if growth is None:
+        return method, None, "model.vocabulary: the base model has all of its tokens already, and no row is added"
+    return method, growth, growth.note() + ("" if trains_rows(method, model=model) else "; no row is trained")
 
 
 def check_method(method: Method, base: str, growth: Growth | None = None) -> int | None:

@@ -32,6 +32,8 @@ class ConversionRecord:
     """That were read back and found equal, bit by bit."""
     left_out: list[str]
     """Tensors of the files that the model has no place for: stored rotations and masks."""
+    kept: dict[str, Any]
+    """Their values, for the way back."""
     baked_head: bool
     """Whether the rows of the head were divided by their lengths (Baichuan2)."""
     source_config: dict[str, Any] | None
@@ -104,9 +106,8 @@ def readme(record: ConversionRecord, name: str) -> str:
     ]
     if record.left_out:
         why = "stored rotations and masks, which code makes itself" if record.family else "the model has no such module"
-        lines.append(
-            f"{len(record.left_out)} tensors of the source were left out, first `{record.left_out[0]}`: {why}."
-        )
+        number, kept = len(record.left_out), " `conversion.json` keeps them for the way back." if record.kept else ""
+        lines.append(f"{number} tensors of the source were left out, first `{record.left_out[0]}`: {why}.{kept}")
     if record.baked_head:
         rounding = "" if record.dtype == "float32" else f", up to the rounding of the divided rows to {record.dtype}"
         lines += [

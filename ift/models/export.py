@@ -19,7 +19,7 @@ from ift.data.encoding import Encoder
 from ift.errors import UserError
 from ift.models.certificate import Certificate, Comparison, Logits, PromptSample, compare
 from ift.models.encoder_decoder import is_encoder_decoder
-from ift.models.loading import Dtype, read_config
+from ift.models.loading import Dtype, family_of, read_config
 from ift.models.merging import load_trained, merge, write_model
 from ift.models.model_card import CardFacts, model_card
 from ift.models.trained_run import TrainedRun
@@ -250,6 +250,7 @@ class Exporter:
             prompt=prompt,
             written=self._written(),
             encoder_decoder=is_encoder_decoder(read_config(self._run.base)),
+            own_class=family_of(str(self._building)) is not None,
         )
         (self._building / "README.md").write_text(model_card(self._run, facts), encoding="utf-8")
         for path in self._building.glob("*.safetensors"):  # written for their owner alone

@@ -33,8 +33,10 @@ class CardFacts:
     prompt: PromptFormat
     written: str
     """What was written, in a sentence."""
-    encoder_decoder: bool
+    encoder_decoder: bool = False
     """Whether an encoder reads the prompt, so that the model writes the response alone."""
+    own_class: bool = False
+    """Whether transformers has no class for the model, so that it takes ift to load it."""
 
 
 def model_card(run: TrainedRun, facts: CardFacts) -> str:
@@ -223,13 +225,18 @@ def _loading(facts: CardFacts) -> str:
         )
     kind = "AutoModelForSeq2SeqLM" if facts.encoder_decoder else "AutoModelForCausalLM"
     response = "[0]" if facts.encoder_decoder else "[0, len(ids):]"
+    imports = f"from transformers import {kind}, AutoTokenizer"
+    model = f'{kind}.from_pretrained(folder, dtype="{facts.dtype}")'
+    if facts.own_class:
+        imports = "from transformers import AutoTokenizer\n\nfrom ift.models.loading import load_base_model"
+        model = f'load_base_model("folder", folder, "{facts.dtype}").eval()  # transformers has no class for it'
     code = f"""```python
 import torch
-from transformers import {kind}, AutoTokenizer
+{imports}
 
 folder = "."  # of this model
 tokenizer = AutoTokenizer.from_pretrained(folder)
-model = {kind}.from_pretrained(folder, dtype="{facts.dtype}")
+model = {model}
 request = "Say hello."
 {ids}
 answer = model.generate(torch.tensor([ids]), max_new_tokens=64, do_sample=False){response}

@@ -89,7 +89,7 @@ def original_config(key: str, family: Family, native: Any, *, stated: Mapping[st
     Raises:
         UserError: a model that the original code cannot compute.
     """
-    if stated is not None and not _differences(family, native, stated):
+    if stated is not None and still_states(family, native, stated):
         config = dict(stated)
     else:
         config = family.original_config(native)
@@ -107,6 +107,11 @@ def original_config(key: str, family: Family, native: Any, *, stated: Mapping[st
     if unclear or (certain and list(family.doubts(config))):
         config[FAMILY_KEY] = family.name
     return config
+
+
+def still_states(family: Family, native: Any, stated: Mapping[str, Any]) -> bool:
+    """Return whether an original's `config.json` is that of a native config."""
+    return not _differences(family, native, stated)
 
 
 def write_config(config: Mapping[str, Any], folder: Path) -> None:

@@ -3,9 +3,11 @@
 import json
 import pickle
 import struct
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 
 from ift.errors import UserError
 
@@ -47,6 +49,18 @@ def stored_dtypes(key: str, folder: Path) -> dict[str, str]:
     return found
 
 
+def read_stored(folder: Path, names: Collection[str]) -> dict[str, torch.Tensor]:
+    """Return some tensors of a folder's files, as they are stored; the files were looked at before."""
+    found: dict[str, torch.Tensor] = {}
+    for path in weight_files(folder) if names else ():
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                found |= {name: file.get_tensor(name) for name in file.keys() if name in names}  # noqa: SIM118
+        else:
+            found |= {name: tensor for name, tensor in _unpickled(path).items() if name in names}
+    return found
+
+
 def _of_safetensors(path: Path) -> dict[str, str]:
     with path.open("rb") as file:
         header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
@@ -58,8 +72,13 @@ def _of_safetensors(path: Path) -> dict[str, str]:
 
 
 def _of_pickle(path: Path) -> dict[str, str]:
+    return {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in _unpickled(path).items()}
+
+
+def _unpickled(path: Path) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor]
     try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except RuntimeError:  # written before torch 1.6: not to be mapped
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
-    return {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in tensors.items()}
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    return found

@@ -19,6 +19,7 @@ from torch.func import functional_call
 from ift.data.enlarged_tokenizer import KEY
 from ift.errors import UserError
 from ift.models.base_weights import AllWeights, BaseWeights, Embeddings, SampledLayers
+from ift.models.encoder_decoder import is_encoder_decoder
 from ift.models.methods import Method
 from ift.models.vocabulary import Growth, Vocabulary
 
@@ -90,7 +91,7 @@ def with_trained_rows(method: Method, vocabulary: Vocabulary, growth: Growth | N
     if isinstance(method.config, BaseWeights):
         changed.config = _of_base_weights(method, method.config, vocabulary, new)
     else:
-        changed.config = _of_adapter(method, vocabulary, new, ends=ends_of(model))
+        changed.config = _of_adapter(method, vocabulary, new, model=model)
     return changed
 
 
@@ -110,13 +111,21 @@ def _of_base_weights(method: Method, weights: BaseWeights, vocabulary: Vocabular
     return Embeddings(beside=weights) if vocabulary.train == "all" else weights
 
 
-def _of_adapter(method: Method, vocabulary: Vocabulary, new: Sequence[int], *, ends: Ends) -> Any:
-    config = copy.deepcopy(method.peft_config)
+def _of_adapter(method: Method, vocabulary: Vocabulary, new: Sequence[int], *, model: Any) -> Any:
+    config, ends = copy.deepcopy(method.peft_config), ends_of(model)
     if own := _own_rows(config, ends):
         if vocabulary.train is not None:
             raise UserError(
                 f"{KEY}.train: '{vocabulary.train}', and model.adapter.{own} already says what of embedding and head "
                 "is trained. Leave one of the two out."
+            )
+        return config
+    if is_encoder_decoder(model.config):
+        if vocabulary.train in ("new", "all"):
+            raise UserError(
+                f"{KEY}.train: '{vocabulary.train}', and encoder and decoder of '{model.config.model_type}' models "
+                "read the embedding by modules of their own, of which PEFT trains one. Train them in a run before "
+                "with 'embeddings', or set it to none."
             )
         return config
     if vocabulary.train == "all":

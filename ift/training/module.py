@@ -15,7 +15,7 @@ from ift.data.encoding import IGNORE_INDEX
 from ift.data.steps import Step
 from ift.errors import UserError
 from ift.hub import check_base, fingerprint
-from ift.models.adapters import attach, check_can_go_on, check_method, empty_model, num_trainable, peft_config_of
+from ift.models.adapters import attach, check_can_go_on, check_method, num_trainable, peft_config_of, with_vocabulary
 from ift.models.attention import Attention, check_attention
 from ift.models.budget import Allotment, allot, check_budget, check_counted
 from ift.models.calling import calling_of
@@ -23,30 +23,17 @@ from ift.models.compiling import check_compilable, compile_blocks
 from ift.models.encoder_decoder import check_encoder_decoder
 from ift.models.enlarging import enlarge
 from ift.models.families.normalized_head import settle_heads
+from ift.models.foundations import check_gone_on_with, check_merges_into, checked_chain
 from ift.models.initial_adapters import changes_base, initial_values
 from ift.models.loading import TrainingDtype, check_vocabulary, load_base_model, read_config
-from ift.models.mergeability import check_mergeable
 from ift.models.merging import merge_adapters
 from ift.models.methods import Method, as_method
 from ift.models.packing import verify_row_layout
-from ift.models.quantization import (
-    Quantization,
-    check_quantization,
-    default_quantization,
-    is_quantized,
-)
+from ift.models.quantization import Quantization, check_quantization, default_quantization
 from ift.models.rope import Rope, check_rope
 from ift.models.support import check_supported
-from ift.models.trained_adapters import (
-    MergedAdapter,
-    adapter_folder,
-    check_foundation,
-    merged_chain,
-    warn_of_other_rope,
-    warn_of_other_weights,
-)
-from ift.models.trained_rows import trains_rows, with_trained_rows
-from ift.models.vocabulary import Growth, Vocabulary, check_same_growth, enlarged_config, growth_of
+from ift.models.trained_adapters import MergedAdapter
+from ift.models.vocabulary import Growth, Vocabulary, check_same_growth, enlarged_config
 from ift.seeds import mixed_seed
 from ift.training.course import MethodCourse, check_strategy
 from ift.training.fused_optimizers import FusedOptimizer
@@ -123,7 +110,7 @@ class InstructionModule(LightningModule):
         self.allotment: Allotment | None = None
         self.vocabulary = vocabulary
         self.growth: Growth | None = None
-        self._rows_are_trained = False
+        self._notes: list[str] = []
         self.quantization = quantization or default_quantization(self.method.quantization, read_config(base))
         self.attention, self.rope, self.compiles = attention, rope, compile
         self.optimizer_callable, self.schedule = optimizer, schedule
@@ -156,12 +143,9 @@ class InstructionModule(LightningModule):
         check_quantization("model.base", self.base, config=config, quantization=self.quantization)
         check_attention(self.attention, config=config, dtype=self.dtype_name)
         check_rope(self.rope, config=config)
-        self.growth = growth_of(self.vocabulary, self.base, seed=self.seed)
+        self.method, self.growth, note = with_vocabulary(self.method, self.vocabulary, base=self.base, seed=self.seed)
+        self._notes += [note] if note is not None else []
         config = enlarged_config(config, self.growth)
-        empty = empty_model(self.base, self.growth) if self.vocabulary is not None else None
-        if self.vocabulary is not None and empty is not None:
-            self.method = with_trained_rows(self.method, self.vocabulary, self.growth, model=empty)
-            self._rows_are_trained = trains_rows(self.method, model=empty)
         adapter = peft_config_of(self.method)
         check_supported(
             "model.adapter",
@@ -180,33 +164,16 @@ class InstructionModule(LightningModule):
             check_method(self.method, self.base, self.growth)
         else:
             self.method, self.allotment = allot(self.method, self.budget, base=self.base, growth=self.growth)
-        self.merged_chain = merged_chain(
-            "model.merged_adapters", self.merged_adapters, base=self.base, growth=self.growth
-        )
-        for one in self.merged_chain:
-            check_mergeable("model.merged_adapters", Path(one.folder), config=config)
-            warn_of_other_weights("model.merged_adapters", Path(one.folder), None)
-            warn_of_other_rope("model.merged_adapters", Path(one.folder), self.rope)
+        below: dict[str, Any] = {"base": self.base, "growth": self.growth, "rope": self.rope}
+        self.merged_chain = checked_chain(self.merged_adapters, config=config, **below)
         if isinstance(self.method.config, Path):
-            place = adapter_folder("model.adapter", self.method.config)
-            check_foundation("model.adapter", place, base=self.base, merged=self.merged_chain, growth=self.growth)
-            warn_of_other_weights("model.adapter", place, self.quantization)
-            warn_of_other_rope("model.adapter", place, self.rope)
-        if self.merged_adapters and is_quantized(config, self.quantization):
-            raise UserError(
-                "model.merged_adapters: adapters are not merged into quantized weights, which would round them again. "
-                "Write the merged model with 'ift merge' and set model.base to that, or leave model.quantization out."
-            )
+            check_gone_on_with(self.method.config, self.merged_chain, quantization=self.quantization, **below)
+        check_merges_into(self.merged_adapters, config=config, quantization=self.quantization)
         self._checked = True
 
     def notes(self) -> list[str]:
         """Return what was decided for the user, one line each; known once checked."""
-        notes = [self.allotment.note()] if self.allotment is not None else []
-        if self.growth is not None:
-            notes.append(self.growth.note() + ("" if self._rows_are_trained else "; no row is trained"))
-        elif self.vocabulary is not None:
-            notes.append("model.vocabulary: the base model has all of its tokens already, and no row is added")
-        return notes
+        return [*self._notes, *([self.allotment.note()] if self.allotment is not None else [])]
 
     def setup(self, stage: str) -> None:
         """Refuse what the strategy cannot do, and ask for steps as the optimizer takes them; before weights load."""

@@ -1,6 +1,7 @@
 """`ift fit`, `ift predict` and `ift merge` on folders of 2023 as they were published; nothing of their code runs."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -98,7 +99,7 @@ def test_every_family_is_published_here() -> None:
 
 @pytest.mark.parametrize("name", sorted(PUBLISHED))
 def test_a_published_folder_is_trained_answers_and_is_merged(
-    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = publish(name, tmp_path / "base")
     run = fit(settings(tmp_path, base, PUBLISHED[name].template))
@@ -121,6 +122,11 @@ def test_a_published_folder_is_trained_answers_and_is_merged(
         answers.append(json.loads(line))
     assert answers[0]["response"] == answers[1]["response"]
     assert answers[0]["prompt"] == answers[1]["prompt"]
+    monkeypatch.chdir(merged)
+    (program,) = re.findall(r"```python\n(.*?)```", (merged / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert ("load_base_model" in program) == (name in ("baichuan_13b", "baichuan2_13b", "chatglm"))
+    exec(program, found := {})
+    assert len(found["answer"]) > 0
     assert not was_executed(base) and not (base / CANARY).exists()
 
 

@@ -7,7 +7,7 @@ from ift.data.templates import TEMPLATES
 
 LAST_ONLY = {"alpaca_chatglm", "chatglm"}
 """Templates that learn the last response only, as the model reads all before it in both directions."""
-OF_THEIR_OWN = {*LAST_ONLY, "baichuan2_chat", "chatglm2", "internlm_chat", "moss_plugins"}
+OF_THEIR_OWN = {*LAST_ONLY, "baichuan2_chat", "chatglm2", "chatglm3", "internlm_chat", "moss_plugins"}
 """Templates that learn more than responses each ended by one token; they have tests of their own."""
 ENDED_BY_ONE_TOKEN = tuple(sorted(set(TEMPLATES) - OF_THEIR_OWN))
 

@@ -66,6 +66,22 @@ def test_chatglm2(tmp_path: Path) -> None:
     assert made.stop_token_ids == [2]
 
 
+def test_chatglm3(tmp_path: Path) -> None:
+    """Each message as its class builds it: the role's token, a newline, the text, the last two tokenized apart."""
+    folder = old.write_chatglm2(tmp_path / "base", number=3)
+    encode = processor((folder / "tokenizer.model").read_bytes()).encode
+    made = encoder(folder, "chatglm3")
+    ids = made.tokenizer.convert_tokens_to_ids
+
+    def message(role: str, text: str) -> list[int]:
+        return [ids(f"<|{role}|>"), *encode("\n"), *encode(text)]
+
+    prompt = [ids("[gMASK]"), ids("sop"), *message("user", Q1), *message("assistant", A1), *message("user", Q2)]
+    newline = [ids("<|assistant|>"), *encode("\n")]
+    assert made.prompt_ids(talk(Q1, A1, Q2, A2)) == [*prompt, *newline]
+    assert example(made, Q1, A1)[0] == [ids("[gMASK]"), ids("sop"), *message("user", Q1), *message("assistant", A1), 2]
+
+
 def test_baichuan2_chat(tmp_path: Path) -> None:
     """No begin-of-text, no end-of-text between the rounds: the label on the next user token is end-of-text."""
     folder = old.write_baichuan(tmp_path / "base", add_bos_token=False)

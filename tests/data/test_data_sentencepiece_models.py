@@ -212,3 +212,20 @@ def test_real_models_on_real_text(name: str) -> None:
     assert all(equally_likely(reference, ids(tokenizer, line), reference.encode(line)) for line in different)
     assert len(different) <= (3 if name == "chinese_sp" else 0)
     assert name == "chinese_sp" or differences(read_model(path)) == ()
+
+
+def test_the_first_piece_that_training_makes_is_below_pieces_of_score_zero() -> None:
+    """Its score is -0.0: SentencePiece merges a pair of score 0.0 before it, even where that stands further right."""
+    message = sentencepiece_model_pb2.ModelProto()
+    message.ParseFromString(train())
+    first = next(piece for piece in message.pieces if piece.type == 1)
+    assert str(first.score) == "-0.0" and len(first.piece) == 2
+    left, right = first.piece
+    known = {piece.piece for piece in message.pieces}
+    free = (one for one in sorted(known) if len(one) == 1 and right + one not in known)
+    later = next(one for one in free if one not in first.piece)
+    message.pieces.add(piece=right + later, score=0.0)
+    model = message.SerializeToString()
+    text = f"{left}{right}{later}"
+    assert processor(model).encode(text)[-1] == len(message.pieces) - 1  # or there would be nothing to tell apart
+    assert fast_tokenizer(model).encode(text, add_special_tokens=False).ids == processor(model).encode(text)

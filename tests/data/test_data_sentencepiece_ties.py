@@ -1,12 +1,16 @@
 """Models whose best pieces share one score, against SentencePiece itself."""
 
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 from sentencepiece import sentencepiece_model_pb2
 from sentencepiece_training import processor, random_texts, train
+from tiny import ROOT
 
 from ift.data.sentencepiece_models import differences, fast_tokenizer
 
@@ -33,6 +37,7 @@ def random_model(chance: random.Random, letters: str) -> bytes:
         for _ in range(chance.choice([4, 8, 15]))
     ]
     tied = [(word, 0.0) for word in words if chance.random() < 0.6]
+    tied += [(chance.choice(words), -0.0)] if chance.random() < 0.3 else []  # as the best piece of a trained model
     lower = [(word, -1.0 - number) for number, word in enumerate(words)]
     single = [(letter, -100.0 - number) for number, letter in enumerate([*letters, "▁"])]
     return with_pieces([*tied, *lower, *single])
@@ -59,3 +64,47 @@ def test_random_models_have_equal_ids_wherever_no_difference_is_named(letters: s
         for text in random_texts(40, seed=exact, parts=[*letters, *letters, " ", "x"]):
             assert ids(tokenizer, text) == reference.encode(text), (text, [str(p.piece) for p in message.pieces[259:]])
     assert exact > 30
+
+
+def test_rules_are_the_same_in_every_run() -> None:
+    """Strings hash differently from process to process; the order of merges must not show it."""
+    program = (
+        "import random\n"
+        "from ift.data.sentencepiece_ties import tie_rules\n"
+        "chance = random.Random(3)\n"
+        "words = ['12', '21', *(''.join(chance.choices('12ab', k=chance.choice([2, 3, 4]))) for _ in range(120))]\n"
+        "scores = {word: 0.0 if chance.random() < 0.5 else -1.0 - n for n, word in enumerate(words)}\n"
+        "print(tie_rules({**scores, **dict.fromkeys('12ab', -999.0)}, never=['<0x0A>']))\n"
+    )
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", program],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+        ).stdout
+        for seed in ("1", "2", "3", "4")
+    }
+    assert len(found) == 1 and "TieRules(merges=[" in found.pop()
+
+
+def test_minus_zero_is_below_zero_as_for_sentencepiece() -> None:
+    single = [(letter, -100.0 - number) for number, letter in enumerate("abc▁")]
+    for left, right, expected in ((0.0, 0.0, ["ab", "c"]), (-0.0, 0.0, ["a", "bc"]), (0.0, -0.0, ["ab", "c"])):
+        model = with_pieces([("ab", left), ("bc", right), *single])
+        tokenizer = fast_tokenizer(model)
+        assert processor(model).encode("abc", out_type=str) == ["▁", *expected]
+        assert tokenizer.encode("abc").tokens == ["▁", *expected]
+
+
+def test_pieces_in_thousands_of_lines_are_found_by_longest_match() -> None:
+    """What Chinese-LLaMA's vocabulary needs: overlapping words that all score 0, and words that nothing makes."""
+    words = ["人大", "大会", "会议", "中国", "中国人", "国人", "意大利", "利用"]
+    single = [(letter, -100.0 - number) for number, letter in enumerate(dict.fromkeys("".join(words) + "▁，"))]
+    model = with_pieces([*((word, 0.0) for word in words), *single])
+    tokenizer, reference = fast_tokenizer(model), processor(model)
+    for text in ("中国人大会议", "人大会议", "意大利用人", "，意大利，", "意大利"):
+        assert tokenizer.encode(text).tokens == reference.encode(text, out_type=str)
+    assert tokenizer.encode("中国人大会").tokens == ["▁", "中国人", "大会"]
+    assert tokenizer.encode("意大利").tokens == ["▁", "意", "大", "利"]

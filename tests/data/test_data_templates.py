@@ -19,7 +19,7 @@ NAMES = sorted(TEMPLATES)
 # What the model writes around the text of a response, beside the special tokens.
 WORDS_BEFORE = {"moss_plugins": "<|MOSS|>: "}
 WORDS_AFTER = {"internlm_chat": "\n"}
-STOPS_AT_THE_NEXT_REQUEST = ("baichuan2_chat", "chatglm2")
+STOPS_AT_THE_NEXT_REQUEST = ("baichuan2_chat", "chatglm2", "chatglm3")
 
 
 def random_conversations(name: str, **settings: bool) -> list[Conversation]:
@@ -211,6 +211,7 @@ TWO_ROUNDS = {
     "mistral": "⟨[INST] q1 [/INST]r1⟩[INST] q2 [/INST]r2⟩",
     "chatglm": "[Round 0]\n问：q1\n答：r1\n[Round 1]\n问：q2\n答：[gMASK]<sop>r2⟩",
     "chatglm2": "[gMASK]sop[Round 1]\n\n问：q1\n\n答：r1\n\n[Round 2]\n\n问：q2\n\n答：r2⟩",
+    "chatglm3": "[gMASK]sop<|user|>\n q1<|assistant|>\nr1<|user|>\n q2<|assistant|>\nr2⟩",
     "baichuan_chat": "<reserved_102>q1<reserved_103>r1⟩<reserved_102>q2<reserved_103>r2⟩",
     "baichuan2_chat": "<reserved_106>q1<reserved_107>r1<reserved_106>q2<reserved_107>r2⟩",
     "internlm_chat": "⟨<|User|>:q1<eoh>\n<|Bot|>:r1<eoa>\n<|User|>:q2<eoh>\n<|Bot|>:r2<eoa>\n⟩",
@@ -232,6 +233,7 @@ WITH_SYSTEM = {
     "llama2_chat": "⟨[INST] <<SYS>>\nS\n<</SYS>>\n\nq1 [/INST]r1⟩",
     "mistral": "⟨[INST] S\n\nq1 [/INST]r1⟩",
     "chatglm": "S\nq1[gMASK]<sop>r1⟩",
+    "chatglm3": "[gMASK]sop<|system|>\n S<|user|>\n q1<|assistant|>\nr1⟩",
     "baichuan2_chat": "S<reserved_106>q1<reserved_107>r1⟩",
     "internlm_chat": "⟨<|System|>:S\n<|User|>:q1<eoh>\n<|Bot|>:r1<eoa>\n⟩",
     "chatml": "⟨<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nq1<|im_end|>\n<|im_start|>assistant\nr1<|im_end|>",

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from converting import IDS, convert, own_logits
+from converting import IDS, convert
 from old_adapter_files import MODULES, OldAdapter, old_ia3, old_lora, with_values, write_adapter
 from original_checkpoints import CHECKPOINTS, Checkpoint, write_checkpoint
 from peft import PeftModel
@@ -25,14 +25,23 @@ LAYER = {"chatglm2": "transformer.encoder.layers", "baichuan_7b": "model.layers"
 
 
 def logits(model: Any) -> torch.Tensor:
+    """Return logits in float64, in which two ways to add up the same are told from two different sums."""
     with torch.no_grad():
-        found: torch.Tensor = model.eval()(IDS).logits
+        found: torch.Tensor = model.eval().double()(IDS).logits
     return found
 
 
 def by_hand(adapter: OldAdapter, folder: Path) -> torch.Tensor:
     """Return the logits of the original with the adapter added to its fused matrices."""
-    return own_logits(write_checkpoint(adapter.merged, folder))
+    return base_logits(str(write_checkpoint(adapter.merged, folder)))
+
+
+def base_logits(base: str) -> torch.Tensor:
+    return logits(load_base_model("model.base", base, "float32"))
+
+
+def noise(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.randn(tensor.shape, generator=torch.Generator().manual_seed(9))
 
 
 def base_folder(checkpoint: Checkpoint, folder: Path) -> str:
@@ -46,7 +55,7 @@ def loaded(base: str, adapter: Path) -> Any:
 def check_exact(adapter: OldAdapter, base: str, folder: Path) -> Path:
     """Check both ways to use an old adapter against the merge by hand; return the converted folder."""
     expected = by_hand(adapter, folder / "by_hand")
-    assert (own_logits(Path(base)) - expected).abs().max() > 1e-2  # else nothing is shown below
+    assert (base_logits(base) - expected).abs().max() > 1e-2  # else nothing is shown below
     old = write_adapter(adapter, folder / "old")
     converted = folder / "converted"
     convert_adapter(old, converted, base=base, family=None)
@@ -121,7 +130,7 @@ def test_a_part_of_the_layers_stays_a_part(tmp_path: Path) -> None:
 
 def test_trained_biases_are_cut_as_the_rows_are(tmp_path: Path) -> None:
     checkpoint = CHECKPOINTS["chatglm2"](seed=25)
-    biases = {name: one + 0.5 * torch.randn(one.shape) for name, one in checkpoint.tensors.items() if "bias" in name}
+    biases = {name: one + 0.5 * noise(one) for name, one in checkpoint.tensors.items() if "bias" in name}
     adapter = with_values(old_lora(checkpoint, ["query_key_value"]), biases, bias="lora_only")
     check_exact(adapter, base_folder(checkpoint, tmp_path / "base"), tmp_path)
 
@@ -137,7 +146,7 @@ def test_trained_biases_are_cut_as_the_rows_are(tmp_path: Path) -> None:
 def test_saved_modules_are_found_again(family: str, names: dict[str, str], tmp_path: Path) -> None:
     checkpoint = CHECKPOINTS[family](seed=26)
     full = [f"{place}.{name}.weight".lstrip(".") for name, place in names.items()]
-    values = {name: checkpoint.tensors[name] + 0.1 * torch.randn(checkpoint.tensors[name].shape) for name in full}
+    values = {name: checkpoint.tensors[name] + 0.1 * noise(checkpoint.tensors[name]) for name in full}
     adapter = with_values(old_lora(checkpoint, MODULES[family]), values, modules_to_save=list(names))
     check_exact(adapter, base_folder(checkpoint, tmp_path / "base"), tmp_path)
 
@@ -184,7 +193,7 @@ def test_an_old_adapter_is_merged_and_trained_on(tmp_path: Path) -> None:
     model = load_adapter("model.adapter", load_base_model("model.base", base, "float32"), old, trainable=True)
     normalized_head.settle_heads(model)
     assert (logits(model) - expected).abs().max() < 1e-5
-    model(IDS, labels=IDS).loss.backward()
+    model.float()(IDS, labels=IDS).loss.backward()
     trained = [name for name, one in model.named_parameters() if one.grad is not None]
     assert len(trained) == 2 * 3 * 2
     model.save_pretrained(str(tmp_path / "again"))

@@ -25,7 +25,7 @@ from ift.models.merging import merge
 from ift.models.methods import as_method, bitfit, embeddings, freeze, full, ia3, ln_tuning, lora, prefix
 from ift.models.quantization import Quantization
 from ift.models.trained_adapters import load_adapter
-from ift.models.trained_rows import ends_of, with_trained_rows
+from ift.models.trained_rows import ends_of, trains_rows, with_trained_rows
 from ift.models.vocabulary import Growth, Vocabulary, growth_of
 
 SHARED = ROOT.parent / "shared" / "data" / "tokenizers"
@@ -273,6 +273,35 @@ def test_all_rows_are_trained_beside_an_adapter(family: str, tmp_path: Path) -> 
     new = matrices(merged)
     assert new.keys() == old.keys(), "a tied head is untied"
     assert not torch.equal(new["embedding"][3], old["embedding"][3])
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_encoder_and_decoder_share_the_new_rows(tied: bool) -> None:
+    from transformers import AutoModelForSeq2SeqLM, T5Config
+
+    torch.manual_seed(0)
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "dropout_rate": 0.0}
+    model = AutoModelForSeq2SeqLM.from_config(T5Config(vocab_size=VOCABULARY, **sizes))
+    if not tied:
+        model.lm_head.weight = torch.nn.Parameter(torch.randn(VOCABULARY, 32))
+    ids, kept = IDS % 80, list(range(80))
+    with torch.no_grad():
+        before = model.eval()(input_ids=ids, decoder_input_ids=ids).logits
+        enlarge(model, growth())
+        after = model(input_ids=ids, decoder_input_ids=ids).logits
+    torch.testing.assert_close(after[..., kept], before[..., kept], rtol=0, atol=2e-6)
+    assert model.encoder.embed_tokens.weight is model.decoder.embed_tokens.weight is model.shared.weight
+    assert (model.lm_head.weight is model.shared.weight) == tied and after.shape[-1] == 96
+    for train in ("new", "all"):
+        with pytest.raises(UserError, match="of which PEFT trains one"):
+            with_trained_rows(lora(), Vocabulary(train=train), growth(), model=model)
+    untold: Any = with_trained_rows(lora(), Vocabulary(), growth(), model=model).config
+    assert untold.trainable_token_indices is None and not trains_rows(as_method(untold), model=model)
+    attach(model, with_trained_rows(embeddings(), Vocabulary(), growth(), model=model), seed=0, num_steps=None)
+    assert {name for name, one in model.named_parameters() if one.requires_grad} == {
+        "shared.weight",
+        *([] if tied else ["lm_head.weight"]),
+    }
 
 
 def test_what_stays_untrained_is_made_again(tmp_path: Path) -> None:

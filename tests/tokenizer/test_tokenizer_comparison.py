@@ -8,9 +8,8 @@ from xml.etree import ElementTree
 
 import pytest
 import sentencepiece
-from conftest import LINES
 from tokenizers import Tokenizer
-from vocabulary_models import train_model, write_byte_level
+from vocabulary_models import LINES, train_model, write_byte_level
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 ALL_LINES = [line for line in LINES.splitlines() if line.strip()]

@@ -1,4 +1,4 @@
-"""`model.compile` through `ift fit`: the same weights and losses as without it, also on two ranks and after a resume."""
+"""`model.compile` through `ift fit`: weights and losses are those without it, on two ranks and after a resume, too."""
 
 import json
 import shutil

@@ -158,6 +158,7 @@ def test_a_stopped_run_ends_bit_for_bit_the_same(
     assert manifest(run)["vocabulary"] == manifest(reference)["vocabulary"]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_vocabulary_is_refused(
     enlarged: Enlarged, fit: Fit, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -169,6 +170,7 @@ def test_a_checkpoint_of_another_vocabulary_is_refused(
     assert "--ckpt_path: the vocabulary that 'the checkpoint' was trained with" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_all_weights_leave_a_model_that_needs_nothing_more(
     enlarged: Enlarged, fit: Fit, config: Config, tmp_path: Path
 ) -> None:

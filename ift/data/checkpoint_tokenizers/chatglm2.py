@@ -1,7 +1,7 @@
 """ChatGLM2-6B and ChatGLM3-6B: `tokenizer.model`, a BPE model of SentencePiece, and special tokens after its pieces.
 
 The class in the checkpoints (`tokenization_chatglm.py`) begins every text with `[gMASK]` and `sop`; here the templates
-write them (`chatglm2`), and the tokenizer adds nothing.
+write them (`chatglm2`, `chatglm3`), and the tokenizer adds nothing.
 """
 
 from typing import Any
