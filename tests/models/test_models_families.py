@@ -9,12 +9,15 @@ import pytest
 import torch
 from original_checkpoints import CHECKPOINTS, every_layout, was_executed, write_checkpoint
 from original_forwards import forward
+from peft import LoraConfig, TrainableTokensConfig
 from transformers import AutoModelForCausalLM
 
 from ift.errors import UserError
+from ift.models.adapters import attach
 from ift.models.families import FAMILIES
 from ift.models.families.normalized_head import NormalizedHead, settle_heads
 from ift.models.loading import family_of, load_base_model, max_positions, read_config
+from ift.models.methods import as_method
 from ift.models.quantization import Quantization
 
 NAMES = sorted(CHECKPOINTS)
@@ -103,6 +106,21 @@ def test_a_model_without_a_native_class_is_saved_in_the_original_layout(name: st
     assert len(stated) > 12
     assert {key: config[key] for key in stated} == {key: checkpoint.config[key] for key in stated}
     assert torch.equal(logits(load(tmp_path / "saved")), expected)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"use_dora": True}, {"init_lora_weights": "pissa", "r": 4, "lora_alpha": 4}, {}], ids=str
+)
+def test_an_adapter_begins_with_the_rows_of_a_normalised_head(settings: dict[str, Any], tmp_path: Path) -> None:
+    """DoRA takes their lengths and PiSSA a part of them, and neither may change a logit."""
+    folder = write_checkpoint(CHECKPOINTS["baichuan2_7b"](), tmp_path / "base")
+    method = as_method(LoraConfig(target_modules=["q_proj", "lm_head"], **settings))
+    model = attach(load(folder), method, seed=0, num_steps=None)
+    settle_heads(model)
+    assert (logits(model) - logits(load(folder))).abs().max() < 1e-5
+    rows = as_method(TrainableTokensConfig(target_modules=["lm_head"], token_indices=[5]))
+    kept = attach(load(folder), rows, seed=0, num_steps=None)
+    assert any(type(module) is NormalizedHead for module in kept.modules())  # its rows are trained as they are
 
 
 @pytest.mark.parametrize("name", ["baichuan2_7b", "baichuan2_13b"])
