@@ -164,6 +164,20 @@ def test_what_the_tokenizer_cannot_say_is_counted_and_told(t5: Path, tmp_path: P
     assert "16 of" in notes and "keeps no line breaks" in notes
 
 
+def test_what_is_lost_of_a_stream_is_told_of_its_first_rows(t5: Path, tmp_path: Path) -> None:
+    turns = [("human", "龘 river"), ("gpt", "stone"), ("human", "boat"), ("gpt", "lamp")]
+    rows = [{"conversations": [{"from": who, "value": text} for who, text in turns]} for _ in range(8)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    source = Source(str(path), "sharegpt", stream=True)
+    data = InstructionDataModule([source], str(t5), 256, 4, 512, template="vicuna", cache_dir=str(tmp_path / "cache"))
+    data.load()
+    notes = "\n".join(data.notes())
+    unknown = data.streams[0].tried.unknown_tokens
+    assert unknown >= 8 and f"rows.jsonl, its first 8 rows: {unknown} of" in notes
+    assert "first 8 rows: 8 texts before the last" in notes
+
+
 def refused(path: Path, capsys: pytest.CaptureFixture[str]) -> str:
     capsys.readouterr()
     assert main(["fit", "--config", str(path)]) == 2
