@@ -17,8 +17,11 @@ def readme_commands() -> list[list[str]]:
     return [shlex.split(line, comments=True) for block in blocks for line in block.splitlines() if line.strip()]
 
 
-IFT = [command[1:] for command in readme_commands() if command[0] == "ift" and command[1] not in ("data", "merge")]
+OTHERS = ("data", "merge", "convert")
+IFT = [command[1:] for command in readme_commands() if command[0] == "ift" and command[1] not in OTHERS]
 MERGE = [command[2:] for command in readme_commands() if command[:2] == ["ift", "merge"]]
+CONVERT = [command[2:] for command in readme_commands() if command[:2] == ["ift", "convert"]]
+TOKENIZER = [command[3:] for command in readme_commands() if command[:3] == ["python", "-m", "tokenizer"]]
 DATA = [command[1:] for command in readme_commands() if command[:2] == ["ift", "data"]]
 DATA_README = (ROOT / "ift" / "data" / "README.md").read_text(encoding="utf-8")
 
@@ -46,6 +49,21 @@ def test_every_merge_command_parses(arguments: list[str]) -> None:
     from ift.commands.merge import parser
 
     assert parser().parse(arguments).output.startswith("runs/")
+
+
+@pytest.mark.parametrize("arguments", CONVERT, ids=" ".join)
+def test_every_convert_command_parses(arguments: list[str]) -> None:
+    from ift.commands.convert import parser
+
+    assert parser().parse(arguments).output.startswith("runs/")
+
+
+@pytest.mark.parametrize("arguments", TOKENIZER, ids=" ".join)
+def test_every_tokenizer_command_parses(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    from tokenizer.__main__ import make_parser
+
+    assert str(make_parser().parse_args(arguments).output).startswith("runs/")
 
 
 def test_the_support_matrix_is_the_one_that_is_enforced() -> None:

@@ -21,9 +21,10 @@ def add_commands(commands: Any) -> None:
         "--input",
         nargs="+",
         required=True,
-        metavar="FILE",
+        metavar="SOURCE",
         help="text or rows of instruction data, as ift reads them: .txt, .json, .jsonl, .csv, .tsv, .parquet, also "
-        "compressed, or a pattern; a record is a line or a row",
+        "compressed, or a pattern; the id of a data set on the hub, or a name of `ift data list`; a record is a line "
+        "or a row",
     )
     command.add_argument(
         "--output", type=Path, metavar="DIR", help="a new folder for compare.json, compare.md and compare.svg"

@@ -11,8 +11,8 @@ import sentencepiece
 import tokenizers
 
 from ift.data.conversation import Conversation
-from ift.data.row_conversations import resolve_source, to_conversations
-from ift.data.rows import Source, check_source, read_rows
+from ift.data.row_conversations import checked_sources, resolve_source, to_conversations
+from ift.data.rows import Source, read_rows
 from ift.errors import UserError
 from tokenizer.bases import find_tokenizer
 from tokenizer.byte_level import is_byte_level, text_of
@@ -82,24 +82,21 @@ def compare(loaded: Sequence[LoadedTokenizer], paths: Sequence[str]) -> Comparis
 
     Args:
         loaded: of `load`.
-        paths: files, or patterns of files, that `ift` reads: text, JSON, CSV, Parquet, also compressed.
+        paths: whatever `ift` reads: files or patterns of files (text, JSON, CSV, Parquet, also compressed), ids of data
+            sets on the hub, names of the catalogue.
 
     Raises:
         UserError: a source that cannot be read, or none that holds text.
     """
-    sources = [Source(path=path) for path in paths]
-    for source in sources:
-        check_source("--input", source)
-        if not source.has_files:
-            raise UserError(f"--input: '{source.path}': no such file.")
+    sources = dict(zip(paths, checked_sources("--input", [Source(path=path) for path in paths]), strict=True))
     found = Comparison(list(loaded), [*paths, ALL])
     found.counts = {(one.name, source): Counts() for one in loaded for source in found.sources}
-    for source in sources:
-        texts = _texts(source, found.unreadable)
+    for path, source in sources.items():
+        texts = _texts(path, source, found.unreadable)
         while batch := list(islice(texts, _BATCH)):
             for one in loaded:
                 counted = count(one, batch)
-                found.counts[one.name, source.path].add(counted)
+                found.counts[one.name, path].add(counted)
                 found.counts[one.name, ALL].add(counted)
     if not found.counts[loaded[0].name, ALL].characters:
         raise UserError(f"--input: {', '.join(paths)}: no text.")
@@ -174,16 +171,16 @@ def _load_json(name: str, path: Path) -> LoadedTokenizer:
     )
 
 
-def _texts(source: Source, unreadable: dict[str, int]) -> Iterator[str]:
+def _texts(path: str, source: Source, unreadable: dict[str, int]) -> Iterator[str]:
     """Yield the text of every record: all that its conversation says."""
     from tqdm import tqdm
 
     resolved = resolve_source("--input", source)
-    for row in tqdm(read_rows(source, key="--input"), desc=source.path, unit=" records", delay=2.0):
+    for row in tqdm(read_rows(source, key="--input"), desc=path, unit=" records", delay=2.0):
         given = to_conversations(row, resolved.function, needs_response=False)
         usable = [one for one in given if isinstance(one, Conversation)]
         if not usable:
-            unreadable[source.path] = unreadable.get(source.path, 0) + 1
+            unreadable[path] = unreadable.get(path, 0) + 1
         # Half of a surrogate pair is no text that a tokenizer takes.
         yield from ("\n".join(_parts(one)).encode("utf-8", "replace").decode() for one in usable)
 

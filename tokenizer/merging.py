@@ -6,8 +6,7 @@ follow in the order of the model that brings them.
 **Scores.** A BPE model merges the pair of neighbours whose result scores best, and LLaMA's scores are 0, -1, -2, … in
 the order in which its pieces were learned. With score 0 (`zero`, as Chinese-LLaMA) a new piece is merged before every
 old one (the first of LLaMA's scores is -0, which SentencePiece 0.2.3 puts below 0), and of two new pieces the one
-further left. With `ranked` the new pieces score above all others,
-the first of them highest; then no two are equal.
+further left. With `ranked` the new pieces score above all others, the first of them highest; then no two are equal.
 """
 
 import hashlib
@@ -17,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ift.data.sentencepiece_models import differences, read_model
-from ift.data.sentencepiece_ties import comparable, sentencepiece_merge
+from ift.data.sentencepiece_models import differences, merging_score, read_model
+from ift.data.sentencepiece_ties import sentencepiece_merge
 from ift.errors import UserError
 
 Scores = Literal["zero", "ranked"]
@@ -165,7 +164,7 @@ def _add_pad(message: Any, pad_token: str) -> None:
 
 
 def _learned(message: Any) -> dict[str, float]:
-    return comparable({piece.piece: piece.score for piece in message.pieces if piece.type == _NORMAL})
+    return {piece.piece: merging_score(piece.score) for piece in message.pieces if piece.type == _NORMAL}
 
 
 def _is_made(piece: str, scores: Mapping[str, float]) -> bool:

@@ -11,6 +11,7 @@ from ift.commands.option_parser import OptionParser
 from ift.errors import UserError
 
 _SHARD_SIZE = re.compile(r"\d+(KB|MB|GB)")
+_SHARDS = "5GB"
 _ADAPTER = "adapter_config.json"
 
 
@@ -43,7 +44,7 @@ def parser() -> OptionParser:
         "--dtype", choices=DTYPES, default=None, help="of the written weights (default: that of the files, bit by bit)"
     )
     result.add_argument(
-        "--shard_size", default="5GB", metavar="SIZE", help="largest file of weights, as 500MB or 5GB (default: 5GB)"
+        "--shard_size", default=_SHARDS, metavar="SIZE", help="largest file of weights, as 500MB or 5GB (default: 5GB)"
     )
     result.add_argument("--no_tokenizer", action="store_true", help="write none; for a SRC without a usable one")
     result.add_argument(
@@ -89,7 +90,12 @@ def _check(options: Namespace, *, is_adapter: bool) -> None:
                 f"--base: '{options.source}' is an adapter. Name the base model that it was trained on, as it says how "
                 "many rows of a matrix are whose."
             )
-        set_anyway = {"--layout": options.layout != "native", "--dtype": options.dtype, "--shard_size": False}
+        set_anyway = {
+            "--layout": options.layout != "native",
+            "--dtype": options.dtype,
+            "--shard_size": options.shard_size != _SHARDS,
+            "--no_tokenizer": options.no_tokenizer,
+        }
         for name, is_set in set_anyway.items():
             if is_set:
                 raise UserError(f"{name}: is for base models, and '{options.source}' is an adapter. Leave it out.")

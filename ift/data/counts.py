@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ift.data.encoding import NO_LOSS, STOP_LOSS, EncodedBatch
+from ift.data.encoding import NO_LOSS, STOP_LOSS, EncodedBatch, Encoder
 
 _MOST_KINDS = 50
 """Distinct reasons that are counted apart; a reason may hold a row's own words, and there may be millions of rows."""
@@ -25,8 +25,14 @@ class SpecialTokens:
     """What ends a response."""
     end: int
     """End-of-text."""
-    unknown: int | None = None
+    unknown: int | None
     """What stands for text that the tokenizer has no token for, where it has such a token."""
+
+    @classmethod
+    def of(cls, encoder: Encoder) -> "SpecialTokens":
+        """Return those of an encoder."""
+        stops = tuple(encoder.stop_token_ids)
+        return cls(encoder.begin_token_id, stops, encoder.end_token_id, encoder.unknown_token_id)
 
 
 @dataclass

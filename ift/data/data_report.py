@@ -233,17 +233,24 @@ def source_notes(stores: Sequence[ExampleStore], *, max_length: int) -> list[str
             lines.append(f"{counts.path}: no layout is named; its first rows have layout '{counts.layout}'")
         if counts.cut:
             lines.append(f"{counts.path}: {counts.cut} examples cut to data.max_length {max_length}")
-        if counts.unknown_tokens:
-            lines.append(
-                f"{counts.path}: {counts.unknown_tokens} of {counts.tokens} tokens are the tokenizer's token for text "
-                "that it does not know; a model can neither read nor write that text"
-            )
-        if counts.left_out_texts:
-            lines.append(
-                f"{counts.path}: {counts.left_out_texts} texts before the last responses are not learned, as the model "
-                "reads all before the last response at once"
-            )
+        lines += _loss_notes(counts, counts.path)
         lines += [f"{counts.path}: {n} conversations left out ({name})" for name, n in counts.removed.items()]
+    return lines
+
+
+def _loss_notes(counts: SourceCounts, place: str) -> list[str]:
+    """Return what of the examples themselves is lost to a model, one line each."""
+    lines = []
+    if counts.unknown_tokens:
+        lines.append(
+            f"{place}: {counts.unknown_tokens} of {counts.tokens} tokens are the tokenizer's token for text that it "
+            "does not know; a model can neither read nor write that text"
+        )
+    if counts.left_out_texts:
+        lines.append(
+            f"{place}: {counts.left_out_texts} texts before the last responses are not learned, as the model reads all "
+            "before the last response at once"
+        )
     return lines
 
 
@@ -274,6 +281,7 @@ def stream_notes(streams: Sequence[Stream], *, mixing: Mixing) -> list[str]:
         path = stream.source.path
         if stream.resolved.detected:
             lines.append(f"{path}: no layout is named; its first rows have layout '{stream.resolved.layout}'")
+        lines += _loss_notes(stream.tried, f"{path}, its first {stream.tried.rows} rows")
         if mixing == "tokens":
             estimate = f"{stream.mean_tokens:.0f} tokens per row, estimated from its first {stream.tried.rows}"
             lines.append(f"{path}: a stream; {estimate}")

@@ -163,12 +163,7 @@ class _Builder:
         self._encoder, self._settings, self._folder = encoder, settings, folder
         lengths = (settings.max_length, settings.over_long, settings.train_on, settings.text_blocks)
         self._length = LengthPolicy(encoder, *lengths)
-        self._special = SpecialTokens(
-            begin=encoder.begin_token_id,
-            stops=tuple(encoder.stop_token_ids),
-            end=encoder.end_token_id,
-            unknown=encoder.unknown_token_id,
-        )
+        self._special = SpecialTokens.of(encoder)
         self._filters = settings.filters.build()
         self._files: dict[str, int] = {}
         self._last_rejected: RawRow | None = None

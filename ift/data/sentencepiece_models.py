@@ -27,6 +27,7 @@ full-width letter with a combining accent, marks out of their canonical order).
 Special tokens written out in a text (`</s>`) are text to SentencePiece and special tokens to transformers.
 """
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -120,8 +121,13 @@ def differences(message: Any) -> tuple[str, ...]:
 
 
 def _tie_rules(message: Any, first: Sequence[str]) -> TieRules:
-    learned = {piece.piece: piece.score for piece in message.pieces if piece.type == _NORMAL}
+    learned = {piece.piece: merging_score(piece.score) for piece in message.pieces if piece.type == _NORMAL}
     return tie_rules(learned, never=[*first, *(piece.piece for piece in message.pieces if piece.type != _NORMAL)])
+
+
+def merging_score(score: float) -> float:
+    """Return a score as SentencePiece orders merges by it: -0.0, which its trainer writes first, is below 0.0."""
+    return math.nextafter(0.0, -1.0) if score == 0 and math.copysign(1.0, score) < 0 else score
 
 
 def _pieces(message: Any, *types: int) -> list[str]:

@@ -26,7 +26,6 @@ from itertools import pairwise
 from typing import Any
 
 Merge = tuple[str, str]
-_LEAST = math.ulp(0.0)
 _MAX_LINEAR = 8
 """Alternatives that a regular expression tries one after the other, before it is made a binary search."""
 
@@ -48,10 +47,10 @@ def tie_rules(scores: Mapping[str, float], *, never: Iterable[str] = ()) -> TieR
     """Return merges, and what has to be cut out first, for exactly SentencePiece's ids.
 
     Args:
-        scores: the pieces that merging makes, and characters, with their scores, in the order of their ids.
+        scores: the pieces that merging makes, and characters, with their scores as they compare in SentencePiece, in
+            the order of their ids.
         never: the other entries of the vocabulary, which a text that spells them does not become (`<0x0A>`).
     """
-    scores = comparable(scores)
     best = max(scores.values(), default=0.0)
     tied = [piece for piece, score in scores.items() if score == best]
     others = sorted((piece for piece, score in scores.items() if score != best), key=lambda piece: -scores[piece])
@@ -59,11 +58,6 @@ def tie_rules(scores: Mapping[str, float], *, never: Iterable[str] = ()) -> TieR
     if sum(len(piece) > 1 for piece in tied) < 2:
         return TieRules([split for piece in [*tied, *others] for split in splits(piece, scores)], (), problems)
     return _Ties(tied, others, scores).rules(never, problems)
-
-
-def comparable(scores: Mapping[str, float]) -> dict[str, float]:
-    """Return scores that compare as in SentencePiece, for which -0, the best score of a trained model, is below 0."""
-    return {piece: -_LEAST if score == 0 and math.copysign(1, score) < 0 else score for piece, score in scores.items()}
 
 
 def splits(piece: str, pieces: Mapping[str, float]) -> list[Merge]:
@@ -77,7 +71,7 @@ def sentencepiece_merge(text: str, scores: Mapping[str, float]) -> list[str]:
 
     Args:
         text: one piece long.
-        scores: of `comparable`.
+        scores: as they compare in SentencePiece (`sentencepiece_models.merging_score`).
     """
     symbols = list(text)
     while len(symbols) > 1:
@@ -255,15 +249,18 @@ class _Ties:
             yield from self._derivation(right)
             yield left, right
 
-    def _orders(self, taken: Sequence[Merge], late: Sequence[Merge]) -> dict[Merge, set[Merge]]:
-        """Return the merges that have to come before each: those to its left that want its first symbol too."""
-        before: dict[Merge, set[Merge]] = defaultdict(set)
+    def _orders(self, taken: Sequence[Merge], late: Sequence[Merge]) -> dict[Merge, dict[Merge, None]]:
+        """Return the merges that have to come before each: those to its left that want its first symbol too.
+
+        They are keys, not a set, so that their order is the same in every run.
+        """
+        before: dict[Merge, dict[Merge, None]] = defaultdict(dict)
         by_left: dict[str, list[Merge]] = defaultdict(list)
         for merge in [*taken, *late]:
             by_left[merge[0]].append(merge)
         for merge in taken:
             for rival in by_left[merge[1]]:
-                before[rival] |= {one for one in self._derivation("".join(merge)) if one != rival}
+                before[rival] |= {one: None for one in self._derivation("".join(merge)) if one != rival}
         late_ones = set(late)
         for merge in late:
             middle = merge[1]
@@ -273,13 +270,15 @@ class _Ties:
                 # Both pairs wait for the middle only where it is the last of the three to be made.
                 is_last = self._level(middle) <= min(self._level(merge[0]), self._level(rival[1]))
                 if rival in late_ones and rival != merge and is_last:
-                    before[rival].add(merge)
+                    before[rival][merge] = None
         return before
 
 
-def _sorted(order: Sequence[Merge], before: Mapping[Merge, set[Merge]]) -> tuple[list[Merge], set[tuple[Merge, Merge]]]:
+def _sorted(
+    order: Sequence[Merge], before: Mapping[Merge, Mapping[Merge, None]]
+) -> tuple[list[Merge], set[tuple[Merge, Merge]]]:
     """Return the merges in an order that keeps what has to come before each, and the pairs where it does not."""
-    graph = {merge: set(before.get(merge, ())) for merge in order}
+    graph = {merge: dict(before.get(merge, {})) for merge in order}
     dropped: set[tuple[Merge, Merge]] = set()
     while True:
         try:
@@ -287,7 +286,7 @@ def _sorted(order: Sequence[Merge], before: Mapping[Merge, set[Merge]]) -> tuple
         except CycleError as error:
             first, second = error.args[1][:2]
             dropped.add((first, second))
-            graph[second].discard(first)
+            del graph[second][first]
 
 
 def _isolating(isolated: Sequence[str], taken: Sequence[str], hidden: Sequence[tuple[str, int]]) -> str:

@@ -63,10 +63,11 @@ def try_stream(number: int, source: Source, encoder: Encoder, length: LengthPoli
     outcome = length.apply(encoder.encode_batch(rendered), conversations)
     for reason in outcome.rejected.values():
         counts.reject(reason.kind, f"{source.path}: {reason.text}")
-    special = SpecialTokens(encoder.begin_token_id, tuple(encoder.stop_token_ids), encoder.end_token_id)
+    special = SpecialTokens.of(encoder)
     kept = [one for place, one in enumerate(conversations) if place not in outcome.rejected]
     others, blocks = length.with_blocks(outcome.batch, kept)
     counts.texts, counts.blocks = len(kept) - len(others), len(blocks)
+    counts.left_out_texts = sum(map(length.num_left_out, kept))
     counts.add(others, special)
     counts.add(blocks, special)
     if not counts.examples:

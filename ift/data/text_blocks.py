@@ -21,12 +21,13 @@ the two keeps a label."""
 
 
 def is_plain_text(conversation: Conversation) -> bool:
-    """Whether it is a text alone, asked for by nobody: what the layout `text` gives."""
+    """Whether it is a text alone, asked for by nobody and to be learned: what the layout `text` gives."""
     messages = conversation.messages
     if len(messages) != 1 or conversation.system:
         return False
     (message,) = messages
-    return message.role == "assistant" and not message.thought and not message.call
+    to_learn = message.supervised is not False
+    return message.role == "assistant" and to_learn and not message.thought and not message.call
 
 
 def text_segments(conversation: Conversation) -> list[Segment]:

@@ -1,5 +1,6 @@
 """`PredictionModule`: a base model with or without a trained adapter, answering prompts."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -78,8 +79,9 @@ class PredictionModule(LightningModule):
         self.quantization, self.attention, self.rope = quantization, attention, rope
         self.vocabulary, self.growth = vocabulary, growth_of(vocabulary, base, seed=seed)
         self.merged_chain = _chain(base, merged_adapters or [], adapter, growth=self.growth)
-        if adapter is not None:
-            check_rope_of(adapter_folder("model.adapter", adapter), rope)
+        last = adapter_folder("model.adapter", adapter) if adapter is not None else None
+        if last is not None or self.merged_chain:  # the last that was trained knows the positions of all
+            check_rope_of(last or Path(self.merged_chain[-1].folder), rope)
         self.base, self.adapter, self.dtype_name = base, adapter, dtype
         self.decoding, self.seed, self.windows = decoding, seed, windows
         self.model: Any = None

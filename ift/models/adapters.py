@@ -14,18 +14,21 @@ from peft import (
     AdaLoraConfig,
     LoraConfig,
     PeftConfig,
+    TrainableTokensConfig,
     XLoraConfig,
     get_peft_model,
     load_peft_weights,
     set_peft_model_state_dict,
 )
 from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import check_target_module_exists
 from torch import nn
 
 from ift.errors import UserError
 from ift.models.adapter_rules import check_settings, check_start
 from ift.models.base_weights import BaseWeights, select
 from ift.models.encoder_decoder import auto_class, set_task_type
+from ift.models.families.normalized_head import NormalizedHead, settle_heads
 from ift.models.initial_adapters import changes_base
 from ift.models.loading import read_config
 from ift.models.mergeability import read_adapter_config
@@ -66,11 +69,22 @@ def attach(model: Any, method: Method, *, seed: int, num_steps: int | None, trai
             "trainer.max_steps."
         )
     config = resolved(method, model, num_steps=num_steps)
+    if _adapts_normalized_head(config, model):
+        settle_heads(model, trained=True)  # a start may take its values, or lengths (DoRA), from the rows
     wrapped = _wrap(model, config, seed=seed)
     if changes_base(config):
         check_start(wrapped)
     _warn_of_rounding(wrapped)
     return wrapped
+
+
+def _adapts_normalized_head(config: Any, model: Any) -> bool:
+    """Whether an adapter goes on a head that divides its rows (Baichuan2); rows that are trained stay as they are."""
+    head = model.get_output_embeddings()
+    if type(head) is not NormalizedHead or not getattr(config, "target_modules", None):
+        return False
+    name = next(name for name, module in model.named_modules() if module is head)
+    return not isinstance(config, TrainableTokensConfig) and bool(check_target_module_exists(config, name))
 
 
 def _warn_of_rounding(model: nn.Module) -> None:

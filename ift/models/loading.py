@@ -2,6 +2,7 @@
 
 import math
 import pickle
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -47,13 +48,36 @@ def load_base_model(
             attention or rotary positions that cannot be here.
     """
     check_base(key, base)
-    folder = local_folder(base)
     config = with_rope(read_config(base, key=key), rope)
     check_encoder_decoder(key, base, config=config, dtype=dtype)
     check_attention(attention, config=config, dtype=dtype)
     options = loading_options(key, base, dtype=dtype, config=config, quantization=quantization)
     chosen = {"attn_implementation": attention} if attention is not None else {}
-    family = family_of(base, key=key)
+    model = _read(key, base, config, {"dtype": getattr(torch, dtype), **chosen, **options})
+    settle_head(model)
+    if options:
+        from ift.models.quantized_layers import prepare_quantized
+
+        prepare_quantized(model)
+    forget_lengths(model)
+    # from_pretrained leaves the model in evaluation mode, and Lightning does not change that.
+    model.train()
+    return model
+
+
+def _read(key: str, base: str, config: Any, options: Mapping[str, Any]) -> Any:
+    """Read the files of a model, every weight of which must be there.
+
+    Args:
+        key: the configuration key that named it, for errors.
+        base: folder or hub id.
+        config: to make it by; `None` where it cannot be read, which transformers then tells.
+        options: for `from_pretrained`.
+
+    Raises:
+        UserError: nothing there that transformers can load, or weights missing from the files.
+    """
+    folder, family = local_folder(base), family_of(base, key=key)
     if config is None:
         _refuse_own_code(key, base)
     for doubt in family.doubts(raw_config(base)) if family is not None else ():
@@ -62,10 +86,8 @@ def load_base_model(
         model, report = (family.reader() if family else auto_class(config)).from_pretrained(
             str(folder) if folder else base,
             config=config,
-            dtype=getattr(torch, dtype),
             trust_remote_code=False,
             output_loading_info=True,
-            **chosen,
             **options,
         )
         if family is not None:
@@ -89,14 +111,6 @@ def load_base_model(
             f"{key}: {len(unread)} tensors in the files of '{base}' have no place in a {family.title} as its "
             f"config.json states it, and are not read, first '{unread[0]}'."
         )
-    settle_head(model)
-    if options:
-        from ift.models.quantized_layers import prepare_quantized
-
-        prepare_quantized(model)
-    forget_lengths(model)
-    # from_pretrained leaves the model in evaluation mode, and Lightning does not change that.
-    model.train()
     return model
 
 

@@ -3,8 +3,6 @@
 Memory holds one copy of the model and, while it is written, one shard.
 """
 
-import json
-import struct
 import sys
 import types
 import warnings
@@ -21,7 +19,7 @@ from ift.models.enlarging import enlarge
 from ift.models.loading import Dtype, check_vocabulary, load_base_model, read_config
 from ift.models.mapped_files import release_mapped_weights
 from ift.models.quantization import Quantization
-from ift.models.stored_weights import SAFETENSORS_DTYPES
+from ift.models.stored_weights import SAFETENSORS_DTYPES, safetensors_entries
 from ift.models.trained_adapters import MergedAdapter, load_adapter
 from ift.models.trained_run import TrainedRun
 
@@ -31,10 +29,8 @@ def files_dtype(base: str) -> Dtype:
     sizes: dict[str, int] = {}
     folder = local_folder(base)
     for path in sorted(folder.glob("*.safetensors")) if folder is not None else []:
-        with path.open("rb") as file:
-            header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
-        for name, entry in header.items():
-            if name != "__metadata__" and entry["dtype"] in SAFETENSORS_DTYPES:
+        for entry in safetensors_entries(path).values():
+            if entry["dtype"] in SAFETENSORS_DTYPES:
                 start, end = entry["data_offsets"]
                 kind = SAFETENSORS_DTYPES[entry["dtype"]]
                 sizes[kind] = sizes.get(kind, 0) + end - start

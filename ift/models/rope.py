@@ -136,7 +136,9 @@ def _scale(text: Any, parameters: dict[str, Any], rope: Rope) -> None:
     if before not in ("default", *_OWN_FIELDS):
         raise UserError(f"{KEY}: rotary positions of type '{before}' cannot be scaled. Leave {KEY} out.")
     if before != "default" and original is None:
-        if all(parameters.get(name) == value for name, value in wished.items()):
+        positions = rope.max_position_embeddings or text.max_position_embeddings
+        same = positions == text.max_position_embeddings
+        if same and all(parameters.get(name) == value for name, value in wished.items()):
             return  # a model that was trained so, and saved with it
         raise UserError(
             f"{KEY}: the base model's rotary positions are scaled already ({_described(parameters)}), to "

@@ -5,6 +5,7 @@ import pickle
 import struct
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -61,14 +62,16 @@ def read_stored(folder: Path, names: Collection[str]) -> dict[str, torch.Tensor]
     return found
 
 
-def _of_safetensors(path: Path) -> dict[str, str]:
+def safetensors_entries(path: Path) -> dict[str, Any]:
+    """Return what a file of safetensors says of each of its tensors: `dtype`, `shape`, `data_offsets`."""
     with path.open("rb") as file:
         header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
-    return {
-        name: SAFETENSORS_DTYPES.get(entry["dtype"], entry["dtype"])
-        for name, entry in header.items()
-        if name != "__metadata__"
-    }
+    return {name: entry for name, entry in header.items() if name != "__metadata__"}
+
+
+def _of_safetensors(path: Path) -> dict[str, str]:
+    entries = safetensors_entries(path)
+    return {name: SAFETENSORS_DTYPES.get(entry["dtype"], entry["dtype"]) for name, entry in entries.items()}
 
 
 def _of_pickle(path: Path) -> dict[str, str]:

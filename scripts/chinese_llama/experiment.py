@@ -264,7 +264,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--chinese", nargs="+", required=True, metavar="PATH", help="folders or files of Chinese text")
     made.add_argument("--english", nargs="+", required=True, metavar="PATH", help="of English text, for the base")
     made.add_argument("--base-tokenizer", type=Path, required=True, metavar="FILE", help="LLaMA's tokenizer.model")
-    made.add_argument("--output", type=Path, default=Path("runs/chinese_llama"), help="new folder for everything made")
+    made.add_argument("--output", type=Path, default=Path("runs/chinese_llama_small"), help="new folder for all of it")
     made.add_argument("--vocab-size", type=int, default=16_000, help="pieces of the Chinese vocabulary")
     made.add_argument("--flops", type=float, default=2e13, help="compute of each arm")
     made.add_argument("--base-flops", type=float, default=8e12, help="compute of the base")

@@ -130,7 +130,12 @@ def test_a_published_folder_is_trained_answers_and_is_merged(
     assert not was_executed(base) and not (base / CANARY).exists()
 
 
-@pytest.mark.parametrize("name", ["baichuan2_13b", "chatglm", "chatglm2", "moss"])
+LIKE_OTHERS = ("baichuan2_7b", "baichuan_13b", "baichuan_7b", "internlm")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LIKE_OTHERS)) for name in sorted(PUBLISHED)]
+)
 def test_quantized_weights_and_checkpointing_train_as_they_do_elsewhere(name: str, tmp_path: Path) -> None:
     base = publish(name, tmp_path / "base")
     runs = []

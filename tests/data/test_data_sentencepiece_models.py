@@ -215,7 +215,7 @@ def test_real_models_on_real_text(name: str) -> None:
 
 
 def test_the_first_piece_that_training_makes_is_below_pieces_of_score_zero() -> None:
-    """Its score is -0.0, and SentencePiece merges a pair of score 0.0 before it, even one further right."""
+    """Its score is -0.0: SentencePiece merges a pair of score 0.0 before it, even where that stands further right."""
     message = sentencepiece_model_pb2.ModelProto()
     message.ParseFromString(train())
     first = next(piece for piece in message.pieces if piece.type == 1)

@@ -1,12 +1,16 @@
 """Models whose best pieces share one score, against SentencePiece itself."""
 
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 from sentencepiece import sentencepiece_model_pb2
 from sentencepiece_training import processor, random_texts, train
+from tiny import ROOT
 
 from ift.data.sentencepiece_models import differences, fast_tokenizer
 
@@ -60,6 +64,29 @@ def test_random_models_have_equal_ids_wherever_no_difference_is_named(letters: s
         for text in random_texts(40, seed=exact, parts=[*letters, *letters, " ", "x"]):
             assert ids(tokenizer, text) == reference.encode(text), (text, [str(p.piece) for p in message.pieces[259:]])
     assert exact > 30
+
+
+def test_rules_are_the_same_in_every_run() -> None:
+    """Strings hash differently from process to process; the order of merges must not show it."""
+    program = (
+        "import random\n"
+        "from ift.data.sentencepiece_ties import tie_rules\n"
+        "chance = random.Random(3)\n"
+        "words = ['12', '21', *(''.join(chance.choices('12ab', k=chance.choice([2, 3, 4]))) for _ in range(120))]\n"
+        "scores = {word: 0.0 if chance.random() < 0.5 else -1.0 - n for n, word in enumerate(words)}\n"
+        "print(tie_rules({**scores, **dict.fromkeys('12ab', -999.0)}, never=['<0x0A>']))\n"
+    )
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", program],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+        ).stdout
+        for seed in ("1", "2", "3", "4")
+    }
+    assert len(found) == 1 and "TieRules(merges=[" in found.pop()
 
 
 def test_minus_zero_is_below_zero_as_for_sentencepiece() -> None:

@@ -13,12 +13,13 @@ from test_data_stream_steps import steps_of
 from tiny import CHINESE, WORDS, make_rows, write_json
 
 from ift.cli import main
+from ift.data.conversation import Conversation, Message
 from ift.data.datamodule import InstructionDataModule
 from ift.data.encoding import IGNORE_INDEX, LOSS, EncodedBatch
 from ift.data.rows import Source
 from ift.data.steps import Step
 from ift.data.templates import TEMPLATES, Template
-from ift.data.text_blocks import SHORTEST, TextBlocks
+from ift.data.text_blocks import SHORTEST, TextBlocks, is_plain_text
 from ift.errors import UserError
 
 
@@ -134,6 +135,13 @@ def test_instructions_among_texts_stay_as_they_are(base: Path, tmp_path: Path) -
     assert examples[2] == sorted(cut(joined_ids(data, plain[:9]), 200)), "a source begins a block of its own"
     assert [counts.texts for counts in data.store.counts] == [30, 0, 9]
     assert [counts.num_used for counts in data.store.counts] == [60, 30, 9]
+
+
+def test_only_texts_that_are_to_be_learned_are_joined() -> None:
+    assert is_plain_text(Conversation((Message("assistant", "a"),)))
+    assert is_plain_text(Conversation((Message("assistant", "a", supervised=True),)))
+    assert not is_plain_text(Conversation((Message("assistant", "a", supervised=False),)))
+    assert not is_plain_text(Conversation((Message("assistant", "a"),), system="s"))
 
 
 def test_a_block_tells_where_it_begins_and_what_is_left_out_is_counted(base: Path, tmp_path: Path) -> None:

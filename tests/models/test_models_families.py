@@ -9,12 +9,15 @@ import pytest
 import torch
 from original_checkpoints import CHECKPOINTS, every_layout, was_executed, write_checkpoint
 from original_forwards import forward
+from peft import LoraConfig, TrainableTokensConfig
 from transformers import AutoModelForCausalLM
 
 from ift.errors import UserError
+from ift.models.adapters import attach
 from ift.models.families import FAMILIES
 from ift.models.families.normalized_head import NormalizedHead, settle_heads
 from ift.models.loading import family_of, load_base_model, max_positions, read_config
+from ift.models.methods import as_method
 from ift.models.quantization import Quantization
 
 NAMES = sorted(CHECKPOINTS)
@@ -105,6 +108,21 @@ def test_a_model_without_a_native_class_is_saved_in_the_original_layout(name: st
     assert torch.equal(logits(load(tmp_path / "saved")), expected)
 
 
+@pytest.mark.parametrize(
+    "settings", [{"use_dora": True}, {"init_lora_weights": "pissa", "r": 4, "lora_alpha": 4}, {}], ids=str
+)
+def test_an_adapter_begins_with_the_rows_of_a_normalised_head(settings: dict[str, Any], tmp_path: Path) -> None:
+    """DoRA takes their lengths and PiSSA a part of them, and neither may change a logit."""
+    folder = write_checkpoint(CHECKPOINTS["baichuan2_7b"](), tmp_path / "base")
+    method = as_method(LoraConfig(target_modules=["q_proj", "lm_head"], **settings))
+    model = attach(load(folder), method, seed=0, num_steps=None)
+    settle_heads(model)
+    assert (logits(model) - logits(load(folder))).abs().max() < 1e-5
+    rows = as_method(TrainableTokensConfig(target_modules=["lm_head"], token_indices=[5]))
+    kept = attach(load(folder), rows, seed=0, num_steps=None)
+    assert any(type(module) is NormalizedHead for module in kept.modules())  # its rows are trained as they are
+
+
 @pytest.mark.parametrize("name", ["baichuan2_7b", "baichuan2_13b"])
 def test_a_normalised_head_divides_in_every_pass_until_it_is_settled(name: str, tmp_path: Path) -> None:
     model = load(write_checkpoint(CHECKPOINTS[name](), tmp_path / "base"))
@@ -172,6 +190,7 @@ def test_lengths_and_sizes_stand_in_the_native_config(tmp_path: Path) -> None:
         ("baichuan2_7b", {"quantization_config": {"bits": 4}}, "quantization_config"),
         ("baichuan2_7b", {"z_loss_weight": 1e-4}, "z_loss_weight"),
         ("internlm", {"rotary": {"base": 10000, "type": "linear"}}, "rotary type 'linear'"),
+        ("internlm", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "rope_scaling type 'linear'"),
         ("baichuan_7b", {"architectures": ["OtherForCausalLM"], "auto_map": None}, "is of none of the known families"),
         ("chatglm", {"padded_vocab_size": 130528}, "could be of more than one family"),
         ("baichuan_7b", {"ift_family": "baichuan_7"}, "Did you mean 'baichuan_7b'"),

@@ -166,6 +166,9 @@ def test_a_model_that_is_scaled_already_is_not_scaled_twice() -> None:
     with pytest.raises(UserError, match="scaled already"):
         with_rope(scaled, Rope("linear", 2.0))
     assert with_rope(scaled, Rope("linear", 4.0)).to_dict() == scaled.to_dict()
+    assert with_rope(scaled, Rope("linear", 4.0, max_position_embeddings=256)).to_dict() == scaled.to_dict()
+    with pytest.raises(UserError, match="scaled already"):
+        with_rope(scaled, Rope("linear", 4.0, max_position_embeddings=512))
     replaced = with_rope(scaled, Rope("yarn", 8.0, original_max_position_embeddings=64))
     assert replaced.rope_parameters == {
         "rope_theta": 1e4,

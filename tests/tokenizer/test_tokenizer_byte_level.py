@@ -7,10 +7,9 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from conftest import LINES
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
-from vocabulary_models import mixed_texts, train_model, write_byte_level
+from vocabulary_models import LINES, mixed_texts, train_model, write_byte_level
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 ALL_LINES = LINES.splitlines()

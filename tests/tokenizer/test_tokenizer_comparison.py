@@ -4,13 +4,17 @@ import json
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
+import datasets
 import pytest
 import sentencepiece
-from conftest import LINES
 from tokenizers import Tokenizer
-from vocabulary_models import train_model, write_byte_level
+from vocabulary_models import LINES, train_model, write_byte_level
+
+from ift.data.catalogue import load_catalogue
+from tokenizer.comparison import compare, load
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 ALL_LINES = [line for line in LINES.splitlines() if line.strip()]
@@ -95,6 +99,21 @@ def test_table_page_and_chart_say_the_same(folder: Path, result: subprocess.Comp
     assert sorted(path.name for path in (folder / "out").iterdir()) == ["compare.json", "compare.md", "compare.svg"]
 
 
+def test_data_sets_of_the_hub_and_of_the_catalogue_are_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def load_dataset(path: str, *_: Any, **__: Any) -> list[dict[str, str]]:
+        asked.append(path)
+        return [{"instruction": "river", "input": "", "output": "stone"}] * 3
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    known = next(one for one in load_catalogue() if one.hub and one.layout == "alpaca" and not one.files)
+    found = compare([load(str(folder / "bytes.model"))], ["owner/name", known.name])
+    assert {"owner/name", known.hub} == set(asked)
+    for source, records in (("owner/name", 3), (known.name, 3), ("all", 6)):
+        assert found.counts[found.tokenizers[0].name, source].records == records
+
+
 def test_mistakes_are_named(folder: Path, call_tokenizer: Run, tmp_path: Path) -> None:
     model, text = folder / "bytes.model", folder / "poems.txt"
     (tmp_path / "bad.json").write_text("{}")
@@ -107,7 +126,7 @@ def test_mistakes_are_named(folder: Path, call_tokenizer: Run, tmp_path: Path) -
         ([tmp_path / "bad.json"], [text], "cannot be read as a tokenizer.json"),
         ([tmp_path / "bad.model"], [text], "is no SentencePiece model"),
         ([model], [tmp_path / "none.txt"], "none.txt"),
-        ([model], ["owner/name"], "no such file"),
+        ([model], ["owner/name"], "owner/name"),
     ):
         if tokenizers == [tmp_path]:
             tokenizers = [folder.parent]

@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 import sentencepiece
-from conftest import LINES
 from transformers import AutoTokenizer
-from vocabulary_models import mixed_texts, parse, train_model
+from vocabulary_models import LINES, mixed_texts, parse, train_model
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 ALL_LINES = LINES.splitlines()

@@ -105,9 +105,10 @@ def test_a_run_with_longer_texts_is_used_as_it_was_trained(
     assert found[0] == found[1]
     told = refused(capsys, "predict", "--run", run, "--output_dir", tmp_path / "no", *shared, "--model.rope.theta=9")
     assert "model.rope: with --run" in told
-    alone = ["--model.base", short_base, "--model.adapter", run, "--data.template=alpaca"]
-    told = refused(capsys, "predict", *alone, "--output_dir", tmp_path / "no", *shared)
-    assert "was trained with {'type': 'linear', 'factor': 8.0}. Set it to that" in told
+    for given in (("--model.adapter", run), (f"--model.merged_adapters=[{run}]",)):
+        alone = ["--model.base", short_base, *given, "--data.template=alpaca"]
+        told = refused(capsys, "predict", *alone, "--output_dir", tmp_path / "no", *shared)
+        assert "was trained with {'type': 'linear', 'factor': 8.0}. Set it to that" in told
     assert run_settings(RunFolder(run), untuned=True)["model.rope"]["type"] == "linear"
     check_stages(run)
     going_on = InstructionModule(str(short_base), partial(torch.optim.SGD, lr=0.1), adapter=trained(str(run)))

@@ -22,13 +22,19 @@ def _native_config(config: Config) -> Any:
 def _rotation(config: Config) -> dict[str, Any]:
     stated: dict[str, Any] = {"base": config.get("rope_theta", 10000), "type": "origin"}
     scaling = config.get("rope_scaling") or {}
-    stated |= {"type": scaling.get("type", scaling.get("rope_type", "origin"))} if scaling else {}
+    stated |= {"type": _kind_of(scaling) or "origin"} if scaling else {}
     stated |= {"scaling_factor": scaling["factor"]} if "factor" in scaling else {}
     stated |= config.get("rotary") or {}
     rotation: dict[str, Any] = {"rope_type": "default", "rope_theta": float(stated["base"])}
     if stated["type"] == "dynamic":
         rotation |= {"rope_type": "dynamic", "factor": float(stated.get("scaling_factor", 1.0))}
     return rotation
+
+
+def _kind_of(rotation: Config) -> str | None:
+    """Return the kind of a stated rotation; `rope_scaling` names it in either of two ways."""
+    found: str | None = rotation.get("type", rotation.get("rope_type"))
+    return None if found == "default" else found
 
 
 def _original_config(native: Any) -> dict[str, Any]:
@@ -49,10 +55,10 @@ def _original_config(native: Any) -> dict[str, Any]:
 
 def _refusals(config: Config) -> Iterable[str]:
     yield from only_silu(config)
-    scaling = config.get("rope_scaling") or {}
-    for kind in ((config.get("rotary") or {}).get("type"), scaling.get("type"), scaling.get("rope_type")):
+    for name in ("rotary", "rope_scaling"):
+        kind = _kind_of(config.get(name) or {})
         if kind not in (None, "origin", "dynamic"):
-            yield f"rotary type '{kind}', and known are 'origin' and 'dynamic'"
+            yield f"{name} type '{kind}', and known are 'origin' and 'dynamic'"
 
 
 @cache
