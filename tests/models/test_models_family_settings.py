@@ -80,13 +80,6 @@ def test_queries_keys_and_values_head_by_head_are_refused(tmp_path: Path) -> Non
         load_base_model("model.base", str(folder), "float32")
 
 
-def test_internlm_refuses_a_rotation_under_its_later_name(tmp_path: Path) -> None:
-    scaling = {"rope_type": "linear", "factor": 2.0}
-    folder = write_checkpoint(CHECKPOINTS["internlm"](), tmp_path / "base", changes={"rope_scaling": scaling})
-    with pytest.raises(UserError, match="rotary type 'linear'"):
-        load_base_model("model.base", str(folder), "float32")
-
-
 @pytest.mark.parametrize("stated", ["torch.float16", "auto"])
 @pytest.mark.parametrize("name", ["chatglm", "chatglm2", "baichuan_13b", "moss"])
 def test_any_writing_of_the_dtype_is_read(name: str, stated: str, tmp_path: Path) -> None:
