@@ -16,6 +16,7 @@ from torch import nn
 from ift.errors import UserError
 from ift.hub import local_folder
 from ift.models.enlarging import enlarge
+from ift.models.families.normalized_head import NormalizedHead, settle_heads
 from ift.models.loading import Dtype, check_vocabulary, load_base_model, read_config
 from ift.models.mapped_files import release_mapped_weights
 from ift.models.quantization import Quantization
@@ -123,6 +124,11 @@ def merge(key: str, model: Any, dtype: Dtype) -> Any:
                 model = model.merge_and_unload(safe_merge=True, progressbar=sys.stderr.isatty())
         except (ValueError, NotImplementedError, RuntimeError, AttributeError) as error:
             raise UserError(f"{key}: PEFT cannot merge this adapter: {' '.join(str(error).split())[:400]}") from error
+    head = model.get_output_embeddings()
+    # A class that has such a head keeps the rows, and divides them; another is to hold what they are divided to.
+    if type(head) is NormalizedHead and not getattr(model.config, "normalized_head", False):
+        _cast(head.parameters(), torch.float32)
+        settle_heads(model)
     _cast(model.parameters(), target)
     return model
 

@@ -19,7 +19,7 @@ from ift.artifacts import RunFolder, file_hashes
 from ift.errors import UserError
 from ift.hub import fingerprint
 from ift.models.adapter_conversion import readable_adapter
-from ift.models.families.normalized_head import settle_heads
+from ift.models.families.normalized_head import NormalizedHead, settle_heads
 from ift.models.quantization import Quantization
 from ift.models.rope import Rope
 from ift.models.trained_rows import compute_as_the_module
@@ -218,7 +218,8 @@ def load_adapter(key: str, model: Any, folder: str | Path, *, trainable: bool = 
             if "missing adapter keys" in str(one.message):  # PEFT would leave these as they begin
                 raise ValueError(f"weights are missing from its file. {one.message}")
             warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
-        settle_heads(loaded)  # which a merge would else add to rows of another length
+        if type(loaded.get_output_embeddings()) is not NormalizedHead:
+            settle_heads(loaded)  # an adapted one, which a merge would else add to rows of another length
         compute_as_the_module(loaded)
         return loaded
     except UserError:
