@@ -50,6 +50,7 @@ def has_encoder(base: str) -> bool:
 
     What the encoder reads and what the decoder writes are then two texts.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     folder = local_folder(base)
@@ -57,7 +58,7 @@ def has_encoder(base: str) -> bool:
         return False
     try:
         config = AutoConfig.from_pretrained(str(folder) if folder else base, trust_remote_code=False)
-    except (OSError, ValueError, KeyError):  # whoever loads the model says what is wrong
+    except (OSError, ValueError, KeyError, StrictDataclassError):  # whoever loads the model says what is wrong
         return False
     return bool(getattr(config, "is_encoder_decoder", False))
 

@@ -1,6 +1,7 @@
 """Answer prompts by free generation."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -120,7 +121,7 @@ def _generate(
         use_cache=True,
         decoder_start_token_id=calling.split.start_token_id if calling.split is not None else None,
     )
-    with uncompiled(model):
+    with uncompiled(model), _settings_set_aside(model):
         output = model.generate(
             input_ids=input_ids.to(model.device),
             attention_mask=attention_mask.to(model.device),
@@ -131,6 +132,21 @@ def _generate(
     # A decoder of its own writes its start token and the response; another model, prompt and response.
     before = longest if calling.split is None else 1
     return [_until_stop(row, stop_token_ids) for row in output[:, before:].tolist()]
+
+
+@contextmanager
+def _settings_set_aside(model: Any) -> Iterator[None]:
+    """Let a model forget its generation settings, from which transformers fills in what a configuration leaves open."""
+    from transformers import GenerationConfig
+
+    own = {module: module.generation_config for module in model.modules() if "generation_config" in vars(module)}
+    try:
+        for module in own:
+            module.generation_config = GenerationConfig()
+        yield
+    finally:
+        for module, settings in own.items():
+            module.generation_config = settings
 
 
 def _until_stop(ids: list[int], stop_token_ids: list[int]) -> Generated:

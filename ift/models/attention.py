@@ -4,7 +4,7 @@ Comes in: `model.attention` and the base model's config. Goes out: nothing, or w
 rounding with each of them; time and memory are not, nor are the row layouts that are exact (`ift.models.packing`).
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -34,7 +34,8 @@ def check_attention(attention: Attention | None, *, config: Any, dtype: str, dev
     """Refuse attention that the model's class does not have, or that cannot run here; loads no weights.
 
     Args:
-        attention: `model.attention`; none leaves the choice to transformers, which then takes what there is.
+        attention: `model.attention`; none leaves the choice to the config, and then to transformers, which takes what
+            there is.
         config: transformers' config of the base model, or `None` where it cannot be read.
         dtype: `model.dtype`.
         device: type of the device that the model will be on; `None` where only a process of the run can tell.
@@ -42,6 +43,7 @@ def check_attention(attention: Attention | None, *, config: Any, dtype: str, dev
     Raises:
         UserError: with the reason and the repair.
     """
+    attention = attention or _stated(config)
     if attention is None or config is None:
         return
     made_of = model_class(config)
@@ -53,6 +55,21 @@ def check_attention(attention: Attention | None, *, config: Any, dtype: str, dev
         )
     if attention == "flash_attention_2":
         _check_flash(dtype, device)
+
+
+def _stated(config: Any) -> Attention | None:
+    """Return the attention that a config asks for, as far as it is known here.
+
+    Raises:
+        UserError: it names a kernel on the hub.
+    """
+    stated = getattr(config, "_attn_implementation", None)
+    if isinstance(stated, str) and "/" in stated:
+        raise UserError(
+            f"{KEY}: config.json of the base model asks for '{stated}', which is code on the hub, and ift executes "
+            f"none of a checkpoint's. Take attn_implementation out of that file, or set {KEY}."
+        )
+    return next((one for one in get_args(Attention) if one == stated), None)
 
 
 def _has(made_of: type[Any], attention: str) -> bool:

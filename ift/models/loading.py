@@ -1,10 +1,12 @@
 """Load base models and attach adapters, without remote code."""
 
 import math
+import pickle
 from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from lightning.pytorch.utilities import rank_zero_warn
 from safetensors import SafetensorError
 
@@ -12,7 +14,7 @@ from ift.errors import UserError
 from ift.hub import check_base, local_folder
 from ift.models.attention import Attention, check_attention
 from ift.models.encoder_decoder import auto_class, check_encoder_decoder, settle_head
-from ift.models.families import Family, made_native, native_config, recognise
+from ift.models.families import FAMILIES, Family, made_native, native_config, recognise
 from ift.models.positions import forget_lengths, positions_of
 from ift.models.quantization import Quantization, loading_options
 from ift.models.rope import Rope, with_rope
@@ -76,6 +78,8 @@ def _read(key: str, base: str, config: Any, options: Mapping[str, Any]) -> Any:
         UserError: nothing there that transformers can load, or weights missing from the files.
     """
     folder, family = local_folder(base), family_of(base, key=key)
+    if config is None:
+        _refuse_own_code(key, base)
     for doubt in family.doubts(raw_config(base)) if family is not None else ():
         rank_zero_warn(f"{key}: config.json of '{base}': {doubt}")
     try:
@@ -88,7 +92,12 @@ def _read(key: str, base: str, config: Any, options: Mapping[str, Any]) -> Any:
         )
         if family is not None:
             made_native(model, family)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{key}: a .bin file of '{base}' is damaged or holds more than tensors, and is not executed. Fetch it "
+            "again, or take safetensors."
+        ) from error
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())[:400]
         raise UserError(f"{key}: no model could be loaded from '{base}': {reason}") from error
     # transformers would fill these at random and only log it.
@@ -114,12 +123,37 @@ def read_config(base: str, *, key: str = "model.base") -> Any | None:
 
     folder = local_folder(base)
     family = family_of(base, key=key)
+    if family is not None:
+        return _config_of_family(key, base, family)
     try:
-        if family is not None:
-            return native_config(family, raw_config(base))
         return AutoConfig.from_pretrained(str(folder) if folder else base, trust_remote_code=False)
-    except (OSError, ValueError, KeyError):  # load_base_model says what is wrong
+    except (OSError, ValueError, KeyError, StrictDataclassError):  # load_base_model says what is wrong
         return None
+
+
+def _config_of_family(key: str, base: str, family: Family) -> Any:
+    try:
+        return native_config(family, raw_config(base))
+    except Exception as error:  # whatever a value of another type leads to
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"{key}: config.json of '{base}' is not that of a {family.title} ({type(error).__name__}: {reason}). "
+            "Fetch it again."
+        ) from error
+
+
+def _refuse_own_code(key: str, base: str) -> None:
+    """Say that a model is code of its own, where transformers could not read its config; its advice is to run that."""
+    try:
+        config = raw_config(base)
+    except (OSError, ValueError):
+        return
+    if config.get("auto_map"):
+        known = ", ".join(family.title for family in FAMILIES)
+        raise UserError(
+            f"{key}: config.json of '{base}' says model_type {config.get('model_type')!r}, which transformers does not "
+            f"know, and names code of its own (auto_map), which ift never executes. Known without it are {known}."
+        )
 
 
 def family_of(base: str, *, key: str = "model.base") -> Family | None:

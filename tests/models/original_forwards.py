@@ -37,9 +37,9 @@ def _heads(x: torch.Tensor, number: int) -> torch.Tensor:
     return x.view(x.shape[0], number, -1).transpose(0, 1)
 
 
-def _angles(length: int, size: int) -> torch.Tensor:
+def _angles(length: int, size: int, base: float = 10000.0, divisor: float = 1.0) -> torch.Tensor:
     """`(length, size / 2)`."""
-    return torch.outer(torch.arange(length).float(), 1.0 / 10000 ** (torch.arange(0, size, 2).float() / size))
+    return torch.outer(torch.arange(length) / divisor, 1.0 / base ** (torch.arange(0, size, 2).float() / size))
 
 
 def _rotate_halves(x: torch.Tensor) -> torch.Tensor:
@@ -49,9 +49,9 @@ def _rotate_halves(x: torch.Tensor) -> torch.Tensor:
     return torch.cat([first * angles.cos() - second * angles.sin(), second * angles.cos() + first * angles.sin()], -1)
 
 
-def _rotate_pairs(x: torch.Tensor, size: int) -> torch.Tensor:
+def _rotate_pairs(x: torch.Tensor, size: int, **stretched: float) -> torch.Tensor:
     """Of the first `size` numbers of a head, each even one turns with the next; the rest stays."""
-    angles = _angles(x.shape[1], size)
+    angles = _angles(x.shape[1], size, **stretched)
     even, odd = x[..., :size:2], x[..., 1:size:2]
     turned = torch.stack([even * angles.cos() - odd * angles.sin(), odd * angles.cos() + even * angles.sin()], -1)
     return torch.cat([turned.flatten(-2), x[..., size:]], -1)
@@ -101,6 +101,9 @@ def _llama_like(checkpoint: Checkpoint, ids: torch.Tensor) -> torch.Tensor:
 def _chatglm2(config: dict[str, Any], weights: Tensors, ids: torch.Tensor) -> torch.Tensor:
     heads, groups, size = config["num_attention_heads"], config["multi_query_group_num"], config["kv_channels"]
     epsilon = config["layernorm_epsilon"]
+    ratio = config.get("rope_ratio", 1)
+    # Both codes of 32k checkpoints: that of ChatGLM2 and that of ChatGLM3.
+    stretched = {"divisor": ratio} if config["_name_or_path"] == "THUDM/chatglm2-6b-32k" else {"base": 10000.0 * ratio}
     x = weights["transformer.embedding.word_embeddings.weight"][ids]
     for number in range(config["num_layers"]):
         layer = {name.partition(f"layers.{number}.")[2]: one for name, one in weights.items()}
@@ -110,7 +113,7 @@ def _chatglm2(config: dict[str, Any], weights: Tensors, ids: torch.Tensor) -> to
         )
         q, k, v = fused.split([heads * size, groups * size, groups * size], dim=-1)
         q, k, v = _heads(q, heads), _heads(k, groups), _heads(v, groups)
-        q, k = _rotate_pairs(q, size // 2), _rotate_pairs(k, size // 2)
+        q, k = _rotate_pairs(q, size // 2, **stretched), _rotate_pairs(k, size // 2, **stretched)
         k, v = (one.repeat_interleave(heads // groups, dim=0) for one in (k, v))
         x = x + _attend(q, k, v) @ layer["self_attention.dense.weight"].T
         normed = _rms(x, layer["post_attention_layernorm.weight"], epsilon)

@@ -1,14 +1,15 @@
 """Tokenizers of checkpoints that brought code of their own, without running it.
 
 Comes in: a folder or hub id in the layout of 2023 (Baichuan, InternLM, ChatGLM, MOSS, or LLaMA with `tokenizer.model`
-alone). Goes out: an ordinary fast tokenizer of transformers with the ids of the original one. `save_pretrained` writes
-it as `tokenizer.json`, which loads anywhere. What is known about a family stands in its own module.
+alone), or one of any family that names code or a class of its own and holds a `tokenizer.json`. Goes out: an ordinary
+fast tokenizer of transformers with the ids of the original one. `save_pretrained` writes it as `tokenizer.json`, which
+loads anywhere. What is known about a family stands in its own module.
 """
 
 from types import ModuleType
 from typing import Any
 
-from ift.data.checkpoint_tokenizers import baichuan, chatglm, chatglm2, internlm, llama, moss
+from ift.data.checkpoint_tokenizers import baichuan, chatglm, chatglm2, internlm, llama, moss, saved
 from ift.data.checkpoint_tokenizers.files import CheckpointFiles
 from ift.errors import UserError
 
@@ -29,11 +30,12 @@ def load_checkpoint_tokenizer(key: str, base: str) -> Any | None:
     """
     files = CheckpointFiles(base)
     family = next((family for family in _FAMILIES if family.recognises(files)), None)
-    if family is None:
-        return None
-    missing = [name for name in family.NEEDS if files.path(name) is None]
-    if missing and files.path("tokenizer.json") is not None:
-        return None  # saved anew by somebody
+    missing = [name for name in family.NEEDS if files.path(name) is None] if family is not None else []
+    if family is None or (missing and files.path("tokenizer.json") is not None):  # the latter saved anew by somebody
+        try:
+            return saved.build(files) if saved.recognises(files) else None
+        except UserError as error:
+            raise UserError(f"{key}: the tokenizer of '{base}' {error}") from error
     if missing:
         raise UserError(
             f"{key}: '{base}' is a checkpoint of {family.NAME}, and its tokenizer's file '{missing[0]}' is not there. "

@@ -22,6 +22,11 @@ class CheckpointFiles:
         self._folder = local_folder(base)
         self._found: dict[str, Path | None] = {}
 
+    @property
+    def place(self) -> str:
+        """Folder or hub id, as transformers takes it."""
+        return str(self._folder) if self._folder is not None else self.base
+
     def path(self, name: str) -> Path | None:
         """Return where a file lies on this machine, fetched from the hub if need be, or `None` if there is none."""
         if name not in self._found:

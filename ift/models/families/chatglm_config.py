@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from transformers import PretrainedConfig
 
 from ift.models.families.family import Family
+from ift.models.families.llama_settings import stated_dtype
 
 MODEL_TYPE = "ift_chatglm"
 _ORIGINAL_TYPE = "chatglm"
@@ -131,8 +132,8 @@ def native_config(config: Mapping[str, Any]) -> ChatGLMConfig:
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
     defaults = {"vocab_size": 150528, "layernorm_epsilon": 1e-5, "tie_word_embeddings": True, "use_cache": True}
     kept = {name: config[name] for name in (*_SIZES, *defaults) if name in config}
-    others = {name: config[name] for name in ("torch_dtype", "dtype", "quantization_config") if config.get(name)}
-    return defaults | kept | _special_ids(config) | others
+    quantized = {name: config[name] for name in ("quantization_config",) if config.get(name)}
+    return defaults | kept | _special_ids(config) | stated_dtype(config) | quantized
 
 
 def _special_ids(config: Mapping[str, Any]) -> dict[str, Any]:

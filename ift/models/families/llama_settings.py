@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import torch
+
 from ift.models.families.family import Config
 
 _SHARED = (
@@ -33,9 +35,9 @@ def original_dtype(native: Any) -> dict[str, str]:
 
 
 def stated_dtype(config: Config) -> dict[str, Any]:
-    """Return the dtype that a `config.json` states, under the name of today."""
-    found = config.get("torch_dtype", config.get("dtype"))
-    return {"dtype": found} if found is not None else {}
+    """Return the dtype that a `config.json` states, under the name of today; nothing of what is no name of one."""
+    found = str(config.get("torch_dtype") or config.get("dtype")).removeprefix("torch.")
+    return {"dtype": found} if isinstance(getattr(torch, found, None), torch.dtype) else {}
 
 
 def only_silu(config: Config) -> list[str]:
