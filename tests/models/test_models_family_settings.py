@@ -83,7 +83,7 @@ def test_queries_keys_and_values_head_by_head_are_refused(tmp_path: Path) -> Non
 def test_internlm_refuses_a_rotation_under_its_later_name(tmp_path: Path) -> None:
     scaling = {"rope_type": "linear", "factor": 2.0}
     folder = write_checkpoint(CHECKPOINTS["internlm"](), tmp_path / "base", changes={"rope_scaling": scaling})
-    with pytest.raises(UserError, match="rotary type 'linear'"):
+    with pytest.raises(UserError, match="rope_scaling type 'linear'"):
         load_base_model("model.base", str(folder), "float32")
 
 
