@@ -106,6 +106,11 @@ def _read(key: str, base: str, config: Any, options: Mapping[str, Any]) -> Any:
             f"{key}: {len(missing)} weights of the model are not in the files of '{base}', first '{missing[0]}'. "
             "The folder is incomplete, or its config.json belongs to another model."
         )
+    if family is not None and (unread := sorted(report["unexpected_keys"])):
+        rank_zero_warn(
+            f"{key}: {len(unread)} tensors in the files of '{base}' have no place in a {family.title} as its "
+            f"config.json states it, and are not read, first '{unread[0]}'."
+        )
     return model
 
 

@@ -214,6 +214,7 @@ def test_lengths_and_sizes_stand_in_the_native_config(tmp_path: Path) -> None:
         ("baichuan2_7b", {"quantization_config": {"bits": 4}}, "quantization_config"),
         ("baichuan2_7b", {"z_loss_weight": 1e-4}, "z_loss_weight"),
         ("internlm", {"rotary": {"base": 10000, "type": "linear"}}, "rotary type 'linear'"),
+        ("internlm", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "rope_scaling type 'linear'"),
         ("baichuan_7b", {"architectures": ["OtherForCausalLM"], "auto_map": None}, "is of none of the known families"),
         ("chatglm", {"padded_vocab_size": 130528}, "could be of more than one family"),
         ("baichuan_7b", {"ift_family": "baichuan_7"}, "Did you mean 'baichuan_7b'"),

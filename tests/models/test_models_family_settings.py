@@ -80,16 +80,16 @@ def test_queries_keys_and_values_head_by_head_are_refused(tmp_path: Path) -> Non
         load_base_model("model.base", str(folder), "float32")
 
 
-def test_internlm_refuses_a_rotation_under_its_later_name(tmp_path: Path) -> None:
-    scaling = {"rope_type": "linear", "factor": 2.0}
-    folder = write_checkpoint(CHECKPOINTS["internlm"](), tmp_path / "base", changes={"rope_scaling": scaling})
-    with pytest.raises(UserError, match="rope_scaling type 'linear'"):
-        load_base_model("model.base", str(folder), "float32")
-
-
 @pytest.mark.parametrize("stated", ["torch.float16", "auto"])
 @pytest.mark.parametrize("name", ["chatglm", "chatglm2", "baichuan_13b", "moss"])
 def test_any_writing_of_the_dtype_is_read(name: str, stated: str, tmp_path: Path) -> None:
     folder = write_checkpoint(CHECKPOINTS[name](), tmp_path / "base", changes={"torch_dtype": stated})
     model = load_base_model("model.base", str(folder), "float32")
     assert {one.dtype for one in model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize(("name", "key"), [("internlm", "bias"), ("chatglm2", "add_qkv_bias")])
+def test_biases_that_the_config_denies_are_told(name: str, key: str, tmp_path: Path) -> None:
+    folder = write_checkpoint(CHECKPOINTS[name](), tmp_path / "base", changes={key: False})
+    with pytest.warns(UserWarning, match=r"tensors in the files of .* have no place .* first '.*bias'"):
+        load_base_model("model.base", str(folder), "float32")
