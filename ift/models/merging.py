@@ -16,7 +16,7 @@ from torch import nn
 from ift.errors import UserError
 from ift.hub import local_folder
 from ift.models.enlarging import enlarge
-from ift.models.families.normalized_head import NormalizedHead, settle_heads
+from ift.models.families.normalized_head import NormalizedHead, settle_heads, with_normalized_head
 from ift.models.loading import Dtype, check_vocabulary, load_base_model, read_config
 from ift.models.mapped_files import release_mapped_weights
 from ift.models.quantization import Quantization
@@ -87,9 +87,15 @@ def merge_adapters(key: str, model: Any, chain: Sequence[MergedAdapter], dtype: 
     Raises:
         UserError: one that does not fit, or whose kind cannot be merged.
     """
-    training = model.training
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    training, divides = model.training, type(model.get_output_embeddings()) is NormalizedHead
     for one in chain:
-        model = merge(key, load_adapter(key, model, one.folder), dtype)
+        loaded = load_adapter(key, model, one.folder)
+        divides = divides and not isinstance(loaded.get_base_model().get_output_embeddings(), BaseTunerLayer)
+        model = merge(key, loaded, dtype)
+    if divides:  # nothing was added to rows of length 1: one that is trained on top is the original's again
+        with_normalized_head(model)
     return model.train(training)
 
 

@@ -5,6 +5,7 @@ or by the config that a checkpoint brings.
 """
 
 import math
+from functools import partial
 from typing import Any
 
 
@@ -66,11 +67,17 @@ def forget_lengths(model: Any) -> None:
     that a text between the two is read otherwise behind a longer one than alone.
     """
     for module in model.modules():
-        if getattr(module, "rope_type", None) == "dynamic":
-            module.register_forward_pre_hook(_begin_anew)
+        kind = getattr(module, "rope_type", None)
+        # Layers of several kinds (Gemma 3) have one each, in one module.
+        kinds = {f"{layers}_": one for layers, one in kind.items()} if isinstance(kind, dict) else {"": kind}
+        for prefix, one in kinds.items():
+            if one == "dynamic":
+                module.register_forward_pre_hook(partial(_begin_anew, prefix=prefix))
 
 
-def _begin_anew(module: Any, _: Any) -> None:
-    if module.max_seq_len_cached != module.original_max_seq_len:
-        module.inv_freq = module.original_inv_freq.to(module.inv_freq.device)
-        module.max_seq_len_cached = module.original_max_seq_len
+def _begin_anew(module: Any, _: Any, *, prefix: str) -> None:
+    longest, frequencies = f"{prefix}max_seq_len_cached", f"{prefix}inv_freq"
+    if getattr(module, longest, module.original_max_seq_len) != module.original_max_seq_len:
+        device = getattr(module, frequencies).device
+        setattr(module, frequencies, getattr(module, f"{prefix}original_inv_freq").to(device))
+        setattr(module, longest, module.original_max_seq_len)

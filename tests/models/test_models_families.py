@@ -16,9 +16,12 @@ from ift.errors import UserError
 from ift.models.adapters import attach
 from ift.models.families import FAMILIES
 from ift.models.families.normalized_head import NormalizedHead, settle_heads
+from ift.models.initial_adapters import save_adapter
 from ift.models.loading import family_of, load_base_model, max_positions, read_config
+from ift.models.merging import merge_adapters
 from ift.models.methods import as_method
 from ift.models.quantization import Quantization
+from ift.models.trained_adapters import MergedAdapter, load_adapter
 
 NAMES = sorted(CHECKPOINTS)
 LEFT_TO_RIGHT = [name for name in NAMES if name != "chatglm"]  # whose own test is test_models_chatglm
@@ -121,6 +124,27 @@ def test_an_adapter_begins_with_the_rows_of_a_normalised_head(settings: dict[str
     rows = as_method(TrainableTokensConfig(target_modules=["lm_head"], token_indices=[5]))
     kept = attach(load(folder), rows, seed=0, num_steps=None)
     assert any(type(module) is NormalizedHead for module in kept.modules())  # its rows are trained as they are
+
+
+@pytest.mark.parametrize("first", [None, "saved", "adapted"])
+def test_a_head_that_is_trained_on_top_of_merged_adapters_divides(first: str | None, tmp_path: Path) -> None:
+    """It is the original's again, unless an adapter was added to its rows."""
+    folder = write_checkpoint(CHECKPOINTS["baichuan2_7b"](), tmp_path / "base")
+    given: dict[str, Any] = {"modules_to_save": ["lm_head"]} if first == "saved" else {}
+    targets = ["q_proj", "lm_head"] if first == "adapted" else ["q_proj"]
+    method = as_method(LoraConfig(target_modules=targets, init_lora_weights=False, **given))
+    model = attach(load(folder), method, seed=0, num_steps=None)
+    save_adapter(model, tmp_path / "adapter")
+    expected = logits(load_adapter("adapter", load(folder), tmp_path / "adapter"))
+    merged = merge_adapters("adapter", load(folder), [MergedAdapter(str(tmp_path / "adapter"), {})], "float32")
+    assert (logits(merged) - expected).abs().max() < 1e-4
+    top = attach(
+        merged, as_method(LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"])), seed=0, num_steps=None
+    )
+    settle_heads(top)
+    assert (logits(top) - expected).abs().max() < 1e-4
+    (head,) = [one for name, one in top.named_modules() if name.endswith("lm_head.modules_to_save.default")]
+    assert (type(head) is NormalizedHead) == (first != "adapted")
 
 
 @pytest.mark.parametrize("name", ["baichuan2_7b", "baichuan2_13b"])

@@ -11,7 +11,7 @@ import torch
 from quantized_twins import every_scheme, load, quantized_layers
 from safetensors.torch import load_file, save_file
 from tiny import make_llama
-from transformers import Qwen3MoeConfig, T5Config
+from transformers import Qwen3MoeConfig, ViTConfig
 
 from ift.errors import UserError
 from ift.models.loading import read_config
@@ -60,7 +60,7 @@ def test_skipped_modules_must_be_there(folders: dict[str, Path]) -> None:
 
 def test_only_causal_language_models_are_quantized() -> None:
     with pytest.raises(UserError, match=r"model\.quantization: .* makes no causal language model: Unrecognized"):
-        modules_to_skip(T5Config(), None)
+        modules_to_skip(ViTConfig(), None)
 
 
 def test_a_mixture_of_experts_is_hardly_quantized_and_says_so(folders: dict[str, Path]) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from tiny import make_llama
-from transformers import AutoConfig, LlamaConfig
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
 from ift.errors import UserError
 from ift.models.loading import load_base_model, max_positions, read_config
@@ -273,7 +273,21 @@ class TestCompany:
             for part in (slice(0, 60), slice(60, 120)):
                 torch.testing.assert_close(packed[part], model(input_ids=ids[:, part]).logits[0], atol=1e-5, rtol=0)
 
-    def test_dynamic_scaling_forgets_longer_texts(self, folder: Path) -> None:
+    @pytest.mark.parametrize("layers", ["of one kind", "of several"])
+    def test_dynamic_scaling_forgets_longer_texts(self, layers: str, folder: Path, tmp_path: Path) -> None:
+        if layers == "of several":
+            sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+            config = AutoConfig.for_model(
+                "gemma3_text",
+                **sizes,
+                num_key_value_heads=1,
+                head_dim=16,
+                vocab_size=99,
+                max_position_embeddings=64,
+                layer_types=["sliding_attention", "full_attention"],
+            )
+            folder = tmp_path / "base"
+            AutoModelForCausalLM.from_config(config).save_pretrained(str(folder))
         model = load_base_model("model.base", str(folder), "float32", rope=Rope("dynamic", 4.0)).eval()
         ids = torch.randint(3, 90, (1, 200), generator=torch.Generator().manual_seed(0))
         with torch.no_grad():

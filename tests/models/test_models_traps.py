@@ -87,7 +87,9 @@ def test_every_module_is_in_training_mode(base: Path, tmp_path: Path) -> None:
     assert all(module.training for module in merged.modules())
 
 
-@pytest.mark.parametrize("method", sorted(set(METHODS) - {"bitfit", "full", "freeze", "lisa", "ln_tuning"}))
+@pytest.mark.parametrize(
+    "method", sorted(set(METHODS) - {"bitfit", "embeddings", "full", "freeze", "lisa", "ln_tuning"})
+)
 def test_adapters_of_a_bfloat16_base_are_in_float32(method: str) -> None:
     """Trap: small updates would vanish in bfloat16."""
     model = adapted(METHODS[method](**({"r": 4} if method == "pissa" else {})), make_model("llama").to(torch.bfloat16))
@@ -100,10 +102,11 @@ def test_adapters_of_a_bfloat16_base_are_in_float32(method: str) -> None:
     "config",
     [
         METHODS["ln_tuning"](),
+        METHODS["embeddings"](),
         lora(modules_to_save=["embed_tokens"]),
         peft.AdaptionPromptConfig(adapter_len=3, adapter_layers=1),
     ],
-    ids=["norms", "modules_to_save", "adaption_prompt"],
+    ids=["norms", "embeddings", "modules_to_save", "adaption_prompt"],
 )
 def test_what_stays_in_bfloat16_is_told(config: Any) -> None:
     """Trap: PEFT leaves copies of the base model's weights in its dtype, where small updates vanish."""
