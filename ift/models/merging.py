@@ -135,6 +135,8 @@ def merge(key: str, model: Any, dtype: Dtype) -> Any:
     if type(head) is NormalizedHead and not getattr(model.config, "normalized_head", False):
         _cast(head.parameters(), torch.float32)
         settle_heads(model)
+    elif type(head) is nn.Linear and getattr(model.config, "normalized_head", False):
+        model.config.normalized_head = False  # an adapted one is plain, and its rows of any length
     _cast(model.parameters(), target)
     return model
 

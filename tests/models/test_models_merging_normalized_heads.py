@@ -8,6 +8,7 @@ import torch
 from original_checkpoints import CHECKPOINTS, write_checkpoint
 from peft import LoraConfig, get_peft_model
 
+from ift.models.families.normalized_head import settle_heads
 from ift.models.loading import Dtype, load_base_model
 from ift.models.merging import merge, write_model
 from ift.models.trained_adapters import load_adapter
@@ -40,3 +41,18 @@ def test_a_merged_head_is_rounded_once_at_most(name: str, dtype: Dtype, tmp_path
     assert ((written - rows).abs() <= roundings * step * rows.abs() + 1e-6).all()
     if dtype == "float32" or (name == "baichuan2_13b" and dtype == "float16"):  # what is stored, and no less
         assert (logits(found) - expected).abs().max() < 5e-5
+
+
+@pytest.mark.parametrize("name", ["baichuan2_7b", "baichuan2_13b"])
+def test_an_adapted_head_is_written_as_it_was_trained(name: str, tmp_path: Path) -> None:
+    base = str(write_checkpoint(CHECKPOINTS[name](8), tmp_path / "base"))
+    start = load_base_model("model.base", base, "float32")
+    settle_heads(start, trained=True)  # as before training
+    torch.manual_seed(0)
+    adapted = get_peft_model(start, LoraConfig(target_modules=["lm_head", "o_proj"], init_lora_weights=False))
+    adapted.save_pretrained(str(tmp_path / "adapter"))
+    model = load_adapter("RUN", load_base_model("RUN", base, "float32"), tmp_path / "adapter")
+    merged = merge("RUN", model.requires_grad_(False), "float32")
+    write_model(merged, tmp_path / "merged", shard_size="5GB", stop_token_ids=[2], pad_token_id=0)
+    found = load_base_model("--output", str(tmp_path / "merged"), "float32")
+    assert (logits(found) - logits(adapted)).abs().max() < 5e-5
