@@ -218,6 +218,7 @@ def test_lengths_and_sizes_stand_in_the_native_config(tmp_path: Path) -> None:
         ("baichuan_7b", {"architectures": ["OtherForCausalLM"], "auto_map": None}, "is of none of the known families"),
         ("chatglm", {"padded_vocab_size": 130528}, "could be of more than one family"),
         ("baichuan_7b", {"ift_family": "baichuan_7"}, "Did you mean 'baichuan_7b'"),
+        ("baichuan_7b", {"architectures": None, "auto_map": "modeling_baichuan.Model"}, "is of none of the known"),
     ],
 )
 def test_what_cannot_be_read_exactly_is_refused_with_the_reason(

@@ -42,7 +42,8 @@ def build(files: CheckpointFiles) -> Any:
 
 
 def _names_code(files: CheckpointFiles) -> bool:
-    return bool(files.settings.get("auto_map") or (files.config.get("auto_map") or {}).get("AutoTokenizer"))
+    mapped = files.config.get("auto_map")
+    return bool(files.settings.get("auto_map") or (isinstance(mapped, dict) and mapped.get("AutoTokenizer")))
 
 
 def _is_known(name: str) -> bool:

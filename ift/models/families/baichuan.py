@@ -18,7 +18,8 @@ _SECOND_GENERATION_VOCABULARY, _FIRST_GENERATION_VOCABULARY = 125_696, 64_000
 
 def _architecture(config: Config) -> str:
     """Return the name of the original class; the two generations write it differently (`BaiChuan`, `Baichuan`)."""
-    named = [*(config.get("architectures") or []), *map(str, (config.get("auto_map") or {}).values())]
+    mapped = config.get("auto_map")
+    named = [*(config.get("architectures") or []), *map(str, mapped.values() if isinstance(mapped, dict) else ())]
     found = {one.rpartition(".")[2] for one in named}
     for ending in ("ForCausalLM", "Model", "Config"):
         if generations := {"BaiChuan", "Baichuan"} & {one.removesuffix(ending) for one in found}:
