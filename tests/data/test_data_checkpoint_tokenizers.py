@@ -141,6 +141,11 @@ def test_special_tokens_of_chatglm_stand_where_they_should(tmp_path: Path) -> No
     assert (len(two), len(three)) == (size + 5, size + 9)
 
 
+def test_a_folder_above_does_not_make_a_chatglm2_a_chatglm3(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer("base", str(old.write_chatglm2(tmp_path / "chatglm3-study" / "chatglm2-6b")))
+    assert "<|user|>" not in tokenizer.get_vocab()
+
+
 @pytest.mark.parametrize("sign", ["code", "added tokens"])
 def test_chatglm3_is_known_without_its_name(sign: str, tmp_path: Path) -> None:
     folder = old.write_chatglm2(tmp_path / "base")

@@ -4,6 +4,7 @@ The class in the checkpoints (`tokenization_chatglm.py`) begins every text with 
 write them (`chatglm2`, `chatglm3`), and the tokenizer adds nothing.
 """
 
+from pathlib import Path
 from typing import Any
 
 from ift.data.checkpoint_tokenizers.fast import as_fast
@@ -34,7 +35,8 @@ def build(files: CheckpointFiles) -> Any:
 
 def _has_roles(files: CheckpointFiles) -> bool:
     """Whether the checkpoint is ChatGLM3: only its name, or its own code, tells the two apart. The code is not run."""
-    names = f"{files.base} {files.config.get('_name_or_path')} {files.settings.get('name_or_path')}"
+    # Of a path, what is above the folder tells nothing of the folder.
+    names = f"{Path(files.base).name} {files.config.get('_name_or_path')} {files.settings.get('name_or_path')}"
     if "chatglm3" in names.lower() or ROLES[-1] in files.added_tokens().values():
         return True
     code = files.path("tokenization_chatglm.py")
