@@ -304,3 +304,19 @@ def test_a_budget_counts_the_rows(enlarged: Enlarged, fit: Fit) -> None:
     found = manifest(run)
     assert found["budget"]["trainable"] == found["parameters"]["trainable"]
     assert found["budget"]["trainable"] == 2 * (NEW - OLD) * 32 + 1024 * found["budget"]["value"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("train", ["new", "all"])
+def test_two_ranks_train_rows_as_one(train: str, enlarged: Enlarged, larger: Path, fit: Fit, start: Any) -> None:
+    model: dict[str, Any] = {
+        "adapter": {"class_path": "lora", "init_args": {"r": 4, "lora_dropout": 0.0}},  # masks depend on the rank
+        "vocabulary": {"tokenizer": str(larger), "train": train},
+        "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.05}},
+    }
+    one = fit(enlarged("one", model=model))
+    path = enlarged("two", model=model)
+    process = start("fit", "--config", str(path), "--trainer.devices", "2")
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    assert largest_difference(one, path.with_suffix("")) < 1e-6
