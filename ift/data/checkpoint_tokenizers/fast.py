@@ -6,6 +6,7 @@ from typing import Any
 import tokenizers
 
 from ift.data.checkpoint_tokenizers.files import CheckpointFiles
+from ift.data.sentencepiece_models import fast_tokenizer
 from ift.errors import UserError
 
 _NO_LENGTH = int(1e30)
@@ -69,3 +70,17 @@ def pad_of_config(backend: tokenizers.Tokenizer, files: CheckpointFiles) -> str 
     """Return the token for padding that `config.json` names by its id."""
     index = files.config.get("pad_token_id")
     return backend.id_to_token(index) if isinstance(index, int) and index >= 0 else None
+
+
+def from_pieces(files: CheckpointFiles) -> Any:
+    """Return the fast tokenizer of `tokenizer.model` with LLaMA's special tokens, begin-of-text before every text.
+
+    Raises:
+        UserError: as of `as_fast`.
+    """
+    path = files.path("tokenizer.model")
+    assert path is not None
+    backend = fast_tokenizer(path)
+    pad = pad_of_config(backend, files)
+    tokens = files.tokens(bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token=pad)
+    return as_fast(backend, files, tokens, begins=True)

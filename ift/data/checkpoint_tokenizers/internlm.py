@@ -6,9 +6,8 @@ The class in the checkpoints (`tokenization_internlm.py`) puts begin-of-text bef
 
 from typing import Any
 
-from ift.data.checkpoint_tokenizers.fast import as_fast, pad_of_config
+from ift.data.checkpoint_tokenizers.fast import from_pieces
 from ift.data.checkpoint_tokenizers.files import CheckpointFiles
-from ift.data.sentencepiece_models import fast_tokenizer
 
 NAME = "InternLM"
 NEEDS = ("tokenizer.model",)
@@ -21,9 +20,4 @@ def recognises(files: CheckpointFiles) -> bool:
 
 def build(files: CheckpointFiles) -> Any:
     """Return the fast tokenizer."""
-    path = files.path("tokenizer.model")
-    assert path is not None
-    backend = fast_tokenizer(path)
-    pad = pad_of_config(backend, files)
-    tokens = files.tokens(bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token=pad)
-    return as_fast(backend, files, tokens, begins=True)
+    return from_pieces(files)
