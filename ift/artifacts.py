@@ -9,6 +9,7 @@ RUN/adapter_initial/   the adapter before the first step, where its first value 
 RUN/model/             the model and its tokenizer, in transformers' layout
 RUN/checkpoints/       trainable weights, optimizer, schedule and data position, for resuming
 RUN/tensorboard/       TensorBoard's log
+RUN/losses.jsonl       the exact loss of every optimizer step
 RUN/rejects.jsonl      rows that could not be used, with file, line and reason
 RUN/removed.jsonl      rows that were asked to be left out (duplicates, contaminated ones), where there are any
 """
@@ -59,6 +60,7 @@ class RunFolder:
         self.model = self.root / "model"
         self.checkpoints = self.root / "checkpoints"
         self.tensorboard = self.root / "tensorboard"
+        self.losses = self.root / "losses.jsonl"
         self.rejects = self.root / "rejects.jsonl"
         self.removed = self.root / "removed.jsonl"
 
@@ -193,6 +195,15 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             found[name] = "not installed"
     return found
+
+
+def fingerprints(parts: Mapping[str, Any]) -> dict[str, str]:
+    """Return a sha256 of each named part of a run, and under `total` one over all of them.
+
+    Two runs with the same total should agree bit for bit; where they do not agree, the parts say what differed.
+    """
+    found = {name: fingerprint({name: part}) for name, part in parts.items()}
+    return {**found, "total": fingerprint(found)}
 
 
 def fingerprint(parts: Mapping[str, Any]) -> str:
