@@ -25,7 +25,18 @@ from typing import Any
 
 from ift.errors import UserError
 
-PACKAGES = ("ift", "torch", "lightning", "transformers", "peft", "datasets", "tokenizers", "safetensors", "numpy")
+PACKAGES = (
+    "ift",
+    "torch",
+    "lightning",
+    "transformers",
+    "peft",
+    "bitsandbytes",
+    "datasets",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+)
 DECISIVE = ("seed_everything", "model.", "data.")
 CHANGEABLE = frozenset(
     {
@@ -131,7 +142,7 @@ class RunFolder:
 
         sessions = {int(path.stem.rpartition("-")[2]): path for path in self.root.glob("config.session-*.yaml")}
         last = sessions[max(sessions)] if sessions else self.config
-        then, now = _flat(yaml.safe_load(last.read_text(encoding="utf-8"))), _flat(config)
+        then, now = flat(yaml.safe_load(last.read_text(encoding="utf-8"))), flat(config)
         for key in DURATION:
             if then.get(key) != now.get(key):
                 raise UserError(
@@ -156,16 +167,14 @@ class RunFolder:
 
 def flat_decisive(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that decide a run's result, by dotted key; without how long it trains."""
-    return {key: one for key, one in _flat(config).items() if key.startswith(DECISIVE) and key not in CHANGEABLE}
+    return {key: one for key, one in flat(config).items() if key.startswith(DECISIVE) and key not in CHANGEABLE}
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
     """Return nested mappings as one, with dotted keys."""
     if not isinstance(value, Mapping):
         return {prefix: value}
-    return {
-        key: one for name, part in value.items() for key, one in _flat(part, f"{prefix}.{name}".lstrip(".")).items()
-    }
+    return {key: one for name, part in value.items() for key, one in flat(part, f"{prefix}.{name}".lstrip(".")).items()}
 
 
 def write_json(path: Path, value: Any) -> None:

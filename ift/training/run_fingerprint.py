@@ -46,7 +46,7 @@ def run_fingerprints(
         "base": [base, module.growth.fingerprint if module.growth is not None else None],
         "initial_weights": initial,
         "code": code(),
-        "environment": environment(module.trainer),
+        "environment": [versions(), environment(module.trainer)],
         "strategy": strategy(module.trainer),
     }
     return fingerprints(parts)
@@ -134,15 +134,14 @@ def _commit(folder: Path) -> str | None:
 
 
 def environment(trainer: Trainer) -> dict[str, Any]:
-    """Return what of machine and libraries may change the last bits of a result."""
+    """Return what of the machine may change the last bits of a result, beside the versions of packages."""
     device = trainer.strategy.root_device
     found: dict[str, Any] = {
-        "versions": versions(),
         "torch_build": str(torch.version.git_version),
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
         "cpu_kernels": torch.backends.cpu.get_cpu_capability(),
-        "blas": "mkl" if torch.backends.mkl.is_available() else "other",
+        "blas": "mkl" if torch.backends.mkl.is_available() else "other",  # type: ignore[no-untyped-call]
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "device": device.type,
     }
@@ -150,7 +149,7 @@ def environment(trainer: Trainer) -> dict[str, Any]:
         found |= {
             "gpu": torch.cuda.get_device_name(device),
             "cuda": torch.version.cuda,
-            "cudnn": torch.backends.cudnn.version(),
+            "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
             "tf32": torch.get_float32_matmul_precision(),
             "workspace": os.environ.get("CUBLAS_WORKSPACE_CONFIG"),
         }
