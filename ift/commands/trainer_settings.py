@@ -3,9 +3,7 @@
 from typing import Any
 
 from ift.errors import UserError, unknown_name
-
-STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "DDPStrategy", "SingleDeviceStrategy")
-"""Strategies whose steps are exact here; a class path may give one of the classes with arguments."""
+from ift.training.strategies import STRATEGIES
 
 
 def check_trainer(trainer: Any, command: str) -> None:

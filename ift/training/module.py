@@ -1,6 +1,5 @@
 """`InstructionModule`: any base model plus an adapter, trained step by step."""
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,6 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from peft import AdaLoraConfig, PeftConfig
-from torch.nn.parallel import DistributedDataParallel
 
 from ift.data.encoding import IGNORE_INDEX
 from ift.data.steps import Step
@@ -34,9 +32,10 @@ from ift.models.rope import Rope, check_rope
 from ift.models.support import check_supported
 from ift.models.trained_adapters import MergedAdapter
 from ift.models.vocabulary import Growth, Vocabulary, check_same_growth, enlarged_config
-from ift.seeds import mixed_seed
 from ift.training.course import MethodCourse, check_strategy
+from ift.training.engines import engine_of
 from ift.training.fused_optimizers import FusedOptimizer
+from ift.training.gradient import StepGradient
 from ift.training.objective import loss_sum, shifted_targets
 from ift.training.optimizers import optimizer_traits, without_paging
 from ift.training.parameter_groups import parameter_groups, spread_learning_rate
@@ -224,6 +223,7 @@ class InstructionModule(LightningModule):
             compile_blocks(model)
         self._calling = calling_of(model)
         self._course = MethodCourse(model, self.method, seed=self.seed)
+        self._engine = engine_of(self)
         self.model = model
         self._trained = [name for name, parameter in self.named_parameters() if parameter.requires_grad]
 
@@ -260,19 +260,20 @@ class InstructionModule(LightningModule):
         """
         optimizer: Any = self.optimizers()
         self._course.before_step(step.index, optimizer.optimizer)
+        gradient = StepGradient(self.model, self._calling, self._course, self._engine, self.seed, self.global_rank)
         if isinstance(optimizer.optimizer, FusedOptimizer):
             total, norm = optimizer.optimizer.fused_backward(
-                lambda: self._backward(step), self.parameters(), clip_norm=self.gradient_clip_norm
+                lambda: gradient(step), self.parameters(), clip_norm=self.gradient_clip_norm
             )
         else:
-            total = self._backward(step)
+            total = gradient(step)
             norm = self._clip()
         # A flag on the device, looked at when weights are kept or losses told: no wait for the device in every step.
         finite = torch.isfinite(norm)
         self._all_finite = finite if self._all_finite is None else self._all_finite & finite
         group = optimizer.param_groups[0]
         learning_rate = float(group["lr"]) / group.get("ratio", 1.0)  # LoRA+: that of the A matrices
-        optimizer.step()
+        self._engine.update(optimizer)
         self._course.after_update(step.index)
         optimizer.zero_grad()
         scheduler: Any = self.lr_schedulers()
@@ -361,27 +362,6 @@ class InstructionModule(LightningModule):
             self.initial_values = initial_values(self.model)  # which are about to be replaced
         self._course.load_state(checkpoint[CHECKPOINT_KEY].get("method", {}))
 
-    def _gradient_sync(self, *, last: bool) -> AbstractContextManager[Any]:
-        """Let DDP exchange gradients at the last micro-batch only."""
-        wrapped = self.trainer.strategy.model
-        return wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) and not last else nullcontext()
-
-    def _backward(self, step: Step) -> torch.Tensor:
-        """Add up the gradient of the step's loss and return this rank's summed cross-entropy (float64)."""
-        # Seeded by step and rank, dropout does not depend on what else drew random numbers, nor on interruptions.
-        torch.manual_seed(mixed_seed(self.seed, step.index, self.global_rank))
-        # DDP averages over ranks; the loss is a sum over ranks divided by the supervised tokens of all of them.
-        scale = self.trainer.world_size / max(1, step.num_supervised)  # 0 where no row of a stream could be used
-        total = torch.zeros((), dtype=torch.float64, device=self.device)
-        for number, batch in enumerate(step.micro_batches, 1):
-            with self._gradient_sync(last=number == len(step.micro_batches)):
-                loss = loss_sum(self.model, batch, calling=self._calling)
-                added = self._course.loss(batch, loss)
-                penalty = self._course.penalty() if number == 1 else None  # a step has one, however it is cut
-                self.manual_backward(added * scale if penalty is None else added * scale + penalty)
-            total += loss.detach()
-        return total
-
     def _clip(self) -> torch.Tensor:
         limit = self.gradient_clip_norm if self.gradient_clip_norm is not None else float("inf")
-        return torch.nn.utils.clip_grad_norm_([p for p in self.parameters() if p.requires_grad], limit)
+        return self._engine.clip((p for p in self.parameters() if p.requires_grad), limit)

@@ -1,0 +1,51 @@
+"""How the gradients of a step are exchanged between ranks, clipped and applied; one engine per kind of strategy."""
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+
+class Engine:
+    """One device, or DDP: every rank holds all weights, and gradients are averaged behind the last micro-batch.
+
+    Args:
+        module: whose trainer has the strategy, and whose model has its method attached.
+    """
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
+
+    @property
+    def scale(self) -> float:
+        """Return by what a loss is multiplied so that what is exchanged becomes a sum over ranks; DDP averages."""
+        return float(self.module.trainer.world_size)
+
+    def exchange(self, *, last: bool) -> AbstractContextManager[Any]:
+        """Let gradients be exchanged in the backward pass within it only at the last micro-batch of a step."""
+        wrapped = self.module.trainer.strategy.model
+        return wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) and not last else nullcontext()
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add the gradient of a scalar to what is there."""
+        self.module.manual_backward(loss)
+
+    def clip(self, parameters: Iterable[torch.nn.Parameter], limit: float) -> torch.Tensor:
+        """Scale the gradient of the step down to a norm of at most `limit`; return the norm before, a float32 scalar.
+
+        Args:
+            parameters: that are trained.
+            limit: may be infinite, which changes nothing.
+        """
+        return torch.nn.utils.clip_grad_norm_(list(parameters), limit)
+
+    def update(self, optimizer: Any) -> None:
+        """Let Lightning's wrapper of the optimizer take its step."""
+        optimizer.step()
+
+
+def engine_of(module: Any) -> Engine:
+    """Return the engine for the strategy of a module's trainer."""
+    return Engine(module)
