@@ -35,6 +35,8 @@ class Parting:
     """Difference of the losses at that step, the second run's less the first's; 0 where they are the same."""
     largest_gap: float
     largest_at: int | None
+    largest_share: float
+    """The largest gap as a share of the loss, where that is above 1."""
     steps: tuple[int, int]
     """Last step of each run."""
 
@@ -87,6 +89,7 @@ def part(one: Curve, two: Curve) -> Parting:
         gap=gaps[first] if first is not None else 0.0,
         largest_gap=abs(gaps[largest]) if largest is not None else 0.0,
         largest_at=largest,
+        largest_share=max((abs(gaps[step]) / max(1.0, abs(one.losses[step])) for step in differing), default=0.0),
         steps=(max(one.losses, default=0), max(two.losses, default=0)),
     )
 
@@ -99,8 +102,15 @@ def _gap(one: float, two: float) -> float:
 
 
 def _recorded(run: RunFolder) -> Curve | None:
-    if not run.losses.is_file():
-        return None
+    return Curve("losses.jsonl", recorded_losses(run)) if run.losses.is_file() else None
+
+
+def recorded_losses(run: RunFolder) -> dict[int, float]:
+    """Return the exact loss of every step that a run has recorded.
+
+    Raises:
+        UserError: a damaged record.
+    """
     losses: dict[int, float] = {}
     lines = run.losses.read_text(encoding="utf-8").splitlines()
     for number, line in enumerate(lines, 1):
@@ -111,7 +121,7 @@ def _recorded(run: RunFolder) -> Curve | None:
             if number == len(lines):  # the end of a killed run
                 break
             raise UserError(f"{run.losses} line {number}: damaged: {error!r}") from error
-    return Curve("losses.jsonl", losses)
+    return losses
 
 
 def _logged(run: RunFolder) -> Curve:
