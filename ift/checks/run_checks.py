@@ -42,7 +42,7 @@ def ways_of_cutting(bench: Workbench) -> dict[str, Changes]:
     longest = bench.world.longest
     ways: dict[str, dict[str, Any]] = {
         "few tokens at a time": {"micro_batch_tokens": longest},
-        "packed rows": {"row_layout": "packed", "micro_batch_tokens": 3 * longest},
+        "packed rows": {"row_layout": "packed", "micro_batch_tokens": 4 * longest},
         "packed rows, all at once": {"row_layout": "packed"},
         "flattened rows": {"row_layout": "flattened", "micro_batch_tokens": 2 * longest},
         "one flattened row": {"row_layout": "flattened"},
@@ -125,10 +125,10 @@ def check_repeatable(bench: Workbench, recipe: Recipe, findings: Findings) -> No
 
 
 def with_dropout(recipe: Recipe) -> Changes:
-    """Return what gives a recipe dropout and AdamW, and a checkpoint every three steps."""
+    """Return what gives a recipe dropout and AdamW, and a checkpoint every two steps."""
     adapter = recipe.changes.get("model", {}).get("adapter")
     changes: dict[str, Any] = {"model": {"optimizer": ADAMW}}
-    changes["checkpoint"] = {"every_n_train_steps": 3, "save_top_k": -1}
+    changes["checkpoint"] = {"every_n_train_steps": 2, "save_top_k": -1}
     if isinstance(adapter, dict) and "lora_dropout" in adapter.get("init_args", {}):
         arguments = {**adapter["init_args"], "lora_dropout": 0.2}
         changes["model"]["adapter"] = {**adapter, "init_args": arguments}
@@ -146,9 +146,9 @@ def check_resuming(bench: Workbench, recipe: Recipe, findings: Findings) -> None
         changes = with_dropout(recipe)
         reference = bench.fit(f"{recipe.name}-dropout", recipe.changes, changes)
         cases: dict[str, tuple[int, Changes]] = {
-            "step 3": (3, {}),
-            "second epoch, 2 workers": (9, {"data": {"num_workers": 2}}),
-            "step 15 of 16": (15, {}),
+            "within the first epoch": (2, {}),
+            "the end of an epoch": (4, {}),
+            "the third epoch, 2 workers": (10, {"data": {"num_workers": 2}}),
         }
         for title, (step, more) in cases.items():
             checkpoint = reference / "checkpoints" / f"step-{step:08d}.ckpt"
@@ -206,7 +206,7 @@ def check_validation(bench: Workbench, recipe: Recipe, findings: Findings, *, la
         checkpoint = max((reference / "checkpoints").glob("*.ckpt"))
         expected = plain_validation(bench, recipe, checkpoint)
         sizes = {"grouped": (1, 16), "packed": (3, 16), "flattened": (2,)}
-        for layout, size in [(layout, size) for layout in layouts for size in sizes[layout]]:
+        for size, layout in ((size, kind) for kind in layouts for size in sizes[kind]):
             data = {"global_batch_size": size, "row_layout": layout, "micro_batch_tokens": 3 * bench.world.longest}
             name = f"{recipe.name}-validation-{size}-{layout}"
             findings.measure(
@@ -227,10 +227,17 @@ def validation_gap(result: Any, expected: tuple[float, int]) -> float:
     return abs(result.loss - loss) if result.supervised_tokens == tokens else float("inf")
 
 
-def plain_validation(bench: Workbench, recipe: Recipe, checkpoint: Path) -> tuple[float, int]:
-    """Return validation loss and supervised tokens, each example on its own through transformers' plain forward."""
+def plain_validation(bench: Workbench, recipe: Recipe, checkpoint: Path | None) -> tuple[float, int]:
+    """Return validation loss and supervised tokens, each example on its own through transformers' plain forward.
+
+    Args:
+        bench: opens the model.
+        recipe: what is trained.
+        checkpoint: whose weights are taken; none for those before the first step.
+    """
     module, data = bench.open(f"{recipe.name}-plain-validation", recipe.changes)
-    module.load_state_dict(torch.load(checkpoint, weights_only=True)["state_dict"], strict=False)
+    if checkpoint is not None:
+        module.load_state_dict(torch.load(checkpoint, weights_only=True)["state_dict"], strict=False)
     module.model.eval()
     examples = [data._validation_store[int(index)] for index in data._validation_indices]
     with torch.no_grad():

@@ -14,8 +14,8 @@ def byte_level(folder: Path, texts: Sequence[str], *, size: int = 420) -> Path:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
-    backend.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=size,
         special_tokens=[BEGIN, END],
@@ -32,9 +32,9 @@ def byte_fallback(folder: Path, texts: Sequence[str], *, size: int = 520) -> Pat
 
     backend = Tokenizer(models.BPE(byte_fallback=True, unk_token=UNKNOWN, fuse_unk=True))
     steps = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
-    backend.normalizer = normalizers.Sequence(steps)  # type: ignore[assignment]
+    backend.normalizer = normalizers.Sequence(steps)
     stages = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    backend.decoder = decoders.Sequence(stages)  # type: ignore[assignment]
+    backend.decoder = decoders.Sequence(stages)
     special = [UNKNOWN, BEGIN, END, *_BYTES]
     trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=special, max_token_length=8, show_progress=False)
     backend.train_from_iterator(texts, trainer)
@@ -43,9 +43,7 @@ def byte_fallback(folder: Path, texts: Sequence[str], *, size: int = 520) -> Pat
     described["added_tokens"] = [one for one in described["added_tokens"] if one["content"] not in _BYTES]
     backend = Tokenizer.from_str(json.dumps(described))
     begin = backend.token_to_id(BEGIN)
-    backend.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
-        single=f"{BEGIN} $A", special_tokens=[(BEGIN, begin)]
-    )
+    backend.post_processor = processors.TemplateProcessing(single=f"{BEGIN} $A", special_tokens=[(BEGIN, begin)])
     return _save(backend, folder)
 
 

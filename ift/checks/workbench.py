@@ -68,12 +68,15 @@ def merged(*settings: Changes) -> dict[str, Any]:
     for one in settings:
         for key, value in one.items():
             old = result.get(key)
-            both = isinstance(value, Mapping) and isinstance(old, Mapping)
-            if both and "class_path" not in value and "class_path" not in old:
-                result[key] = merged(old, value)
+            if _is_section(value) and _is_section(old):
+                result[key] = merged(old, value)  # type: ignore[arg-type]
             else:
                 result[key] = copy.deepcopy(value)
     return result
+
+
+def _is_section(value: Any) -> bool:
+    return isinstance(value, Mapping) and "class_path" not in value
 
 
 class Workbench:

@@ -16,10 +16,10 @@ def parser() -> OptionParser:
     """Return the options."""
     result = OptionParser(
         "ift diff",
-        "Compare two runs: the settings that differ, which parts of their fingerprints differ (data, labels, "
-        "tokenizer, template, base model, initial weights, code, environment, strategy), the first step at which their "
-        "losses part, and the largest difference of their final weights. Exit code 0 where losses, validation and final "
-        "weights are the same to the last bit, whatever the settings say, and 1 where they are not.",
+        "Compare two runs: the settings that differ; which parts of their fingerprints differ (data, labels, "
+        "tokenizer, template, base model, initial weights, code, environment, strategy); the first step at which "
+        "their losses part; and the largest difference of their final weights. Exit code 0 where losses, validation "
+        "and final weights are the same to the last bit, whatever the settings say, and 1 where they are not.",
     )
     result.add_argument("run_a", metavar="RUN_A", help="a run folder")
     result.add_argument("run_b", metavar="RUN_B", help="another one")
