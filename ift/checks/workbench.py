@@ -60,6 +60,8 @@ class Recipe:
     quantized: bool = False
     whole: bool = False
     """Whether weights of the base model itself are trained."""
+    resumed_with: Mapping[str, Any] | None = None
+    """Optimizer of runs that are resumed; none for AdamW."""
 
 
 def merged(*settings: Changes) -> dict[str, Any]:
