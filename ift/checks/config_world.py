@@ -30,8 +30,7 @@ _SIZES: Mapping[str, int] = {
 }
 _LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 _HEADS = ("num_attention_heads", "n_head", "num_heads", "n_heads")
-_KEY_VALUE_LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
-_HEADS = ("num_key_value_heads", "num_kv_heads", "n_head_kv", "multi_query_group_num")
+_KEY_VALUE_HEADS = ("num_key_value_heads", "num_kv_heads", "n_head_kv", "multi_query_group_num")
 _METHOD_SIZES: Mapping[str, int] = {
     **dict.fromkeys(["r", "target_r", "bottleneck_size", "num_virtual_tokens", "adapter_len", "u"], 4),
     **dict.fromkeys(["oft_block_size", "boft_block_size", "block_size", "effective_rank"], 4),

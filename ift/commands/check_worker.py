@@ -15,10 +15,13 @@ from ift.artifacts import write_json
 def main(folder: Path) -> int:
     """Run all jobs; the first rank writes what became of each."""
     sys.path.append(os.getcwd())  # as ift's own command line does, for class paths
-    import torch
+    from ift.deferred_imports import deferred
 
-    from ift.checks.workbench import quiet
-    from ift.commands.trainer import run_once
+    with deferred():
+        import torch
+
+        from ift.checks.workbench import quiet
+        from ift.commands.trainer import run_once
 
     torch.set_num_threads(1)
     for job in json.loads((folder / "jobs.json").read_text(encoding="utf-8")):
