@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
@@ -10,7 +11,7 @@ from ift.checks.findings import Findings
 from ift.checks.tiny_world import lora
 from ift.checks.workbench import Changes, Workbench
 from ift.data.encoding import IGNORE_INDEX, Example
-from ift.data.micro_batches import MicroBatch, RowLayoutChoice
+from ift.data.micro_batches import MicroBatch, RowLayoutChoice, collate, fill_rows
 
 RELATIVE_ROUNDING = 1e-5
 """Largest difference of a logit or gradient as a share of the largest one, where float32 sums up in another order; a
@@ -113,10 +114,23 @@ def layout_gap(module: Any, data: Any, layout: Any, micro_batch_tokens: int) -> 
     data.row_layout_choice = RowLayoutChoice(layout, "to be checked", square_cost_length=1 << 30)
     data.micro_batch_tokens = micro_batch_tokens
     batches = [batch for step in training_batches(data, 4) for batch in step]
-    several = sum(len(lengths) > 1 for batch in batches for lengths in batch.lengths)
-    if (layout == "grouped") == bool(several):
+    if layout != "grouped" and not _several(batches):  # they are so alike that next to nothing would be gained
+        batches = [packed_batch(data, micro_batch_tokens)]
+    if (layout == "grouped") == bool(_several(batches)):
         return float("inf")  # that is another layout
     return max(row_gap(module, batch) for batch in batches)
+
+
+def _several(batches: list[MicroBatch]) -> int:
+    """Return the number of rows that hold several examples."""
+    return sum(len(lengths) > 1 for batch in batches for lengths in batch.lengths)
+
+
+def packed_batch(data: Any, capacity: int) -> MicroBatch:
+    """Return a micro-batch of the first examples in rows of several, whatever that gains."""
+    examples = [data.store[index] for index in range(min(12, len(data.store)))]
+    lengths = np.array([len(example.input_ids) for example in examples])
+    return collate([[examples[number] for number in row] for row in fill_rows(lengths, capacity)], 0)
 
 
 @torch.no_grad()
@@ -176,7 +190,7 @@ def gradient_gap(bench: Workbench, title: str, changes: Changes) -> float:
     for index in (0, 1):
         step = data._training_steps(0, 1)[index]
         ours = engine_gradient(module, step, trained)
-        plain = plain_gradient(module.model, step, trained)
+        plain = plain_gradient(module, step, trained)
         gaps.append(abs(ours[0] - plain[0]) / abs(plain[0]))
         largest = max(float(one.abs().max()) for one in plain[1])
         gaps += [float((one - two).abs().max()) / largest for one, two in zip(ours[1], plain[1], strict=True)]
@@ -205,8 +219,9 @@ def engine_gradient(module: Any, step: Any, trained: list[torch.Tensor]) -> tupl
     return total, [_gradient(parameter) for parameter in trained]
 
 
-def plain_gradient(model: Any, step: Any, trained: list[torch.Tensor]) -> tuple[float, list[torch.Tensor]]:
+def plain_gradient(module: Any, step: Any, trained: list[torch.Tensor]) -> tuple[float, list[torch.Tensor]]:
     """Return loss and gradient of a step by a loop over its examples, with full logits."""
+    model = module.model
     model.zero_grad()
     total = 0.0
     for batch in step.micro_batches:
@@ -215,6 +230,9 @@ def plain_gradient(model: Any, step: Any, trained: list[torch.Tensor]) -> tuple[
             loss = example_losses(model, Example(ids, labels)).sum()
             (loss / step.num_supervised).backward()
             total += float(loss.detach().double())
+    penalty = module._course.penalty()  # of some methods, once a step
+    if penalty is not None:
+        penalty.backward()
     return total / step.num_supervised, [_gradient(parameter) for parameter in trained]
 
 

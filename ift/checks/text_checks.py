@@ -177,11 +177,15 @@ def wrong_prompts(texts: Texts, base: Path) -> int:
     )
     asked.load()
     exported = prompt_format(texts.encoder, [conversation_of(talk) for talk in texts.talks]).chat_template
-    validation = [prompt for prompt, _ in data.validation_prompts(data.num_validation_examples)]
+    told_apart = data.train_on != "everything"  # else nothing in the labels says where a prompt ends
+    held_out = data.validation_prompts(data.num_validation_examples) if told_apart else []
+    validation = [prompt for prompt, _ in held_out]
     wrong = sum(prompt not in [one.ids for one in asked.prompts] for prompt in validation)
     by_line = {data.store.place(index)[1]: data.store[index] for index in range(len(data.store))}
     for number, (talk, prompt) in enumerate(zip(texts.talks, asked.prompts, strict=True)):
-        wrong += trained_prompt(by_line[number + 1], texts.encoder) != prompt.ids
+        example = by_line[number + 1]
+        known = trained_prompt(example, texts.encoder) if told_apart else example.input_ids[: len(prompt.ids)].tolist()
+        wrong += known != prompt.ids
         if exported is not None:
             theirs = texts.encoder.tokenizer.apply_chat_template(
                 chat_messages(conversation_of(talk).prompt),

@@ -52,9 +52,7 @@ def test_two_runs_of_one_configuration_are_the_same(fit: Any, tmp_path: Path, ca
     assert "the same bit for bit" in capsys.readouterr().out
 
 
-def test_what_differed_is_named_and_so_is_the_step(
-    fit: Any, rows_file: Path, tmp_path: Path, capsys: Any
-) -> None:
+def test_what_differed_is_named_and_so_is_the_step(fit: Any, rows_file: Path, tmp_path: Path, capsys: Any) -> None:
     reference = fit("reference")
     rate = fit("rate", model={"optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.011}}})
     code, report = diff(reference, rate, tmp_path / "report.json")
@@ -106,7 +104,8 @@ def test_a_change_of_code_and_of_environment_is_seen(fit: Any, monkeypatch: pyte
 def test_without_the_exact_record_the_log_says_between_which_steps(fit: Any, tmp_path: Path, capsys: Any) -> None:
     trainer = {"log_every_n_steps": 3}
     one = fit("one", trainer=trainer)
-    other = fit("other", trainer=trainer, model={"optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 9}}})
+    sgd = {"class_path": "torch.optim.SGD", "init_args": {"lr": 9}}
+    other = fit("other", trainer=trainer, model={"optimizer": sgd})
     (one / "losses.jsonl").unlink()
     code, report = diff(one, other, tmp_path / "report.json")
     assert code == 1 and report["losses"]["source"] == "tensorboard"
