@@ -58,7 +58,9 @@ class Deferred(torch.Tensor):
 
     @staticmethod
     def __new__(cls, like: torch.Tensor, rows: Rows, device: torch.device | str = "cpu") -> "Deferred":
-        made = torch.Tensor._make_wrapper_subclass(cls, like.shape, dtype=like.dtype, device=device)  # type: ignore[attr-defined]
+        made = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+            cls, like.shape, strides=like.stride(), dtype=like.dtype, device=device
+        )
         made.rows = rows
         return made  # type: ignore[no-any-return]
 
@@ -75,7 +77,8 @@ class Deferred(torch.Tensor):
     def in_memory(self) -> torch.Tensor:
         """Return a plain tensor with the values; a parameter stays one."""
         with torch.no_grad():
-            found = torch.empty(self.shape, dtype=self.dtype, device=self.device)
+            # In the order in which it would lie in memory: sums over it are then the same to the last bit.
+            found = torch.empty_like(_without_data(self), device=self.device)
             read_into(found, self)
         return nn.Parameter(found, requires_grad=self.requires_grad) if isinstance(self, nn.Parameter) else found
 
@@ -132,7 +135,9 @@ def _like(one: Deferred, rows: Rows) -> Deferred:
 
 def _without_data(value: Any) -> Any:
     def empty(one: Any) -> Any:
-        return torch.empty(one.shape, dtype=one.dtype, device="meta") if isinstance(one, torch.Tensor) else one
+        if not isinstance(one, torch.Tensor):
+            return one
+        return torch.empty_strided(one.shape, one.stride(), dtype=one.dtype, device="meta")
 
     return tree_map(empty, value)
 
@@ -148,7 +153,7 @@ def _all_rows(one: Deferred) -> torch.Tensor:
 
 def _cast(one: Deferred, named: Mapping[str, Any]) -> torch.Tensor:
     dtype = named.get("dtype") or one.dtype
-    like = torch.empty(one.shape, dtype=dtype, device="meta")
+    like = _without_data(one).to(dtype)
     if torch.device(named.get("device") or one.device).type == "meta":
         return like
     return Deferred(like, lambda start, stop: one.rows(start, stop).to(dtype), named.get("device") or one.device)
