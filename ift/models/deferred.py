@@ -8,25 +8,16 @@ computed otherwise, only later. Rows are read by themselves wherever that is pos
 Nothing can be written into a deferred tensor: what was written would be lost when it is read again.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from ift.models.stored_weights import safetensors_entries
-
 BUFFER_BYTES = 16 << 20
 """So much is read at once where it goes elsewhere than it is read to."""
-DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
-    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
-"""Of safetensors, those that can be deferred."""
 
 Rows = Callable[[int, int], torch.Tensor]
 """Returns rows of a tensor, from the first to the one before the second number; of a number, the number itself."""
@@ -52,21 +43,27 @@ class Deferred(torch.Tensor):
         like: of its shape and dtype, without data.
         rows: reads rows of it, on the CPU.
         device: that it is on once it is read.
+        by_rows: whether a few rows take less than all of them; else it is read at once.
     """
 
     rows: Rows
+    by_rows: bool
 
     @staticmethod
-    def __new__(cls, like: torch.Tensor, rows: Rows, device: torch.device | str = "cpu") -> "Deferred":
-        made = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
-            cls, like.shape, strides=like.stride(), dtype=like.dtype, device=device
+    def __new__(
+        cls, like: torch.Tensor, rows: Rows, *, device: torch.device | None = None, by_rows: bool = True
+    ) -> "Deferred":
+        """Make one."""
+        place = device or torch.device("cpu")
+        made = torch.Tensor._make_wrapper_subclass(
+            cls, like.shape, strides=like.stride(), dtype=like.dtype, device=place
         )
-        made.rows = rows
-        return made  # type: ignore[no-any-return]
+        made.rows, made.by_rows = rows, by_rows
+        return made
 
     # Attributes of Python do not travel with `.data`, so that a value set there would be lost without a word.
     @property
-    def data(self) -> torch.Tensor:  # type: ignore[override]
+    def data(self) -> torch.Tensor:
         """The same, without gradient."""
         return self.detach()
 
@@ -82,7 +79,7 @@ class Deferred(torch.Tensor):
             read_into(found, self)
         return nn.Parameter(found, requires_grad=self.requires_grad) if isinstance(self, nn.Parameter) else found
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"{type(self).__name__}(shape={tuple(self.shape)}, dtype={self.dtype}, device='{self.device}')"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> torch.Tensor:
@@ -92,7 +89,7 @@ class Deferred(torch.Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Sequence[Any], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Put an operation off, or read what it needs and compute it."""
@@ -122,15 +119,27 @@ def read_into(target: torch.Tensor, source: Deferred, *, first_row: int = 0) -> 
     if target.ndim == 0:
         target.copy_(source.rows(0, 1))
         return
-    row_bytes = max(1, source[0].numel() if source.ndim > 1 else 1) * source.dtype.itemsize
-    step = max(1, BUFFER_BYTES // row_bytes)
+    row_bytes = max(1, math.prod(source.shape[1:])) * source.dtype.itemsize
+    step = max(1, BUFFER_BYTES // row_bytes if source.by_rows else len(target))
     for start in range(0, len(target), step):
         stop = min(start + step, len(target))
         target[start:stop].copy_(source.rows(first_row + start, first_row + stop))
 
 
+def values_of(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the values of a parameter, read if they are not yet."""
+    return tensor.in_memory().detach() if isinstance(tensor, Deferred) else tensor.data
+
+
+def read_for_good(module: nn.Module) -> None:
+    """Read the deferred parameters of a module, which can be written to from then on."""
+    for name, one in module.named_parameters():
+        if isinstance(one, Deferred):
+            setattr(module.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], one.in_memory())
+
+
 def _like(one: Deferred, rows: Rows) -> Deferred:
-    return Deferred(_without_data(one), rows, one.device)
+    return Deferred(_without_data(one), rows, device=one.device, by_rows=one.by_rows)
 
 
 def _without_data(value: Any) -> Any:
@@ -152,17 +161,18 @@ def _all_rows(one: Deferred) -> torch.Tensor:
 
 
 def _cast(one: Deferred, named: Mapping[str, Any]) -> torch.Tensor:
-    dtype = named.get("dtype") or one.dtype
-    like = _without_data(one).to(dtype)
-    if torch.device(named.get("device") or one.device).type == "meta":
+    dtype, device = named.get("dtype") or one.dtype, torch.device(named.get("device") or one.device)
+    like: torch.Tensor = _without_data(one).to(dtype)
+    if device.type == "meta":
         return like
-    return Deferred(like, lambda start, stop: one.rows(start, stop).to(dtype), named.get("device") or one.device)
+    return Deferred(like, lambda start, stop: one.rows(start, stop).to(dtype), device=device, by_rows=one.by_rows)
 
 
 def _pieces(func: Any, args: Sequence[Any], named: Mapping[str, Any]) -> Any:
     """Return one part of a tensor, or several."""
     one = args[0]
-    bound = {parameter.name: value for parameter, value in zip(func._schema.arguments, args, strict=False)} | named
+    bound = {parameter.name: value for parameter, value in zip(func._schema.arguments, args, strict=False)}
+    bound |= named
     dim = bound.get("dim", 0) % one.ndim
     made = func(_without_data(one), *args[1:], **named)
     parts = list(made) if isinstance(made, list | tuple) else [made]
@@ -180,7 +190,8 @@ def _pieces(func: Any, args: Sequence[Any], named: Mapping[str, Any]) -> Any:
         for part in parts:
             readers.append(lambda start, stop, begin=begin: one.rows(begin + start, begin + stop))  # type: ignore[misc]
             begin += len(part)
-    found = [Deferred(part, reader, one.device) for part, reader in zip(parts, readers, strict=True)]
+    made_of: dict[str, Any] = {"device": one.device, "by_rows": one.by_rows}
+    found = [Deferred(part, reader, **made_of) for part, reader in zip(parts, readers, strict=True)]
     return found if isinstance(made, list | tuple) else found[0]
 
 
@@ -215,7 +226,7 @@ def _joined(func: Any, parts: Sequence[Deferred], dim: int = 0) -> Deferred:
                 ]
             )
 
-    return Deferred(made, rows, parts[0].device)
+    return Deferred(made, rows, device=parts[0].device, by_rows=all(one.by_rows for one in parts))
 
 
 def _put_off(func: Any, args: Sequence[Any], named: Mapping[str, Any]) -> Any:
@@ -231,7 +242,7 @@ def _put_off(func: Any, args: Sequence[Any], named: Mapping[str, Any]) -> Any:
             found = _chosen(compute(), number)
             return found[start:stop] if found.ndim else found
 
-        return Deferred(like, rows, device)
+        return Deferred(like, rows, device=device, by_rows=False)
 
     several = isinstance(made, list | tuple)
     return [part(like, number) for number, like in enumerate(made)] if several else part(made, 0)
@@ -242,50 +253,3 @@ def _check_unwritten(func: Any, args: Sequence[Any], named: Mapping[str, Any]) -
         value = args[number] if number < len(args) else named.get(parameter.name)
         if parameter.alias_info is not None and parameter.alias_info.is_write and isinstance(value, Deferred):
             raise RuntimeError(f"a weight that is not read yet cannot be changed in place ({func})")
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where a tensor lies in a file."""
-
-    path: Path
-    offset: int
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-
-    def rows(self, start: int, stop: int) -> torch.Tensor:
-        """Read rows, and nothing else, into memory of their own."""
-        shape = (stop - start, *self.shape[1:]) if self.shape else ()
-        found = torch.empty(shape, dtype=self.dtype)
-        if found.numel():
-            row_bytes = found.nbytes // max(1, stop - start)
-            with self.path.open("rb", buffering=0) as file:
-                file.seek(self.offset + start * row_bytes)
-                view = memoryview(found.reshape(-1).view(torch.uint8).numpy())
-                while view:
-                    if not (count := file.readinto(view)):
-                        raise OSError(f"'{self.path}' ends before its tensors do")
-                    view = view[count:]
-        return found
-
-
-def deferred_tensors(path: Path) -> dict[str, Deferred]:
-    """Return the tensors of a safetensors file, none of which is read.
-
-    Args:
-        path: of the file, whose tensors have dtypes of `DTYPES`.
-
-    Raises:
-        OSError: it cannot be read.
-        SafetensorError: it is damaged, or shorter than it says.
-    """
-    with safe_open(path, "pt"):  # which compares what it says of itself with its size
-        pass
-    with path.open("rb") as file:
-        begin = 8 + int.from_bytes(file.read(8), "little")
-    found = {}
-    for name, entry in safetensors_entries(path).items():
-        place = _Place(path, begin + entry["data_offsets"][0], DTYPES[entry["dtype"]], tuple(entry["shape"]))
-        like = torch.empty(place.shape, dtype=place.dtype, device="meta")
-        found[name] = Deferred(like, place.rows)
-    return found

@@ -4,25 +4,31 @@ transformers itself makes the model on the meta device and decides which tensor 
 name, joined or split, and what is missing; the tensors that it is given are deferred ones.
 """
 
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 
-from ift.models.deferred import DTYPES, Deferred, deferred_tensors
+from ift.models.deferred import Deferred
+from ift.models.deferred_files import DTYPES, deferred_tensors, mapped_tensors
 from ift.models.stored_weights import safetensors_entries, weight_files
 
 
 def obstacle_to_deferring(folder: Path) -> str:
     """Return why the weights of a folder cannot be left in their files; empty where they can."""
-    files = weight_files(folder)
-    if not files or any(path.suffix != ".safetensors" for path in files):
-        return "its weights are not in safetensors"
     if (folder / "adapter_config.json").is_file():
         return "an adapter lies in its folder"
-    present = [path for path in files if path.is_file()]  # whoever loads the model tells which are missing
-    kinds = {entry["dtype"] for path in present for entry in safetensors_entries(path).values()}
+    present = [path for path in weight_files(folder) if path.is_file()]  # the loading tells which are missing
+    if old := [path.name for path in present if path.suffix == ".bin" and not is_zipfile(path)]:
+        return f"'{old[0]}' is in the format of torch before 1.6, which is read as a whole"
+    plain = [path for path in present if path.suffix == ".safetensors"]
+    try:
+        kinds = {entry["dtype"] for path in plain for entry in safetensors_entries(path).values()}
+    except (OSError, ValueError, KeyError, struct.error):  # damaged, which the loading tells as well
+        return ""
     return f"it holds tensors of type {min(kinds - DTYPES.keys())}" if kinds - DTYPES.keys() else ""
 
 
@@ -36,7 +42,7 @@ def from_deferred(reader: Any, folder: Path, options: Mapping[str, Any]) -> tupl
     """
     tensors: dict[str, Deferred] = {}
     for path in weight_files(folder):
-        tensors |= deferred_tensors(path)
+        tensors |= deferred_tensors(path) if path.suffix == ".safetensors" else mapped_tensors(path)
     config, model_class = options["config"], reader
     if not hasattr(reader, "config_class"):  # an auto class, which asks for a folder
         with torch.device("meta"):

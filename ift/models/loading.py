@@ -14,6 +14,7 @@ from ift.errors import UserError
 from ift.hub import check_base, local_folder
 from ift.models.attention import Attention, check_attention
 from ift.models.base_files import base_folder
+from ift.models.deferred import read_for_good
 from ift.models.deferred_model import from_deferred
 from ift.models.encoder_decoder import auto_class, check_encoder_decoder, settle_head
 from ift.models.families import FAMILIES, Family, made_native, native_config, recognise
@@ -98,6 +99,8 @@ def _read(key: str, base: str, config: Any, options: Mapping[str, Any], *, defer
             model, report = reader.from_pretrained(str(folder) if folder else base, **how)
         if family is not None:
             made_native(model, family)
+            if deferred and family.normalized_head:  # its rows are divided in place
+                read_for_good(model.lm_head)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{key}: a .bin file of '{base}' is damaged or holds more than tensors, and is not executed. Fetch it "

@@ -1,14 +1,15 @@
 """Large models: made without data, sharded, and only then read, every rank its own rows.
 
 No rank ever holds the whole model: what is in memory is a rank's share of the weights, at times one tensor that has to
-be read whole, and the adapter. The model is built as always (`load_base_model(..., deferred=True)`, `enlarge`, `attach`)
-on weights that are left in their files, so that names, tied weights and the adapter's random first values are those of
-one process, bit for bit. `read_sharded` then takes the weights away, lets the strategy shard what is left, and reads.
+be read whole, and the adapter. The model is built as always (`load_base_model(..., deferred=True)`, `enlarge`,
+`attach`) on weights that are left in their files, so that names, tied weights and the adapter's random first values are
+those of one process, bit for bit. `read_sharded` then takes the weights away, lets the strategy shard what is left, and
+reads.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -50,8 +51,8 @@ def can_defer(key: str, base: str, *, config: Any, quantization: Any, merged: bo
         rank_zero_info(f"{key}: every rank reads its own rows of the weights, and none holds the whole model")
         return True
     rank_zero_warn(
-        f"{key}: every rank loads all of '{base}' and then keeps its share, as {reason}; each needs host memory for the "
-        "whole model. 'ift convert' (or 'ift merge', for merged adapters) makes a folder that is read shard by shard."
+        f"{key}: every rank loads all of '{base}' before it keeps its share, as {reason}; each needs host memory for "
+        "the whole model."
     )
     return False
 
@@ -60,7 +61,7 @@ def _obstacle(key: str, base: str, *, config: Any, quantization: Any, merged: bo
     if is_quantized(config, quantization):
         return "its weights are quantized while they are read"
     if merged:
-        return "adapters are merged into it"
+        return "adapters are merged into it ('ift merge' writes a folder that holds them)"
     if method.peft_config is not None and changes_base(method.peft_config):
         return f"{method.name} begins with a part of its weights"
     return obstacle_to_deferring(base_folder(key, base))
@@ -128,7 +129,8 @@ def _read_own_part(weight: torch.Tensor, source: Deferred) -> int:
     assert tuple(local.shape) == tuple(shape)
     if 0 in shape:
         return 0
+    part: Any = source
     for dim in range(1, len(shape)):
-        source = cast(Deferred, source.narrow(dim, begin[dim], shape[dim])) if shape[dim] != source.shape[dim] else source
-    read_into(local, source, first_row=begin[0] if begin else 0)
+        part = part.narrow(dim, begin[dim], shape[dim])
+    read_into(local, part, first_row=begin[0] if begin else 0)
     return local.nbytes
