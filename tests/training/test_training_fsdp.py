@@ -41,4 +41,3 @@ def test_two_ranks_train_as_one(config: Config, fit: Fit, tmp_path: Path) -> Non
         assert json.loads((both / "manifest.json").read_text())["sessions"][0]["world_size"] == 2
         assert largest_difference(alone, both) < 1e-6, two.stem
         assert validation_losses(both) == pytest.approx(validation_losses(alone), abs=1e-6)
-

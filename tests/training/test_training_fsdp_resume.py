@@ -1,4 +1,4 @@
-"""Checkpoints under `fsdp`: whole or not there, gone on with exactly, by any number of ranks and by other strategies."""
+"""Checkpoints under `fsdp`: whole or not there, gone on with exactly, by any number of ranks and other strategies."""
 
 import json
 from collections.abc import Callable
@@ -18,11 +18,11 @@ STEPS = {"trainer": {"max_steps": 7, "max_epochs": -1}, "checkpoint": {"every_n_
 
 
 @pytest.mark.parametrize("whole", [False, True], ids=["lora", "full"])
-def test_a_run_goes_on_from_a_checkpoint_of_any_strategy(
-    whole: bool, config: Config, fit: Fit, tmp_path: Path
-) -> None:
+def test_a_run_goes_on_from_a_checkpoint_of_any_strategy(whole: bool, config: Config, fit: Fit, tmp_path: Path) -> None:
     model: dict[str, Any] = {"optimizer": ADAM, **({"adapter": None} if whole else {})}
-    paths = {name: config(name, model=model, **STEPS) for name in ("sharded", "again", "alone", "ddp", "one", "from_one")}
+    paths = {
+        name: config(name, model=model, **STEPS) for name in ("sharded", "again", "alone", "ddp", "one", "from_one")
+    }
     fit(paths["one"])
     checkpoints = {name: path.with_suffix("") / "checkpoints/step-00000003.ckpt" for name, path in paths.items()}
     arguments = {name: ["fit", "--config", str(path), *FSDP] for name, path in paths.items()}
