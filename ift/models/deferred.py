@@ -126,6 +126,12 @@ def read_into(target: torch.Tensor, source: Deferred, *, first_row: int = 0) -> 
         target[start:stop].copy_(source.rows(first_row + start, first_row + stop))
 
 
+def in_place(tensor: torch.Tensor) -> Deferred:
+    """Return a tensor that is somewhere already, as one to be read from there."""
+    values = tensor.detach()
+    return Deferred(_without_data(values), lambda start, stop: values[start:stop] if values.ndim else values)
+
+
 def values_of(tensor: torch.Tensor) -> torch.Tensor:
     """Return the values of a parameter, read if they are not yet."""
     return tensor.in_memory().detach() if isinstance(tensor, Deferred) else tensor.data

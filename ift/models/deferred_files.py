@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from ift.models.deferred import Deferred
+from ift.models.deferred import Deferred, in_place
 from ift.models.stored_weights import safetensors_entries
 
 DTYPES = {
@@ -71,9 +71,4 @@ def mapped_tensors(path: Path) -> dict[str, Deferred]:
         RuntimeError: it is damaged.
     """
     found: dict[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    return {name: _mapped(tensor) for name, tensor in found.items()}
-
-
-def _mapped(tensor: torch.Tensor) -> Deferred:
-    like = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
-    return Deferred(like, lambda start, stop: tensor[start:stop] if tensor.ndim else tensor)
+    return {name: in_place(tensor) for name, tensor in found.items()}

@@ -18,11 +18,12 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from ift.models.base_files import base_folder
-from ift.models.deferred import Deferred, read_into
+from ift.models.deferred import Deferred, in_place, read_into
 from ift.models.deferred_model import obstacle_to_deferring
 from ift.models.initial_adapters import changes_base
+from ift.models.loading import read_config
 from ift.models.methods import Method
-from ift.models.quantization import is_quantized
+from ift.models.quantization import Quantization, is_quantized
 
 
 @dataclass(frozen=True)
@@ -35,18 +36,17 @@ class ShardReading:
     """Of all of them."""
 
 
-def can_defer(key: str, base: str, *, config: Any, quantization: Any, merged: bool, method: Method) -> bool:
+def can_defer(key: str, base: str, *, quantization: Quantization | None, merged: bool, method: Method) -> bool:
     """Return whether a base model can be read shard by shard, and tell the user which way is taken.
 
     Args:
         key: the configuration key that named the base model.
         base: folder or hub id.
-        config: transformers' config of it, or `None`.
         quantization: `model.quantization`.
         merged: whether adapters are merged into it first.
         method: what is trained.
     """
-    reason = _obstacle(key, base, config=config, quantization=quantization, merged=merged, method=method)
+    reason = _obstacle(key, base, quantization=quantization, merged=merged, method=method)
     if not reason:
         rank_zero_info(f"{key}: every rank reads its own rows of the weights, and none holds the whole model")
         return True
@@ -57,8 +57,8 @@ def can_defer(key: str, base: str, *, config: Any, quantization: Any, merged: bo
     return False
 
 
-def _obstacle(key: str, base: str, *, config: Any, quantization: Any, merged: bool, method: Method) -> str:
-    if is_quantized(config, quantization):
+def _obstacle(key: str, base: str, *, quantization: Quantization | None, merged: bool, method: Method) -> str:
+    if is_quantized(read_config(base), quantization):
         return "its weights are quantized while they are read"
     if merged:
         return "adapters are merged into it ('ift merge' writes a folder that holds them)"
@@ -71,14 +71,15 @@ def read_sharded(model: Any, shard: Callable[[Any], None], *, device: torch.devi
     """Shard a model and read the weights that are still in their files.
 
     Args:
-        model: with its adapter; of `load_base_model(..., deferred=True)`, or one that is in memory already.
+        model: with its adapter; of `load_base_model(..., deferred=True)`, or one that is in memory already. What is
+            on another device is read from there.
         shard: shards it in place (`fully_shard` on its layers and itself).
         device: that the model is to be on.
 
     Returns:
         What was read.
     """
-    places = _take_weights_away(model)
+    places = _take_weights_away(model, device)
     shard(model)
     model._apply(lambda one: torch.empty_like(one, device=device) if one.is_meta else one.to(device))
     own = total = 0
@@ -93,12 +94,13 @@ _Where = list[tuple[nn.Module, str]]
 """The modules that share a weight, and its name in each."""
 
 
-def _take_weights_away(model: nn.Module) -> list[tuple[Deferred, _Where]]:
-    """Put a weight without data in the place of each deferred one; weights that were shared still are."""
-    places: dict[int, tuple[Deferred, _Where]] = {}
+def _take_weights_away(model: nn.Module, device: torch.device) -> list[tuple[Deferred, _Where]]:
+    """Put a weight without data in the place of each that is elsewhere; weights that were shared still are."""
+    places: dict[int, tuple[torch.Tensor, _Where]] = {}
     for module in model.modules():
         for name, one in [*module._parameters.items(), *module._buffers.items()]:
-            if isinstance(one, Deferred):
+            elsewhere = isinstance(one, nn.Parameter) and one.device.type != device.type
+            if one is not None and (elsewhere or isinstance(one, Deferred)):
                 places.setdefault(id(one), (one, []))[1].append((module, name))
     for one, where in places.values():
         empty: torch.Tensor = torch.empty(one.shape, dtype=one.dtype, device="meta")
@@ -106,7 +108,7 @@ def _take_weights_away(model: nn.Module) -> list[tuple[Deferred, _Where]]:
             empty = nn.Parameter(empty, requires_grad=one.requires_grad)
         for module, name in where:
             setattr(module, name, empty)
-    return list(places.values())
+    return [(one if isinstance(one, Deferred) else in_place(one), where) for one, where in places.values()]
 
 
 def _the_one(where: _Where) -> torch.Tensor:

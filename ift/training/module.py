@@ -1,6 +1,6 @@
 """`InstructionModule`: any base model plus an adapter, trained step by step."""
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from ift.models.methods import Method, as_method
 from ift.models.packing import verify_row_layout
 from ift.models.quantization import Quantization, check_quantization, default_quantization
 from ift.models.rope import Rope, check_rope
+from ift.models.sharded_loading import can_defer
 from ift.models.support import check_supported
 from ift.models.trained_adapters import MergedAdapter
 from ift.models.vocabulary import Growth, Vocabulary, check_same_growth, enlarged_config
@@ -198,15 +199,8 @@ class InstructionModule(LightningModule):
         if self.model is not None:
             return
         self.check()
-        model = load_base_model(
-            "model.base",
-            self.base,
-            self.dtype_name,
-            quantization=self.quantization,
-            attention=self.attention,
-            rope=self.rope,
-        )
-        model = enlarge(model, self.growth)
+        self._engine = engine_of(self)
+        model = enlarge(self._load_base(), self.growth)
         datamodule: Any = getattr(self.trainer, "datamodule", None) if self._trainer is not None else None
         if datamodule is not None:
             check_vocabulary("model.base", model, datamodule.tokenizer)
@@ -219,7 +213,6 @@ class InstructionModule(LightningModule):
         if self.gradient_checkpointing:
             # The reentrant kind would need inputs that require gradients, and fails under DDP with unused parameters.
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        self._engine = engine_of(self)
         if self._engine.in_step and not self.method.trains_base and changes_base(model.active_peft_config):
             self.initial_values = initial_values(model)  # which could not be read any more
         self._engine.place(model)
@@ -233,6 +226,25 @@ class InstructionModule(LightningModule):
         self._course = MethodCourse(model, self.method, seed=self.seed)
         self.model = model
         self._trained = [name for name, parameter in self.named_parameters() if parameter.requires_grad]
+
+    def _load_base(self) -> Any:
+        """Load the base model; where each rank is to keep its own rows only, leave the weights in their files."""
+        merged, method = bool(self.merged_chain), self.method
+        deferred = self._engine.keeps_rows and can_defer(
+            "model.base", self.base, quantization=self.quantization, merged=merged, method=method
+        )
+        # A whole model is put on the host first, as it may be too large for a device.
+        whole_first = self._engine.keeps_rows and not deferred
+        with torch.device("cpu") if whole_first else nullcontext():
+            return load_base_model(
+                "model.base",
+                self.base,
+                self.dtype_name,
+                quantization=self.quantization,
+                attention=self.attention,
+                rope=self.rope,
+                deferred=deferred,
+            )
 
     def _num_steps(self, datamodule: Any) -> int | None:
         """Return the optimizer steps of the whole run, where it has an end."""

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 
+from ift.models.sharded_loading import read_sharded
 from ift.training.engines import Engine
 from ift.training.sharding import shard, whole_weights
 
@@ -23,9 +24,16 @@ class ShardedEngine(Engine):
         """Gathering a layer's weights takes all ranks."""
         return True
 
+    @property
+    def keeps_rows(self) -> bool:
+        """All weights are shared out by rows."""
+        return True
+
     def place(self, model: Any) -> None:
-        """Leave each rank its rows."""
-        shard(model, self.module.trainer.strategy.device_mesh["data_parallel"])
+        """Leave each rank its rows, and read those that are still in files."""
+        strategy = self.module.trainer.strategy
+        mesh = strategy.device_mesh["data_parallel"]
+        read_sharded(model, lambda one: shard(one, mesh), device=strategy.root_device)
 
     def whole(self, model: Any) -> AbstractContextManager[Any]:
         """Gather what is trained, tensor by tensor, on the CPU of the first rank."""
