@@ -36,8 +36,10 @@ class ShardReading:
     """Of all of them."""
 
 
-def can_defer(key: str, base: str, *, quantization: Quantization | None, merged: bool, method: Method) -> bool:
-    """Return whether a base model can be read shard by shard, and tell the user which way is taken.
+def can_defer(
+    key: str, base: str, *, quantization: Quantization | None, merged: bool, method: Method, ranks: bool = True
+) -> bool:
+    """Return whether a base model's weights can be left in their files; tell the user which way ranks take.
 
     Args:
         key: the configuration key that named the base model.
@@ -45,8 +47,11 @@ def can_defer(key: str, base: str, *, quantization: Quantization | None, merged:
         quantization: `model.quantization`.
         merged: whether adapters are merged into it first.
         method: what is trained.
+        ranks: whether each of several is to read its rows; else nothing is told.
     """
     reason = _obstacle(key, base, quantization=quantization, merged=merged, method=method)
+    if not ranks:
+        return not reason
     if not reason:
         rank_zero_info(f"{key}: every rank reads its own rows of the weights, and none holds the whole model")
         return True

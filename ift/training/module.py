@@ -1,5 +1,6 @@
 """`InstructionModule`: any base model plus an adapter, trained step by step."""
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -131,6 +132,7 @@ class InstructionModule(LightningModule):
         self._all_finite: torch.Tensor | None = None
         self._loaded_step = 0
         self.initial_values: dict[str, torch.Tensor] | None = None
+        self.defers = False
 
     def check(self) -> None:
         """Refuse a method that does not fit the base model, without loading weights; does nothing twice.
@@ -229,13 +231,13 @@ class InstructionModule(LightningModule):
 
     def _load_base(self) -> Any:
         """Load the base model; where each rank is to keep its own rows only, leave the weights in their files."""
-        merged, method = bool(self.merged_chain), self.method
-        deferred = self._engine.keeps_rows and can_defer(
-            "model.base", self.base, quantization=self.quantization, merged=merged, method=method
+        ranks = self._engine.keeps_rows
+        below: dict[str, Any] = {"quantization": self.quantization, "merged": bool(self.merged_chain)}
+        deferred = (ranks or self.defers) and can_defer(
+            "model.base", self.base, method=self.method, ranks=ranks, **below
         )
-        # A whole model is put on the host first, as it may be too large for a device.
-        whole_first = self._engine.keeps_rows and not deferred
-        with torch.device("cpu") if whole_first else nullcontext():
+        # What has to be loaded whole may be too large for the device of a rank that keeps a part of it.
+        with torch.device("cpu") if ranks and not deferred else nullcontext():
             return load_base_model(
                 "model.base",
                 self.base,
@@ -359,6 +361,27 @@ class InstructionModule(LightningModule):
             "method": self._course.state(),
         }
 
+    def check_weights(self, found: Mapping[str, tuple[int, ...]], *, key: str = "--ckpt_path") -> None:
+        """Refuse weights that are not exactly the trained ones of this model.
+
+        Args:
+            found: shapes of a checkpoint's weights, by name.
+            key: names the checkpoint, for errors.
+
+        Raises:
+            UserError: names or shapes differ.
+        """
+        trained = set(self._trained)
+        needed = {name: tuple(value.shape) for name, value in self.state_dict().items() if name in trained}
+        differing = sorted(name for name in needed.keys() | found.keys() if needed.get(name) != found.get(name))
+        if differing:
+            first = differing[0]
+            raise UserError(
+                f"{key}: the checkpoint is of another model or adapter; {len(differing)} weights differ, first "
+                f"'{first}' (here {needed.get(first, 'absent')}, checkpoint {found.get(first, 'absent')}). "
+                "Resume with the configuration in the run folder."
+            )
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint whose weights are not exactly the trained ones of this model.
 
@@ -368,17 +391,7 @@ class InstructionModule(LightningModule):
         self._loaded_step = int(checkpoint["global_step"])
         enlarged = checkpoint[CHECKPOINT_KEY].get("vocabulary")
         check_same_growth("--ckpt_path", self.growth, enlarged, where="the checkpoint")
-        trained = set(self._trained)
-        needed = {name: tuple(value.shape) for name, value in self.state_dict().items() if name in trained}
-        found = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
-        differing = sorted(name for name in needed.keys() | found.keys() if needed.get(name) != found.get(name))
-        if differing:
-            first = differing[0]
-            raise UserError(
-                f"--ckpt_path: the checkpoint is of another model or adapter; {len(differing)} weights differ, first "
-                f"'{first}' (here {needed.get(first, 'absent')}, checkpoint {found.get(first, 'absent')}). "
-                "Resume with the configuration in the run folder."
-            )
+        self.check_weights({name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()})
         if self.trainer.state.fn == "fit":
             self._course.check_resumable()
         if self.initial_values is None and not self.method.trains_base and changes_base(self.model.active_peft_config):
