@@ -17,6 +17,7 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load as read_tensors
@@ -133,8 +134,8 @@ def load_own_parts(
         read_tensors(cast(dict[str, Any], state), storage_reader=reader or _Reader(path), no_dist=True)
     except UserError:
         raise
-    except Exception as error:  # torch raises many types for what is damaged
-        raise UserError(f"--ckpt_path: '{path}' cannot be read as a checkpoint: {_one_line(error)}") from error
+    except (Exception, CheckpointException) as error:  # torch raises many types for what is damaged
+        raise UserError(f"--ckpt_path: '{path}' cannot be read as a checkpoint: {_reason(error)}") from error
 
 
 def read_whole(path: Path) -> dict[str, Any]:
@@ -256,6 +257,13 @@ def _sync_folder(path: Path) -> None:
 def _barrier() -> None:
     if dist.is_initialized():
         dist.barrier()
+
+
+def _reason(error: BaseException) -> str:
+    """Return why reading failed; torch packs that into an exception which `except Exception` does not catch."""
+    failures = list(error.failures.values()) if isinstance(error, CheckpointException) else []
+    first = failures[0][0] if failures else error
+    return _one_line(first) or type(first).__name__
 
 
 def _one_line(error: BaseException) -> str:
