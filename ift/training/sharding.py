@@ -85,9 +85,17 @@ def shard(model: Any, mesh: DeviceMesh) -> None:
         "mesh": mesh,
         "mp_policy": MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False),
     }
-    for layer in all_layers(base_of(model)):
+    base = base_of(model)
+    packed = []
+    if getattr(base, "is_quantized", False):
+        from ift.models.quantized_layers import as_plain_parameters, tell_of_packing
+
+        packed = as_plain_parameters(model, torch.device(mesh.device_type))
+    for layer in all_layers(base):
         fully_shard(layer, **options)
     fully_shard(model, **options)
+    if packed:
+        tell_of_packing(packed)
     register_fsdp_forward_method(model, "generate")
 
 
