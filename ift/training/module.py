@@ -182,7 +182,7 @@ class InstructionModule(LightningModule):
     def setup(self, stage: str) -> None:
         """Refuse what the strategy cannot do, and ask for steps as the optimizer takes them; before weights load."""
         device = self.trainer.strategy.root_device.type
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        data: Any = getattr(self.trainer, "datamodule", None)
         data.even_micro_batches = engine_of(self).in_step
         check_sharded(self, self.trainer, config=read_config(self.base))
         check_attention(self.attention, config=read_config(self.base), dtype=self.dtype_name, device=device)

@@ -5,11 +5,12 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 from ift.models.sharded_loading import read_sharded
 from ift.training.engines import Engine
-from ift.training.sharding import shard, whole_weights
+from ift.training.sharding import base_of, shard, whole_weights
 
 
 class ShardedEngine(Engine):
@@ -41,6 +42,15 @@ class ShardedEngine(Engine):
         trains_base = self.module.method.trains_base
         return whole_weights(model, on_this_rank=first, wanted=lambda one: trains_base or one.requires_grad)
 
+    @contextmanager
+    def together(self, model: Any) -> Iterator[None]:
+        """Send each pass's logits to all ranks, so that none could choose another token and make another pass."""
+        handle = base_of(model).register_forward_hook(_of_first_rank)
+        try:
+            yield
+        finally:
+            handle.remove()
+
     def exchange(self, *, last: bool) -> AbstractContextManager[Any]:
         """Let gradients be exchanged in the backward pass within it."""
         return self._exchange(now=last or self.module.method.trains_base)
@@ -54,3 +64,10 @@ class ShardedEngine(Engine):
         """Scale the gradient of the step down to a norm of at most `limit`; return the norm before."""
         norm = super().clip(parameters, limit)
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def _of_first_rank(module: torch.nn.Module, arguments: Any, output: Any) -> Any:
+    logits = output.logits.contiguous()
+    dist.broadcast(logits, src=0)
+    output.logits = logits
+    return output

@@ -3,10 +3,10 @@
 from typing import Any
 
 from lightning.pytorch import Trainer
-from peft import AdaLoraConfig
+from peft import AdaLoraConfig, XLoraConfig
 
 from ift.errors import UserError
-from ift.models.adapters import attach_empty, empty_model
+from ift.models.adapters import attach_empty, empty_model, peft_config_of
 from ift.models.base_weights import SampledLayers
 from ift.models.methods import Method
 from ift.models.quantization import is_quantized
@@ -51,8 +51,14 @@ def check_sharded(module: Any, trainer: Trainer, *, config: Any) -> None:
 def _obstacle(method: Method, base: str, growth: Any) -> str:
     if isinstance(method.config, SampledLayers):
         return "it trains other layers every few steps, and FSDP2 shares out once what is trained"
-    if isinstance(method.config, AdaLoraConfig):
+    config: Any = peft_config_of(method)
+    if isinstance(config, AdaLoraConfig):
         return "it weighs ranks by whole gradients, of which a rank has some rows"
+    if isinstance(config, XLoraConfig):
+        return "it makes passes through the model within passes, which was not tried"
+    for name in ("kasa_config", "monteclora_config", "auxiliary_loss_weight"):
+        if getattr(config, name, None):
+            return f"'{name}' adds to the loss what it computes from weights outside of a pass through the model"
     model = empty_model(base, growth)
     attached = attach_empty(method, model) if model is not None else None
     return obstacle_to_sharding(attached) if attached is not None else ""
