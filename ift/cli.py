@@ -17,6 +17,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "merge": ("ift.commands.merge", "merge a run into a plain model folder, with a certificate and a model card"),
     "check": ("ift.commands.check", "hold this machine, or a run's configuration, to what must stay true"),
     "diff": ("ift.commands.diff", "name what differed between two runs, and where their losses part"),
+    "consolidate": ("ift.commands.consolidate", "write a checkpoint as one model folder or adapter, without its ranks"),
     "convert": ("ift.commands.convert", "rewrite a base model of 2023 as a plain one, or back; or an adapter of one"),
 }
 """Name to module and one line of help; the module has `run(command, arguments)`."""

@@ -22,7 +22,7 @@ from ift.checks.run_checks import (
 )
 from ift.checks.workbench import Changes, Recipe, Workbench, manifest_of, run_gap
 
-STRATEGIES = ("ddp",)
+STRATEGIES = ("ddp", "fsdp")
 """Strategies that run on two ranks of a CPU."""
 _SECONDS_TO_A_CHECKPOINT = 300.0
 
