@@ -137,9 +137,9 @@ def _check_recipe(
     """Check what one process can, on one device, for a method."""
     check_loss(bench, findings, {recipe.name: recipe.changes})
     check_cutting(bench, recipe, findings, layouts=layouts, thorough=thorough)
-    check_repeatable(bench, recipe, findings)
+    check_repeatable(bench, recipe, findings, thorough=thorough)
     check_validation(bench, recipe, findings, layouts=layouts)
-    check_resuming(bench, recipe, findings)
+    check_resuming(bench, recipe, findings, thorough=thorough)
     check_export(bench, recipe, findings)
     if not recipe.whole:
         check_adapter(bench, recipe.name, recipe.changes, findings)
