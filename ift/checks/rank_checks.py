@@ -5,11 +5,12 @@ import random
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
-from ift.checks.findings import Case, Findings
+from ift.checks.findings import Findings
 from ift.checks.rank_pair import Job, RankPair, end
 from ift.checks.run_checks import (
     ROUNDING,
@@ -122,28 +123,29 @@ class RankChecks:
         self._pair.close()
 
     def _measure(self, case: RankCase) -> None:
-        seconds = [0.0]
+        allowed = 0.0 if case.invariant == 5 else ROUNDING
+        told: dict[str, Any] = {"seconds": 0.0}
+        collected = Findings(frozenset({case.invariant}), lambda _: None)
 
         def compute() -> float:
-            told = self._pair.result(case.job.name)
-            seconds[0] = told["seconds"]
-            if case.invariant == 4:
-                expected = plain_validation(self._bench, case.recipe, None)
-                return validation_gap(SimpleNamespace(**told["result"]), expected)
-            if manifest_of(case.run)["sessions"][0]["world_size"] != 2:
-                return float("inf")
-            return resumed_gap(case.reference, case.run) if case.invariant == 5 else self._against_one(case)
+            told.update(self._pair.result(case.job.name))
+            return 0.0 if told.get("refused") else self._deviation(case, told)
 
-        collected = Findings(frozenset({case.invariant}), lambda _: None)
         quantity = "loss" if case.invariant == 4 else "weights and losses"
-        allowed = 0.0 if case.invariant == 5 else ROUNDING
         collected.measure(case.invariant, case.title, compute, quantity=quantity, allowed=allowed)
         (found,) = collected.cases
-        self._findings.add(
-            Case(
-                found.invariant, found.name, quantity, found.deviation, allowed, seconds[0] or found.seconds, found.note
-            )
-        )
+        if told.get("refused"):
+            self._findings.omit(case.invariant, case.title, f"refused: {told['refused']}")
+        else:
+            self._findings.add(replace(found, seconds=told["seconds"] or found.seconds))
+
+    def _deviation(self, case: RankCase, told: dict[str, Any]) -> float:
+        if case.invariant == 4:
+            expected = plain_validation(self._bench, case.recipe, None)
+            return validation_gap(SimpleNamespace(**told["result"]), expected)
+        if manifest_of(case.run)["sessions"][0]["world_size"] != 2:
+            return float("inf")
+        return resumed_gap(case.reference, case.run) if case.invariant == 5 else self._against_one(case)
 
     def _against_one(self, case: RankCase) -> float:
         reference = self._bench.fit(case.reference.name, case.recipe.changes)

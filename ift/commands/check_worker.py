@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ift.artifacts import write_json
+from ift.errors import UserError
 
 
 def main(folder: Path) -> int:
@@ -25,15 +26,17 @@ def main(folder: Path) -> int:
 
     torch.set_num_threads(1)
     for job in json.loads((folder / "jobs.json").read_text(encoding="utf-8")):
-        started, error, result = time.monotonic(), None, None
+        started, error, refused, result = time.monotonic(), None, None, None
         try:
             with quiet():
                 _, result = run_once(job["command"], job["arguments"], tell=False)
+        except UserError as problem:  # of every rank alike
+            refused = " ".join(str(problem).split())[:400]
         except Exception as problem:
             traceback.print_exc()
             error = f"{type(problem).__name__}: {' '.join(str(problem).split())[:400]}"
         if os.environ["RANK"] == "0":
-            told: dict[str, Any] = {"error": error, "seconds": time.monotonic() - started}
+            told: dict[str, Any] = {"error": error, "refused": refused, "seconds": time.monotonic() - started}
             told["result"] = asdict(result) if result is not None else None
             write_json(folder / f"{job['name']}.json", told)
         if error is not None:
