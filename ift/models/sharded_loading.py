@@ -14,8 +14,6 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
-from torch.distributed.tensor import DTensor
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from ift.models.base_files import base_folder
 from ift.models.deferred import Deferred, in_place, read_into
@@ -128,6 +126,9 @@ def _the_one(where: _Where) -> torch.Tensor:
 @torch.no_grad()
 def _read_own_part(weight: torch.Tensor, source: Deferred) -> int:
     """Fill the part of a weight that this rank has, and return its bytes."""
+    from torch.distributed.tensor import DTensor
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
     if not isinstance(weight, DTensor):
         read_into(weight, source)
         return weight.nbytes
