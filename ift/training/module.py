@@ -180,7 +180,8 @@ class InstructionModule(LightningModule):
         """Refuse what the strategy cannot do, and ask for steps as the optimizer takes them; before weights load."""
         device = self.trainer.strategy.root_device.type
         data: Any = getattr(self.trainer, "datamodule", None)
-        data.even_micro_batches = engine_of(self).in_step
+        if engine_of(self).in_step:
+            data.row_layout_choice = replace(data.row_layout_choice, even=True)
         check_sharded(self, self.trainer, config=read_config(self.base))
         check_attention(self.attention, config=read_config(self.base), dtype=self.dtype_name, device=device)
         if self.compiles:
