@@ -66,6 +66,17 @@ def read_facts(path: Path) -> dict[str, Any]:
     return {**found, "folder": str(path)}
 
 
+def check_whole(path: Path) -> None:
+    """Refuse a folder that lacks tensors or files, or parts of them, before any are read.
+
+    Raises:
+        UserError: with what is missing.
+    """
+    from ift.training.sharded_tensors import check_files
+
+    check_files(path)
+
+
 def load_own_parts(path: Path, targets: Mapping[str, torch.Tensor], *, section: str) -> None:
     """Read tensors into others of their shapes, of which each rank may hold some rows only.
 

@@ -83,6 +83,18 @@ def read_tensors(path: Path, targets: Mapping[str, torch.Tensor]) -> None:
         raise UserError(f"--ckpt_path: '{path}' cannot be read as a checkpoint: {_one_line(error)}") from error
 
 
+def check_files(path: Path) -> None:
+    """Refuse a folder whose files are not as long as its table says.
+
+    Raises:
+        UserError: with the file.
+    """
+    for place in _read_table(path).storage_data.values():
+        file = path / place.relative_path
+        if not file.is_file() or file.stat().st_size < place.offset + place.length:
+            raise UserError(f"--ckpt_path: '{file}' is missing or was cut off. Resume from an earlier checkpoint.")
+
+
 def _read_table(path: Path) -> Metadata:
     try:
         table = _PlainUnpickler(io.BytesIO((path / METADATA).read_bytes())).load()
