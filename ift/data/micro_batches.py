@@ -40,6 +40,8 @@ class RowLayoutChoice:
     """Row length at which attention, whose cost grows with the square of the row, costs as much as all else."""
     whole_step: bool = False
     """A rank's share of a training step goes through the model at once, whatever its size."""
+    even: bool = False
+    """Every rank computes as many micro-batches of a step as the rank with the most; what is added counts nothing."""
 
 
 GROUPED = RowLayoutChoice("grouped", "one example per row is right for every model")

@@ -54,8 +54,8 @@ def can_defer(
         rank_zero_info(f"{key}: every rank reads its own rows of the weights, and none holds the whole model")
         return True
     rank_zero_warn(
-        f"{key}: every rank loads all of '{base}' before it keeps its share, as {reason}; each needs host memory for "
-        "the whole model."
+        f"{key}: every rank loads all of '{base}' before it keeps its share, as {reason}; each needs memory for all of "
+        "it at first."
     )
     return False
 
@@ -102,7 +102,7 @@ def _take_weights_away(model: nn.Module, device: torch.device) -> list[tuple[Def
     places: dict[int, tuple[torch.Tensor, _Where]] = {}
     for module in model.modules():
         for name, one in [*module._parameters.items(), *module._buffers.items()]:
-            elsewhere = isinstance(one, nn.Parameter) and one.device.type != device.type
+            elsewhere = type(one) is nn.Parameter and one.device.type != device.type  # others hold more than values
             if one is not None and (elsewhere or isinstance(one, Deferred)):
                 places.setdefault(id(one), (one, []))[1].append((module, name))
     for one, where in places.values():

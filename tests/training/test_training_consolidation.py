@@ -114,14 +114,18 @@ def _planting(path: Path) -> bytes:
     return stream.getvalue()
 
 
-def test_a_truncated_part_leaves_nothing(
-    config: Config, fit: Fit, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("damage", ["cut_off", "overwritten"])
+def test_a_damaged_part_leaves_nothing(
+    config: Config, fit: Fit, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
 ) -> None:
     checkpoint = as_of_many_ranks(fit(config(**whole())))
     (part,) = checkpoint.glob("*.distcp")
-    part.write_bytes(part.read_bytes()[: part.stat().st_size // 20])  # weights come first in it
+    begin = part.read_bytes()[: part.stat().st_size // 20]  # weights come first in it
+    rest = b"" if damage == "cut_off" else bytes(part.stat().st_size - len(begin))
+    part.write_bytes(begin + rest)
     assert main(["consolidate", str(checkpoint), "--output", str(tmp_path / "output")]) == 2
-    assert "cannot be read as a checkpoint" in capsys.readouterr().err
+    said = {"cut_off": "is missing or was cut off", "overwritten": "cannot be read as a checkpoint"}
+    assert said[damage] in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir() if "output" in path.name] == []
 
 
