@@ -23,6 +23,11 @@ class Engine:
         """Whether a pass through the model is something all ranks do together, so that each must do as many."""
         return False
 
+    @property
+    def keeps_rows(self) -> bool:
+        """Whether a rank keeps some rows of each weight only, so that it need not read the others."""
+        return False
+
     def place(self, model: Any) -> None:
         """Share out the weights of a model with its method attached among ranks, where the strategy does."""
 

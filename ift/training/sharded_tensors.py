@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from ift.errors import UserError
+from ift.models.deferred import Deferred
 from ift.training.sharded_checkpoints import METADATA
 
 _PLAIN = {
@@ -48,10 +50,13 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 class _Reader(FileSystemReader):
-    """Reads the table without executing what it says."""
+    """Reads the table without executing what it says, and only once."""
+
+    _table: Metadata | None = None
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        return _read_table(Path(self.path))
+        self._table = self._table or _read_table(Path(self.path))
+        return self._table
 
 
 def write_tensors(tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
@@ -63,12 +68,13 @@ def write_tensors(tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
     save(cast(dict[str, Any], tensors), storage_writer=FileSystemWriter(folder, single_file_per_rank=True))
 
 
-def read_tensors(path: Path, targets: Mapping[str, torch.Tensor]) -> None:
+def read_tensors(path: Path, targets: Mapping[str, torch.Tensor], *, reader: FileSystemReader | None = None) -> None:
     """Read tensors into others of their shapes, of which each rank may hold some rows only; nobody is waited for.
 
     Args:
         path: of the checkpoint.
         targets: by their names in the checkpoint.
+        reader: of this checkpoint, which has its table already.
 
     Raises:
         UserError: the folder is damaged.
@@ -76,11 +82,35 @@ def read_tensors(path: Path, targets: Mapping[str, torch.Tensor]) -> None:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-            load(cast(dict[str, Any], targets), storage_reader=_Reader(path), no_dist=True)
+            load(cast(dict[str, Any], targets), storage_reader=reader or _Reader(path), no_dist=True)
     except UserError:
         raise
-    except Exception as error:  # torch raises many types for what is damaged
-        raise UserError(f"--ckpt_path: '{path}' cannot be read as a checkpoint: {_one_line(error)}") from error
+    except (Exception, CheckpointException) as error:  # torch raises many types for what is damaged
+        raise UserError(f"--ckpt_path: '{path}' cannot be read as a checkpoint: {_reason(error)}") from error
+
+
+def tensors_in(path: Path, likes: Mapping[str, torch.Tensor]) -> dict[str, Deferred]:
+    """Return the weights of a sharded checkpoint, each of which is read when it is asked for.
+
+    Args:
+        path: of the checkpoint.
+        likes: its weights without data, by name.
+
+    Raises:
+        UserError: its table is damaged, or names what is none of a table's.
+    """
+    reader = _Reader(path)
+    reader.read_metadata()
+
+    def deferred(name: str, like: torch.Tensor) -> Deferred:
+        def rows(start: int, stop: int) -> torch.Tensor:
+            whole = torch.empty(like.shape, dtype=like.dtype)
+            read_tensors(path, {f"state_dict.{name}": whole}, reader=reader)
+            return whole[start:stop] if whole.ndim else whole
+
+        return Deferred(like, rows, by_rows=False)
+
+    return {name: deferred(name, like) for name, like in likes.items()}
 
 
 def check_files(path: Path) -> None:
@@ -109,6 +139,13 @@ def _read_table(path: Path) -> Metadata:
         if Path(place.relative_path).name != place.relative_path:
             raise UserError(f"--ckpt_path: '{path / METADATA}' names a file outside of its folder.")
     return table
+
+
+def _reason(error: BaseException) -> str:
+    """Return why reading failed; torch packs that into an exception which `except Exception` does not catch."""
+    failures = list(error.failures.values()) if isinstance(error, CheckpointException) else []
+    first = failures[0][0] if failures else error
+    return _one_line(first) or type(first).__name__
 
 
 def _one_line(error: BaseException) -> str:
