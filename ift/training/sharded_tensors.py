@@ -131,9 +131,7 @@ def _read_one(path: Path, name: str, like: torch.Tensor, *, table: Metadata) -> 
     except Exception as error:  # torch raises many types for what is damaged
         raise UserError(f"--ckpt_path: '{path}' cannot be read as a checkpoint: {_reason(error)}") from error
     if missing:
-        raise UserError(
-            f"--ckpt_path: '{path}' cannot be read as a checkpoint: {missing} values of '{name}' are missing."
-        )
+        raise UserError(f"--ckpt_path: '{path}' cannot be read as a checkpoint: '{name}' lacks {missing} values.")
     return found
 
 

@@ -52,7 +52,8 @@ def samples(run: Path) -> list[str]:
 def check_pairs(cases: dict[str, dict[str, Any]], config: Config, fit: Fit, tmp_path: Path) -> list[tuple[Path, Path]]:
     """Run each case on two ranks and on one, and return the folders of both."""
     pairs = [(config(f"{name}1", **case), config(f"{name}2", **case)) for name, case in cases.items()]
-    outcomes = run_on_ranks(tmp_path / "ranks", [["fit", "--config", str(two), *FSDP] for _, two in pairs])
+    commands = [["fit", "--config", str(two), *FSDP] for _, two in pairs]
+    outcomes = run_on_ranks(tmp_path / "ranks", commands, timeout=120 * len(commands))
     found = []
     for (one, two), outcome in zip(pairs, outcomes, strict=True):
         assert not outcome, outcome
