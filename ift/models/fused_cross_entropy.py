@@ -1,9 +1,9 @@
 """Head and cross-entropy in one, in tiles: the logits of a few hundred positions at a time, in one reused buffer.
 
 Where gradients are wanted they are made in the forward pass, while a tile's logits are there, so that neither logits
-nor their gradient are ever stored as a whole (as in Hsu et al. 2024, Liger Kernel, arXiv:2410.10989). The loss is that of
-`F.cross_entropy(F.linear(hidden, weight, bias).float(), targets, reduction="sum")`, and so are the gradients, up to
-rounding; products are made in the dtype of the hidden states, all else in float32.
+nor their gradient are ever stored as a whole (as in Hsu et al. 2024, Liger Kernel, arXiv:2410.10989). The loss is
+that of `F.cross_entropy(F.linear(hidden, weight, bias).float(), targets, reduction="sum")`, and so are the gradients,
+up to rounding; products are made in the dtype of the hidden states, all else in float32.
 """
 
 from typing import Any, NamedTuple
@@ -122,9 +122,7 @@ def _tile(
     return losses.double().sum()
 
 
-def _add(
-    change: torch.Tensor, hidden: torch.Tensor, weight: torch.Tensor, start: int, gradients: _Gradients
-) -> None:
+def _add(change: torch.Tensor, hidden: torch.Tensor, weight: torch.Tensor, start: int, gradients: _Gradients) -> None:
     """Add what the gradient of a tile's logits gives to the gradients of all else."""
     if gradients.hidden is not None:
         torch.mm(change, weight, out=gradients.hidden[start : start + len(hidden)])
