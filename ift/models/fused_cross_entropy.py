@@ -42,7 +42,8 @@ def fused_cross_entropy(
         targets: int64, `(positions,)`; every one counts.
         buffers: to be used again in the next call.
     """
-    loss: torch.Tensor = _FusedCrossEntropy.apply(hidden, weight, bias, targets, buffers)
+    fused: Any = _FusedCrossEntropy.apply
+    loss: torch.Tensor = fused(hidden, weight, bias, targets, buffers)
     return loss
 
 
@@ -83,7 +84,7 @@ class _FusedCrossEntropy(torch.autograd.Function):
         return loss.float()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, scale: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         # In place: they are of no use to anyone else, and the head's is as large as the head. A second pass through
         # the same graph is refused by torch, which sees that what was saved has changed.

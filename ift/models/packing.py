@@ -142,9 +142,7 @@ def obstacle_in(adapter: Any) -> str:
     return ""
 
 
-def verify_row_layout(
-    key: str, asked: RowLayoutSetting, *, choice: RowLayoutChoice, model: torch.nn.Module
-) -> RowLayoutChoice:
+def verify_row_layout(key: str, asked: RowLayoutSetting, *, choice: RowLayoutChoice, model: Any) -> RowLayoutChoice:
     """Try on the loaded model what the choice takes for granted; fall back to grouped rows, with a warning.
 
     Where the choice is to attend example by example, the model does so from then on.

@@ -52,14 +52,14 @@ def _mask(*, q_length: int, kv_length: int, q_offset: Any = 0, attention_mask: A
 
 def _attention(
     module: Any,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
+    query: Any,
+    key: Any,
+    value: Any,
     attention_mask: torch.Tensor | None,
     position_ids: torch.Tensor | None = None,
     sliding_window: int | None = None,
     **options: Any,
-) -> tuple[torch.Tensor, None]:
+) -> Any:
     """Return attention `(rows, length, heads, width)`, as transformers' own functions do.
 
     Args:
