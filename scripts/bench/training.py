@@ -1,7 +1,7 @@
 """Measures `ift fit` against hand-written loops and other trainers: tokens per second, memory, time to the first step.
 
 usage: python scripts/bench/training.py [--steps 12] [--rounds 5] [--methods lora full] [--only ift limit] [--small]
-                                        [--chart FILE.svg]
+                                        [--threads 2] [--chart FILE.svg]
 
 Every runner trains the same random Llama (28.7 million parameters, 50k tokens) on the same steps of 8 records, each
 time in a process of its own, by turns, so that whatever else the machine does hits all alike; medians and ratios count.
@@ -77,11 +77,13 @@ def command_of(name: str, folder: Path, method: str, *, steps: int, notes: Path)
     return [sys.executable, "-m", "ift", "fit", "--config", str(config)]
 
 
-def measure(name: str, folder: Path, method: str, *, steps: int, number: int) -> Run:
+def measure(name: str, folder: Path, method: str, *, steps: int, number: int, threads: int | None) -> Run:
     """Train in a process of its own."""
     notes = folder / f"{name}_{method}_{number}.jsonl"
     command = command_of(name, folder, method, steps=steps, notes=notes)
     environment = {**os.environ, "PYTHONPATH": f"{HERE.parents[1]}:{HERE}", "TOKENIZERS_PARALLELISM": "false"}
+    if threads is not None:
+        environment["OMP_NUM_THREADS"] = str(threads)
     if name == "limit":
         environment["THP_MEM_ALLOC_ENABLE"] = "1"
     with (folder / "output.txt").open("w+", encoding="utf-8") as output:
@@ -137,12 +139,15 @@ def compare(arguments: argparse.Namespace, names: Sequence[str]) -> None:
         for method in arguments.methods:
             found[method] = {name: [] for name in names}
             for number in range(arguments.rounds):
-                turn = {name: measure(name, folder, method, steps=arguments.steps, number=number) for name in names}
+                options: Any = {"steps": arguments.steps, "number": number, "threads": arguments.threads}
+                turn = {name: measure(name, folder, method, **options) for name in names}
                 check_same(turn)
                 for name, run in turn.items():
                     found[method][name].append(run)
                     share = run.rate / turn["limit"].rate
-                    print(f"{method} {number} {name:<12} {run.rate:7.0f} {share:5.2f}", file=sys.stderr, flush=True)
+                    by_processor = run.processor_rate / turn["limit"].processor_rate
+                    line = f"{method} {number} {name:<12} {run.rate:7.0f} {share:5.2f} {by_processor:5.2f}"
+                    print(line, file=sys.stderr, flush=True)
             print(f"\n{method}\n\n{table(found[method])}", flush=True)
     if arguments.chart:
         rates = {m: {n: median(run.rate for run in own) for n, own in r.items()} for m, r in found.items()}
@@ -174,6 +179,7 @@ def main() -> int:
     parser.add_argument("--methods", nargs="+", default=["lora", "full"], choices=["lora", "full"])
     parser.add_argument("--only", nargs="+", help="these runners, beside 'limit' (default: all that are here)")
     parser.add_argument("--small", action="store_true", help="a smaller model, to see whether everything runs")
+    parser.add_argument("--threads", type=int, help="of every runner (default: as many as torch takes)")
     parser.add_argument("--chart", type=Path, help="write the rates as a chart (SVG)")
     parser.add_argument("--runner", help="be this runner (used by the script), with the next three")
     parser.add_argument("--folder", type=Path)

@@ -118,10 +118,9 @@ def rotate(x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.T
     return x * cosine + torch.cat((-second, first), -1) * sine
 
 
-def layer_output(
-    layer: Any, x: torch.Tensor, turns: Any, lengths: list[int], chosen: torch.Tensor | None
-) -> torch.Tensor:
+def layer_output(layer: Any, x: Any, turns: Any, lengths: list[int], chosen: torch.Tensor | None) -> torch.Tensor:
     """Return what a decoder layer makes of `(length, width)`; where positions are chosen, of those only."""
+    query: Any
     attention, normed = layer.self_attn, layer.input_layernorm(x)
     heads = x.shape[1] // attention.head_dim
     key, value = (
@@ -133,19 +132,20 @@ def layer_output(
     query = attention.q_proj(asked).view(-1, heads, attention.head_dim).transpose(0, 1)
     query = rotate(query, *(turns if chosen is None else (one[chosen] for one in turns)))
     if chosen is None:
-        pieces = zip(*(one.split(lengths, dim=1) for one in (query, key, value)), strict=True)
-        mixed = [F.scaled_dot_product_attention(*(one[None] for one in piece), is_causal=True)[0] for piece in pieces]
+        pieces = zip(*(one[None].split(lengths, dim=2) for one in (query, key, value)), strict=True)
+        mixed = [F.scaled_dot_product_attention(q, k, v, is_causal=True)[0] for q, k, v in pieces]
     else:
         mixed, end = [], 0
         numbers = []
         for length in lengths:
             start, end = end, end + length
             numbers.append(chosen[(chosen >= start) & (chosen < end)] - start)
-        asking = query.split([len(one) for one in numbers], dim=1)
-        pieces = zip(asking, key.split(lengths, dim=1), value.split(lengths, dim=1), strict=True)
+        asking = torch.split(query, [len(one) for one in numbers], 1)
+        pieces = zip(asking, torch.split(key, lengths, 1), torch.split(value, lengths, 1), strict=True)
         for own, piece in zip(numbers, pieces, strict=True):
             seen = torch.arange(piece[1].shape[1]) <= own[:, None]
-            mixed.append(F.scaled_dot_product_attention(*(one[None] for one in piece), attn_mask=seen)[0])
+            q, k, v = (one[None] for one in piece)
+            mixed.append(F.scaled_dot_product_attention(q, k, v, attn_mask=seen)[0])
         x = x[chosen]
     x = x + attention.o_proj(torch.cat(mixed, 1).transpose(0, 1).flatten(1))
     out: torch.Tensor = x + layer.mlp(layer.post_attention_layernorm(x))
@@ -163,7 +163,8 @@ def limit(model: Any, examples: Examples) -> torch.Tensor:
     for layer in before:
         x = layer_output(layer, x, turns, lengths, None)
     x = model.model.norm(layer_output(last, x, turns, lengths, chosen))
-    loss: torch.Tensor = TiledLoss.apply(x, model.lm_head.weight, targets[chosen])
+    tiled: Any = TiledLoss.apply
+    loss: torch.Tensor = tiled(x, model.lm_head.weight, targets[chosen])
     return loss / len(chosen)
 
 
@@ -176,7 +177,7 @@ def run(name: str, folder: Path, method: str, steps: int, tell: Callable[[float,
     work = torch.load(folder / "steps.pt", mmap=True)
     for examples in work[:steps]:
         loss = loss_of(model, examples)
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
         optimizer.zero_grad()
         tell(float(loss.detach()), sum(int((targets_of(labels) != IGNORED).sum()) for _, labels in examples))

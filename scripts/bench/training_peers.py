@@ -28,7 +28,7 @@ def transformers_trainer(folder: Path, method: str, steps: int, tell: Tell) -> N
     tokens = [sum(int((labels[1:] >= 0).sum()) for _, labels in step) for step in work]
     tokenizer = AutoTokenizer.from_pretrained(str(folder / "base"), pad_token="<|end|>")
 
-    class Told(TrainerCallback):
+    class Told(TrainerCallback):  # type: ignore[misc]
         """Tells what is logged of every step."""
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **options: Any) -> None:
@@ -36,7 +36,7 @@ def transformers_trainer(folder: Path, method: str, steps: int, tell: Tell) -> N
             if "loss" in logs:
                 tell(float(logs["loss"]), tokens[state.global_step - 1])
 
-    class InOrder(Trainer):
+    class InOrder(Trainer):  # type: ignore[misc]
         """Takes the examples as they come."""
 
         def _get_train_sampler(self, *arguments: Any) -> Any:

@@ -15,7 +15,7 @@ class Probe(Callback):
     """
 
     def __init__(self, path: str) -> None:
-        self._file = Path(path).open("w", encoding="utf-8")
+        self._file = Path(path).open("w", encoding="utf-8")  # noqa: SIM115 (open as long as the run)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Note the step."""

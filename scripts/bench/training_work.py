@@ -58,7 +58,7 @@ def records(number: int) -> Iterator[dict[str, str]]:
             return joint.join(generator.choice(own) for _ in range(min(length, 380)))
 
         context = text(25, 0.6) if generator.random() < 0.3 else ""
-        yield {"instruction": text(16, 0.6), "input": context, "output": text(100, 0.8)}
+        yield {"instruction": text(22, 0.6), "input": context, "output": text(100, 0.8)}
 
 
 def make_tokenizer(folder: Path, texts: list[str]) -> None:
@@ -116,12 +116,15 @@ def make_work(folder: Path, sizes: Sizes, *, steps: int) -> dict[str, Any]:
 
     from ift.data.datamodule import InstructionDataModule
     from ift.data.rows import Source
+    from ift.data.templates import resolve_template
 
     rows = list(records(EXAMPLES_PER_STEP * (steps + 2) * 5 // 4))
     with (folder / "records.jsonl").open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     make_base(folder / "base", sizes)
-    make_tokenizer(folder / "base", [text for row in records(3000) for text in row.values()])
+    alpaca = resolve_template("", "alpaca")
+    template = json.dumps(alpaca.describe()) if alpaca is not None else ""
+    make_tokenizer(folder / "base", [*(text for row in records(3000) for text in row.values()), *[template] * 300])
     settings = ift_settings(folder) | {"sources": [Source(str(folder / "records.jsonl"), "alpaca")]}
     data = InstructionDataModule(base=str(folder / "base"), seed=SEED, **settings)
     data.load()
