@@ -71,6 +71,8 @@ def main(arguments: list[str] | None = None) -> int:
     # a file there takes the place of no installed package.
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
+    # Torch looks at it once: large tensors lie in large pages of memory, so that a step takes fewer page faults.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     return exit_code(lambda: _imported(module).run(command, rest), debug=debug)
 
 

@@ -132,6 +132,7 @@ LIGHT = [
     "ift.commands.data_contamination",
     "ift.commands.merge",
     "ift.commands.convert",
+    "ift.commands.consolidate",
     "ift.commands.stage_config",
     "ift.commands.forgetting",
     "ift.commands.diff",
