@@ -18,7 +18,7 @@ from ift.hub import check_base, fingerprint
 from ift.models.adapters import attach, check_can_go_on, check_method, num_trainable, peft_config_of, with_vocabulary
 from ift.models.attention import Attention, check_attention
 from ift.models.budget import Allotment, allot, check_budget, check_counted
-from ift.models.calling import calling_of
+from ift.models.calling import calling_of, with_fused_head
 from ift.models.compiling import check_compilable, compile_blocks
 from ift.models.encoder_decoder import check_encoder_decoder
 from ift.models.enlarging import enlarge
@@ -40,7 +40,7 @@ from ift.training.engines import engine_of
 from ift.training.fused_optimizers import FusedOptimizer
 from ift.training.gradient import StepGradient
 from ift.training.objective import loss_sum, shifted_targets
-from ift.training.optimizers import optimizer_traits, without_paging
+from ift.training.optimizers import optimizer_traits, with_fused_update, without_paging
 from ift.training.parameter_groups import parameter_groups, spread_learning_rate
 from ift.training.schedule import Schedule, learning_rate_share
 from ift.training.sharded_rules import check_sharded
@@ -223,9 +223,9 @@ class InstructionModule(LightningModule):
             datamodule.row_layout_choice = verify_row_layout(
                 "data.row_layout", datamodule.row_layout, choice=datamodule.row_layout_choice, model=model
             )
+        self._calling = with_fused_head(calling_of(model), model)
         if self.compiles:
             compile_blocks(model)
-        self._calling = calling_of(model)
         self._course = MethodCourse(model, self.method, seed=self.seed)
         self.model = model
         self._trained = [name for name, parameter in self.named_parameters() if parameter.requires_grad]
@@ -246,9 +246,12 @@ class InstructionModule(LightningModule):
                 "became, not the network that wrote them. Begin a new one, or go on with --ckpt_path."
             )
         optimizer = self.optimizer_callable(parameter_groups(named, ratio=self.method.learning_rate_ratio))
-        optimizer = without_paging(optimizer, self.trainer.strategy.root_device)
+        optimizer = with_fused_update(without_paging(optimizer, self.trainer.strategy.root_device))
         spread_learning_rate(optimizer)
-        num_steps = int(self.trainer.estimated_stepping_batches)
+        # Lightning's own estimate opens the data; where sharded weights are restored after this, that is before the
+        # position in them is, and a resumed epoch would begin with its first step again.
+        num_steps = self._num_steps(self.trainer.datamodule)  # type: ignore[attr-defined]
+        assert num_steps is not None, "a run without an end is refused before"
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: learning_rate_share(step, num_steps, self.schedule)
         )
