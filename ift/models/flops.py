@@ -159,7 +159,7 @@ def _multiplies(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear | Conv1D) or bool(_experts(module))
 
 
-def _experts(module: nn.Module) -> list[torch.Tensor]:
+def _experts(module: nn.Module) -> list[nn.Parameter]:
     """Return the weights of a module that holds those of several experts, each `(experts, ., .)`."""
     own = [one for one in module.parameters(recurse=False) if one.ndim == 3]
     return own if own and hasattr(module, "num_experts") else []
@@ -261,8 +261,8 @@ def _repeated(heard: Recording, layers: Sequence[str]) -> frozenset[str]:
 
 def _of_head(head: nn.Module, *, input_graded: bool) -> Products:
     """Return the head's operations for one position; it may be computed without calling its module."""
-    if hasattr(head, "modules_to_save"):  # PEFT's trained copy stands in for the original
-        head = next(iter(head.modules_to_save.values()))
+    copies: Any = getattr(head, "modules_to_save", None)
+    head = next(iter(copies.values())) if copies else head  # PEFT's trained copy stands in for the original
     own = [(name, one) for name, one in head.named_modules() if isinstance(one, nn.Linear)]
     total, below = Products(), input_graded
     for name, one in own:
