@@ -16,7 +16,7 @@ from ift.hub import check_base, fingerprint
 from ift.models.adapters import attach, check_can_go_on, check_method, num_trainable, peft_config_of, with_vocabulary
 from ift.models.attention import Attention, check_attention
 from ift.models.budget import Allotment, allot, check_budget, check_counted
-from ift.models.calling import calling_of
+from ift.models.calling import calling_of, with_fused_head
 from ift.models.compiling import check_compilable, compile_blocks
 from ift.models.encoder_decoder import check_encoder_decoder
 from ift.models.enlarging import enlarge
@@ -221,9 +221,9 @@ class InstructionModule(LightningModule):
             datamodule.row_layout_choice = verify_row_layout(
                 "data.row_layout", datamodule.row_layout, choice=datamodule.row_layout_choice, model=model
             )
+        self._calling = with_fused_head(calling_of(model), model)
         if self.compiles:
             compile_blocks(model)
-        self._calling = calling_of(model)
         self._course = MethodCourse(model, self.method, seed=self.seed)
         self._engine = engine_of(self)
         self.model = model
