@@ -122,9 +122,7 @@ def _tile(
     return losses.double().sum()
 
 
-def _add(
-    change: torch.Tensor, hidden: torch.Tensor, weight: torch.Tensor, start: int, gradients: _Gradients
-) -> None:
+def _add(change: torch.Tensor, hidden: torch.Tensor, weight: torch.Tensor, start: int, gradients: _Gradients) -> None:
     """Add what the gradient of a tile's logits gives to the gradients of all else."""
     if gradients.hidden is not None:
         torch.mm(change, weight, out=gradients.hidden[start : start + len(hidden)])
