@@ -1,14 +1,14 @@
 """The memory of a training step, without weights and without computing: a model runs on tensors that have only shapes.
 
-In: a model on the meta device with its method attached, and the shape of a micro-batch. Out: what the step holds at each
-moment beside its weights, and what it multiplies. Every operation is asked for the shape of its result (torch's
+In: a model on the meta device with its method attached, and the shape of a micro-batch. Out: what the step holds at
+each moment beside its weights, and what it multiplies. Every operation is asked for the shape of its result (torch's
 FakeTensorMode); what is made is counted until nothing refers to it any more. So whatever a model, an adapter, gradient
 checkpointing or the fused head keep for the backward pass is counted as they keep it, not by a formula.
 """
 
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -128,11 +128,11 @@ def continued(few: Simulation, more: Simulation, *, by: float) -> Simulation:
     return Simulation(tuple(courses), FlopsModel(token, supervised, pair))
 
 
-class LiveMemory(TorchDispatchMode):
+class LiveMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of tensors made within it that are still referred to."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._sizes: dict[int, int] = {}
         self._gradients: dict[int, int] = {}
         self._ignored: set[int] = set()
@@ -259,7 +259,7 @@ def _run(
         with autocast:
             loss = _loss(model, calling, inputs, keep, targets)
         live.in_head = False
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
     flops = flops_model(model, heard, supervised=shape.supervised, checkpointing=checkpointing)
     gradients = sum(one.numel() * one.element_size() for one in model.parameters() if one.requires_grad)
     return Simulation(((1.0, Course(live.moments(), 0 if frees_gradients else gradients, live.logits)),), flops)
@@ -280,11 +280,11 @@ def _give_fake_weights(model: nn.Module) -> None:
     """Put shapes without data in the place of all weights and buffers; shared ones stay shared."""
     made: dict[int, Any] = {}
 
-    def fake(old: torch.Tensor) -> torch.Tensor:
+    def fake(old: torch.Tensor) -> Any:
         if id(old) not in made:
             new = torch.empty(old.shape, dtype=old.dtype, device="cpu")
             made[id(old)] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
-        return made[id(old)]  # type: ignore[no-any-return]
+        return made[id(old)]
 
     for module in model.modules():
         for places in (module._parameters, module._buffers):
