@@ -11,6 +11,7 @@ import torch
 from ift.models.flops import Flops, num_pairs
 from ift.models.loading import read_config
 from ift.models.quantization import Quantization
+from ift.models.simulation import Simulation
 from ift.training.memory_plan import RankMemory
 from ift.training.optimizer_memory import OptimizerMemory, optimizer_memory
 from ift.training.planned_model import PlannedModel, planned_memory, planned_weights
@@ -37,6 +38,7 @@ class RunPlanner:
     def __init__(self, module: Any, *, precision: str, on_gpu: bool) -> None:
         self._module, self._on_gpu = module, on_gpu
         self._autocast = torch.bfloat16 if precision in ("bf16-mixed", "bf16") else None
+        self._simulations: dict[Any, Simulation] = {}
         self._models: dict[Quantization | None, PlannedModel] = {}
         self._optimizers: dict[Quantization | None, tuple[OptimizerMemory, int]] = {}
 
@@ -44,6 +46,11 @@ class RunPlanner:
     def own(self) -> Variant:
         """The run's own settings."""
         return Variant(self._module.gradient_checkpointing, self._module.quantization)
+
+    @property
+    def method(self) -> str:
+        """Name of the method that is planned."""
+        return str(self._module.method.name)
 
     def model(self, quantization: Quantization | None) -> PlannedModel:
         """Return what weights the run has, quantized in this way."""
@@ -59,13 +66,16 @@ class RunPlanner:
             UserError: the model cannot be run without its weights.
         """
         model = self.model(variant.quantization)
-        simulation = planned_memory(
-            self._module,
-            shapes.largest,
-            quantization=variant.quantization,
-            checkpointing=variant.checkpointing,
-            autocast=self._autocast,
-        )
+        key = (_key(variant.quantization), variant.checkpointing, shapes.largest)
+        if key not in self._simulations:
+            self._simulations[key] = planned_memory(
+                self._module,
+                shapes.largest,
+                quantization=variant.quantization,
+                checkpointing=variant.checkpointing,
+                autocast=self._autocast,
+            )
+        simulation = self._simulations[key]
         optimizer, copied = self._optimizer(model, variant.quantization)
         return RankMemory(model.weights, simulation, shapes.num_micro_batches, optimizer, copied)
 
