@@ -23,7 +23,7 @@ from ift.models.rope import with_rope
 from ift.models.simulation import MicroBatchShape, Simulation, continued, simulate
 from ift.models.vocabulary import enlarged_config
 
-FEW_LAYERS = (3, 5)
+FEW_LAYERS = (2, 4)
 """Numbers of layers that are simulated in the stead of many."""
 MANY_LAYERS = 12
 _UNEVEN = ("layers_to_transform", "rank_pattern", "alpha_pattern")

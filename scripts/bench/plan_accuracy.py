@@ -21,6 +21,7 @@ import memory  # the benchmarks beside this one: records and tokenizer,
 import optimizer_memory  # and how resident memory is read
 
 STEPS = 2
+PARTS = ("weights", "gradients", "optimizer", "activations", "logits")
 MIB = 2**20
 WARM = "warm"
 """A model that is trained first in each process, so that libraries are loaded when the measurement begins."""
@@ -194,7 +195,7 @@ def compare(arguments: argparse.Namespace) -> None:
             found = predict(CASES[name], folder, arguments.accelerator)
             peaks = [measure(name, folder, arguments.accelerator) for _ in range(arguments.repeats)]
             errors.append(found["total"] / median(peaks) - 1)
-            told = " ".join(f"{found[part]:11.0f}" for part in parts)
+            told = " ".join(f"{found[part]:11.0f}" for part in PARTS)
             print(f"{name:<34} {found['total']:9.0f} {median(peaks):9.0f} {errors[-1]:+7.1%} {told}", flush=True)
     print(f"MiB; error {min(errors):+.1%} to {max(errors):+.1%}, {len(errors)} cases, {arguments.repeats} repeats")
 
