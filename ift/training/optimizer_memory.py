@@ -101,7 +101,7 @@ class _Probe:
         if len(shape) == 1:
             return (2**14, 2**15)
         if len(shape) > 2:  # experts: matrices side by side
-            return (1, 2) if place == 0 else (min(side, 128),)
+            return (1, 2) if place == 0 else tuple(sorted({min(side, 96), min(side, 128)}))
         shorter = side == min(shape) and (place == 0 or shape[0] != side)
         first, second = (max(one, self._rank + 64 * (number + 1)) for number, one in enumerate(_SIDES))
         if shorter:
