@@ -1,9 +1,9 @@
 """Head and cross-entropy in one, in tiles: the logits of a few hundred positions at a time, in one reused buffer.
 
 Where gradients are wanted they are made in the forward pass, while a tile's logits are there, so that neither logits
-nor their gradient are ever stored as a whole (as in Hsu et al. 2024, Liger Kernel, arXiv:2410.10989). The loss is that of
-`F.cross_entropy(F.linear(hidden, weight, bias).float(), targets, reduction="sum")`, and so are the gradients, up to
-rounding; products are made in the dtype of the hidden states, all else in float32.
+nor their gradient are ever stored as a whole (as in Hsu et al. 2024, Liger Kernel, arXiv:2410.10989). The loss is
+that of `F.cross_entropy(F.linear(hidden, weight, bias).float(), targets, reduction="sum")`, and so are the gradients,
+up to rounding; products are made in the dtype of the hidden states, all else in float32.
 """
 
 from typing import Any, NamedTuple
@@ -42,7 +42,8 @@ def fused_cross_entropy(
         targets: int64, `(positions,)`; every one counts.
         buffers: to be used again in the next call.
     """
-    loss: torch.Tensor = _FusedCrossEntropy.apply(hidden, weight, bias, targets, buffers)
+    fused: Any = _FusedCrossEntropy.apply
+    loss: torch.Tensor = fused(hidden, weight, bias, targets, buffers)
     return loss
 
 
@@ -83,7 +84,7 @@ class _FusedCrossEntropy(torch.autograd.Function):
         return loss.float()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, scale: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         # In place: they are of no use to anyone else, and the head's is as large as the head. A second pass through
         # the same graph is refused by torch, which sees that what was saved has changed.

@@ -34,7 +34,7 @@ class FusedHead:
     """
 
     def __init__(self, head: nn.Linear) -> None:
-        self._head = head
+        self._head: Any = head
         self._buffers = Buffers()
         self._loss: torch.Tensor | None = None
 
@@ -52,7 +52,7 @@ class FusedHead:
             self._loss = self._fused(rows, targets) if self._fits(rows) else _plain(plain(rows), targets)
             return self._loss.view(1, 1)
 
-        self._head.forward = forward  # type: ignore[method-assign]
+        self._head.forward = forward
         try:
             yield
         finally:
@@ -85,7 +85,7 @@ class FusedHead:
             self._head.out_features,
             self._head.in_features,
         )
-        return whole and (weight.dtype == hidden.dtype or torch.is_autocast_enabled(hidden.device.type))
+        return bool(whole) and (weight.dtype == hidden.dtype or torch.is_autocast_enabled(hidden.device.type))
 
 
 def _plain(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -37,7 +37,7 @@ from ift.training.engines import engine_of
 from ift.training.fused_optimizers import FusedOptimizer
 from ift.training.gradient import StepGradient
 from ift.training.objective import loss_sum, shifted_targets
-from ift.training.optimizers import optimizer_traits, without_paging
+from ift.training.optimizers import optimizer_traits, with_fused_update, without_paging
 from ift.training.parameter_groups import parameter_groups, spread_learning_rate
 from ift.training.schedule import Schedule, learning_rate_share
 
@@ -245,7 +245,7 @@ class InstructionModule(LightningModule):
                 "became, not the network that wrote them. Begin a new one, or go on with --ckpt_path."
             )
         optimizer = self.optimizer_callable(parameter_groups(named, ratio=self.method.learning_rate_ratio))
-        optimizer = without_paging(optimizer, self.trainer.strategy.root_device)
+        optimizer = with_fused_update(without_paging(optimizer, self.trainer.strategy.root_device))
         spread_learning_rate(optimizer)
         num_steps = int(self.trainer.estimated_stepping_batches)
         scheduler = torch.optim.lr_scheduler.LambdaLR(

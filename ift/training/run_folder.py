@@ -17,6 +17,7 @@ from ift.hub import local_folder
 from ift.models.families.normalized_head import settle_heads
 from ift.models.initial_adapters import changes_base, save_adapter, save_initial
 from ift.models.loading import count_parameters
+from ift.models.record_attention import attention_name
 from ift.models.vocabulary import describe
 from ift.training.metrics import StepMetrics
 
@@ -53,7 +54,7 @@ class RunFolderWriter(Callback):
             "from_step": 0,
             "world_size": trainer.world_size,
             "row_layout": {"layout": rows.layout, "reason": rows.reason},
-            "attention": module.model.config._attn_implementation,
+            "attention": attention_name(module.model.config),
             "versions": versions(),
         }
         self._manifest["sessions"].append(session)
