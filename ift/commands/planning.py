@@ -113,9 +113,11 @@ class _Planning:
         if not counted:
             return assumed_shapes(data, world_size=world_size)
         kept, width = self._planner.widths()
-        return counted_shapes(
-            data, world_size=world_size, vocabulary=kept, width=width, num_steps=self._settings.max_steps
-        )
+        settings = self._settings
+        # On CPUs, sdpa computes one example after the other, and FlashAttention has no mask.
+        masks = data.row_layout_choice.layout == "packed" and (settings.on_gpu or settings.module.attention == "eager")
+        sizes: dict[str, Any] = {"vocabulary": kept, "width": width}
+        return counted_shapes(data, world_size=world_size, num_steps=settings.max_steps, masks=masks, **sizes)
 
     def _capacity(self) -> float:
         return self._card.gib if self._settings.on_gpu else self._card.gib / self._settings.ranks_per_node

@@ -7,8 +7,8 @@ checkpointing or the fused head keep for the backward pass is counted as they ke
 """
 
 import weakref
-from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,8 +34,8 @@ class MicroBatchShape:
     """Positions of a row, padding among them."""
     supervised: int
     """Tokens that the loss counts, in all rows."""
-    several: bool = False
-    """Whether a row holds several examples, told apart by their positions."""
+    masked: bool = False
+    """Whether a mask keeps the examples of a row apart."""
 
     @property
     def positions(self) -> int:
@@ -255,7 +255,7 @@ def _run(
             parameter.register_post_accumulate_grad_hook(_taker(live, frees_gradients))
     inputs, keep, targets = _inputs(shape)
     model.get_output_embeddings().register_forward_pre_hook(lambda *_: setattr(live, "in_head", True))
-    with live, recording(model) as heard:
+    with _told_of_packing(shape), live, recording(model) as heard:
         with autocast:
             loss = _loss(model, calling, inputs, keep, targets)
         live.in_head = False
@@ -263,6 +263,20 @@ def _run(
     flops = flops_model(model, heard, supervised=shape.supervised, checkpointing=checkpointing)
     gradients = sum(one.numel() * one.element_size() for one in model.parameters() if one.requires_grad)
     return Simulation(((1.0, Course(live.moments(), 0 if frees_gradients else gradients, live.logits)),), flops)
+
+
+@contextmanager
+def _told_of_packing(shape: MicroBatchShape) -> Iterator[None]:
+    """Let transformers make a mask for packed rows only; of positions without values it would always make one."""
+    from transformers import masking_utils
+
+    looked_for = masking_utils.find_packed_sequence_indices
+    if not shape.masked:
+        masking_utils.find_packed_sequence_indices = lambda position_ids: None
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = looked_for
 
 
 def _taker(live: LiveMemory, frees: bool) -> Any:
@@ -295,7 +309,7 @@ def _inputs(shape: MicroBatchShape) -> tuple[dict[str, Any], torch.Tensor, torch
     """Return a micro-batch, at which places of each row logits are kept, and what is to be predicted there."""
     places = max(1, -(-shape.supervised // shape.rows))
     inputs: dict[str, Any] = {"input_ids": torch.zeros(shape.rows, shape.length, dtype=torch.int64), "use_cache": False}
-    if shape.several:
+    if shape.masked:
         inputs["position_ids"] = torch.zeros(shape.rows, shape.length, dtype=torch.int64)
     keep = torch.zeros(places, dtype=torch.int64)
     return inputs, keep, torch.zeros(shape.rows * places, dtype=torch.int64)

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from ift.models.simulation import LiveMemory
+from ift.training.optimizers import with_fused_update, without_paging
 from ift.training.parameter_groups import parameter_groups
 
 EXACT = 2**16
@@ -117,9 +118,8 @@ class _Probe:
         """Return an optimizer over one weight behind its first update."""
         values = torch.linspace(-1, 1, int(np.prod(shape)), dtype=torch.float32).view(shape)
         weight = torch.nn.Parameter(values.to(dtype))
-        optimizer = self._build(parameter_groups([("weight", weight)]))
-        if getattr(optimizer, "is_paged", False):
-            optimizer.is_paged = False
+        built = self._build(parameter_groups([("weight", weight)]))
+        optimizer = with_fused_update(without_paging(built, weight.device))
         weight.grad = torch.full_like(weight, 1e-3) * weight.detach().cos()
         optimizer.step()
         return optimizer, weight

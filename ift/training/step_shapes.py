@@ -43,7 +43,7 @@ class StepShapes:
 
 
 def counted_shapes(
-    data: Any, *, world_size: int, vocabulary: int, width: int, num_steps: int | None = None
+    data: Any, *, world_size: int, vocabulary: int, width: int, num_steps: int | None = None, masks: bool = False
 ) -> StepShapes:
     """Return the shapes of a data module's steps.
 
@@ -53,6 +53,7 @@ def counted_shapes(
         vocabulary: of the model, and
         width: of its layers all together; by these, positions are weighed against supervised tokens.
         num_steps: of the run, where it is shorter than an epoch.
+        masks: whether a mask keeps the examples of a row apart, where it holds several.
     """
     steps: TrainingSteps = data._training_steps(0, world_size)
     per_epoch = steps.num_steps_per_epoch
@@ -69,7 +70,7 @@ def counted_shapes(
             if not len(part):
                 continue
             groups = cut(own[part], data.micro_batch_tokens, choice=data.row_layout_choice)
-            shapes = [_shape(group, own[part], counts[part]) for group in groups]
+            shapes = [_shape(group, own[part], counts[part], masks=masks) for group in groups]
             most, positions = max(most, len(shapes)), positions + sum(one.positions for one in shapes)
             largest = max(largest, *shapes, key=lambda one: one.positions * width + one.supervised * vocabulary)
     number = len(looked_at)
@@ -86,10 +87,10 @@ def counted_shapes(
     )
 
 
-def _shape(rows: list[list[int]], lengths: Any, supervised: Any) -> MicroBatchShape:
+def _shape(rows: list[list[int]], lengths: Any, supervised: Any, *, masks: bool) -> MicroBatchShape:
     longest = max(int(lengths[row].sum()) for row in rows)
     counted = int(sum(supervised[row].sum() for row in rows))
-    return MicroBatchShape(len(rows), longest, counted, several=any(len(row) > 1 for row in rows))
+    return MicroBatchShape(len(rows), longest, counted, masked=masks and any(len(row) > 1 for row in rows))
 
 
 def assumed_shapes(data: Any, *, world_size: int, length: int | None = None) -> StepShapes:

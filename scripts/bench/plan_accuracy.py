@@ -27,28 +27,29 @@ WARM = "warm"
 """A model that is trained first in each process, so that libraries are loaded when the measurement begins."""
 SIZES: dict[str, dict[str, int]] = {
     WARM: {"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 2000, "intermediate_size": 128},
+    "10M": {"hidden_size": 256, "num_hidden_layers": 8, "vocab_size": 8_000, "intermediate_size": 688},
     "30M": {"hidden_size": 256, "num_hidden_layers": 4, "vocab_size": 49_954, "intermediate_size": 688},
+    "60M": {"hidden_size": 512, "num_hidden_layers": 8, "vocab_size": 32_000, "intermediate_size": 1376},
     "134M": {"hidden_size": 768, "num_hidden_layers": 12, "vocab_size": 32_000, "intermediate_size": 2048},
-    "250M": {"hidden_size": 1024, "num_hidden_layers": 12, "vocab_size": 50_000, "intermediate_size": 2816},
 }
 CASES: dict[str, dict[str, Any]] = {
     "30M lora": {"size": "30M", "adapter": "lora"},
-    "30M lora, large budget": {"size": "30M", "adapter": "lora", "budget": 8192},
     "30M full": {"size": "30M"},
-    "30M full, large budget": {"size": "30M", "budget": 8192},
-    "30M full, bfloat16": {"size": "30M", "dtype": "bfloat16", "budget": 8192},
-    "134M lora": {"size": "134M", "adapter": "lora"},
-    "134M lora, recomputed": {"size": "134M", "adapter": "lora", "checkpointing": True, "budget": 8192},
-    "134M lora, bfloat16": {"size": "134M", "adapter": "lora", "dtype": "bfloat16"},
+    "60M lora": {"size": "60M", "adapter": "lora", "budget": 2048},
+    "60M full": {"size": "60M"},
+    "60M full, recomputed": {"size": "60M", "checkpointing": True},
+    "10M lora": {"size": "10M", "adapter": "lora", "budget": 2048},
+    "10M full": {"size": "10M", "budget": 2048},
+    "30M full, bfloat16": {"size": "30M", "dtype": "bfloat16"},
+    "60M lora, recomputed": {"size": "60M", "adapter": "lora", "checkpointing": True, "budget": 2048},
+    "60M full, SGD": {"size": "60M", "optimizer": "torch.optim.SGD"},
+    "60M full, LOMO": {"size": "60M", "optimizer": "ift.training.fused_optimizers.Lomo"},
+    "60M last 2 layers": {"size": "60M", "adapter": "freeze"},
+    "60M lora, bfloat16": {"size": "60M", "adapter": "lora", "dtype": "bfloat16", "budget": 2048},
     "134M full": {"size": "134M"},
-    "134M full, recomputed": {"size": "134M", "checkpointing": True},
-    "134M full, SGD": {"size": "134M", "optimizer": "torch.optim.SGD"},
-    "134M full, LOMO": {"size": "134M", "optimizer": "ift.training.fused_optimizers.Lomo"},
-    "134M last 2 layers": {"size": "134M", "adapter": "freeze"},
-    "250M lora, large budget": {"size": "250M", "adapter": "lora", "budget": 8192},
-    "250M full, bfloat16, recomputed": {"size": "250M", "dtype": "bfloat16", "checkpointing": True},
+    "134M lora, large budget": {"size": "134M", "adapter": "lora", "budget": 4096},
 }
-"""Defaults: float32, AdamW, a budget of 2048 positions in a micro-batch, nothing recomputed, all weights trained."""
+"""Defaults: float32, AdamW, a budget of 1024 positions in a micro-batch, nothing recomputed, all weights trained."""
 
 
 def make_base(folder: Path, size: str) -> None:
@@ -99,8 +100,8 @@ def data_of(case: dict[str, Any], folder: Path) -> Any:
         [Source(str(folder / "records.jsonl"), "alpaca")],
         str(folder / case["size"]),
         max_length=512,
-        global_batch_size=16,
-        micro_batch_tokens=case.get("budget", 2048),
+        global_batch_size=8,
+        micro_batch_tokens=case.get("budget", 1024),
         cache_dir=str(folder / "cache"),
     )
 
