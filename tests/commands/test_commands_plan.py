@@ -100,10 +100,10 @@ def test_what_does_not_fit_is_told_with_the_keys_to_change(config: Config, ift: 
 
 
 def test_a_smaller_budget_is_advised_where_it_is_enough(config: Config, planned: Callable[..., dict[str, Any]]) -> None:
-    sizes = {"max_length": 128, "global_batch_size": 32, "micro_batch_tokens": 4096, "validation": None}
+    sizes = {"global_batch_size": 32, "micro_batch_tokens": 4096, "validation": None}
     path = config("run", model={"adapter": "lora"}, data=sizes, trainer={"accelerator": "auto"})
     wide = own(planned(path, "--card", "80"))
-    half = own(planned(path, "--card", "80", "--data.micro_batch_tokens", "128"))
+    half = own(planned(path, "--card", "80", "--data.micro_batch_tokens", "256"))
     assert half["total_gib"] < 0.5 * wide["total_gib"]
     between = (wide["needed_gib"] + half["needed_gib"]) / 2
     (advice,) = [line for line in planned(path, "--card", f"{between:.5f}")["advice"] if "micro_batch_tokens" in line]
