@@ -68,6 +68,8 @@ class RankMemory:
     optimizer: OptimizerMemory
     float32_state: int
     """Bytes that the optimizer keeps where it updates float32 copies."""
+    lost_share: float = 0.0
+    """Of activations, what the allocator takes beside them."""
 
     def parts(self, strategy: str, world_size: int) -> Parts:
         """Return the bytes of a rank at its peak.
@@ -96,12 +98,12 @@ class RankMemory:
         computing = course.peak(num_micro_batches=self.num_micro_batches, share=gradient_share)
         gradients = gradient_share * course.gradients
         updating = gradients + gradient_share * self.optimizer.temporary
-        if updating > computing + gathered:
+        if updating > computing + self.lost_share * course.activations + gathered:
             return Parts(weights, gradients, state + updating - gradients, 0.0, 0.0, 0.0)
         # Where gradients rise while activations fall, what is told of both is what makes up the peak.
         activations = min(float(course.activations), float(computing))
-        logits = min(activations, float(course.logits))
-        return Parts(weights, computing - activations, state, activations - logits, logits, gathered)
+        logits, lost = min(activations, float(course.logits)), 1 + self.lost_share
+        return Parts(weights, computing - activations, state, lost * (activations - logits), lost * logits, gathered)
 
     def _under_deepspeed(self, stage: int, world_size: int, *, offload: bool) -> Parts:
         course, share, numbers = self.simulation, 1 / world_size, self.weights.num_trainable
@@ -117,7 +119,8 @@ class RankMemory:
             copies, weights = 0.0, 0.0 if stage == 3 else weights
             kept_gradients = kept_gradients if stage == 1 else 0.0
         update = 0.0 if offload or stage > 1 else share * 4 * numbers  # gradients in float32, for the update
-        activations, logits = float(course.activations), float(course.logits)
+        lost = 1 + self.lost_share
+        activations, logits = lost * course.activations, lost * course.logits
         largest = max(activations + gathered, update)
         if largest == update:
             return Parts(weights, kept_gradients + update, copies, 0.0, 0.0, 0.0, host)

@@ -17,6 +17,10 @@ from ift.training.optimizer_memory import OptimizerMemory, optimizer_memory
 from ift.training.planned_model import PlannedModel, planned_memory, planned_weights
 from ift.training.step_shapes import StepShapes
 
+HEAP_SHARE = 0.4
+"""On a CPU, what freed activations leave of the heap that the next ones, of other sizes, cannot use: a share of them.
+Fitted to the measured peaks in scripts/bench/RESULTS_plan.md."""
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -77,7 +81,8 @@ class RunPlanner:
             )
         simulation = self._simulations[key]
         optimizer, copied = self._optimizer(model, variant.quantization)
-        return RankMemory(model.weights, simulation, shapes.num_micro_batches, optimizer, copied)
+        lost = 0.0 if self._on_gpu else HEAP_SHARE
+        return RankMemory(model.weights, simulation, shapes.num_micro_batches, optimizer, copied, lost)
 
     def _optimizer(self, model: PlannedModel, quantization: Quantization | None) -> tuple[OptimizerMemory, int]:
         key = _key(quantization)
@@ -99,8 +104,7 @@ class RunPlanner:
         config: Any = read_config(self._module.base).get_text_config(decoder=True)  # type: ignore[union-attr]
         layers, width = int(getattr(config, "num_hidden_layers", 1)), int(getattr(config, "hidden_size", 1))
         kept = 1 if self._module.gradient_checkpointing else 30
-        # Of logits, a tile at most exists at a time where the head is fused with the loss.
-        return min(self.model(self._module.quantization).vocabulary, width), layers * width * kept
+        return self.model(self._module.quantization).vocabulary, layers * width * kept
 
 
 def _key(quantization: Quantization | None) -> Any:

@@ -59,7 +59,7 @@ def counted_shapes(
     per_epoch = steps.num_steps_per_epoch
     last = min(per_epoch, num_steps or per_epoch)
     looked_at = np.unique(np.linspace(0, last - 1, min(last, MOST_STEPS)).astype(np.int64))
-    largest, most, positions, supervised = MicroBatchShape(1, 1, 1), 0, 0, 0
+    largest, most, most_supervised, positions, supervised = MicroBatchShape(1, 1, 1), 0, 0, 0, 0
     lengths: list[int] = []
     for index in looked_at.tolist():
         examples = steps.examples_of(index)
@@ -73,9 +73,11 @@ def counted_shapes(
             shapes = [_shape(group, own[part], counts[part], masks=masks) for group in groups]
             most, positions = max(most, len(shapes)), positions + sum(one.positions for one in shapes)
             largest = max(largest, *shapes, key=lambda one: one.positions * width + one.supervised * vocabulary)
+            most_supervised = max(most_supervised, *(one.supervised for one in shapes))
     number = len(looked_at)
     return StepShapes(
-        largest=largest,
+        # The head keeps its buffer from one micro-batch to the next.
+        largest=replace(largest, supervised=most_supervised),
         num_micro_batches=most,
         tokens=sum(lengths) / number,
         positions=positions / number,
