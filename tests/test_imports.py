@@ -131,6 +131,7 @@ LIGHT = [
     "ift.commands.data_contamination",
     "ift.commands.merge",
     "ift.commands.convert",
+    "ift.commands.plan",
     "ift.commands.stage_config",
     "ift.commands.forgetting",
     "eval.__main__",

@@ -35,7 +35,7 @@ def own(report: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
-@pytest.mark.parametrize("adapter", ["lora", None])
+@pytest.mark.parametrize("adapter", ["lora", pytest.param(None, marks=pytest.mark.slow)])
 def test_counts_steps_and_operations_are_those_of_the_run(
     config: Config, ift: Ift, planned: Callable[..., dict[str, Any]], tmp_path: Path, adapter: Any
 ) -> None:
@@ -99,6 +99,7 @@ def test_what_does_not_fit_is_told_with_the_keys_to_change(config: Config, ift: 
     assert "It does not fit" in small and "Nothing that was tried fits" in small
 
 
+@pytest.mark.slow
 def test_a_smaller_budget_is_advised_where_it_is_enough(config: Config, planned: Callable[..., dict[str, Any]]) -> None:
     sizes = {"global_batch_size": 32, "micro_batch_tokens": 4096, "validation": None}
     path = config("run", model={"adapter": "lora"}, data=sizes, trainer={"accelerator": "auto"})
@@ -119,6 +120,7 @@ def test_no_data_are_prepared_where_none_are_wanted(
     assert report["course"]["largest_micro_batch"].startswith("2 x 256")  # of a budget of 512
 
 
+@pytest.mark.slow
 def test_an_enlarged_vocabulary_and_its_rows_are_counted(
     config: Config, planned: Callable[..., dict[str, Any]]
 ) -> None:
