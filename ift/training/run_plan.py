@@ -17,7 +17,7 @@ from ift.training.optimizer_memory import OptimizerMemory, optimizer_memory
 from ift.training.planned_model import PlannedModel, planned_memory, planned_weights
 from ift.training.step_shapes import StepShapes
 
-HEAP_SHARE = 0.4
+HEAP_SHARE = 0.6
 """On a CPU, what freed activations leave of the heap that the next ones, of other sizes, cannot use: a share of them.
 Fitted to the measured peaks in scripts/bench/RESULTS_plan.md."""
 
