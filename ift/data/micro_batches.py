@@ -43,6 +43,8 @@ class RowLayoutChoice:
     """The model computes attention example by example, so that a long row costs no more than its examples."""
     whole_step: bool = False
     """A rank's share of a training step goes through the model at once, whatever its size."""
+    even: bool = False
+    """Every rank computes as many micro-batches of a step as the rank with the most; what is added counts nothing."""
 
 
 GROUPED = RowLayoutChoice("grouped", "one example per row is right for every model")

@@ -178,7 +178,9 @@ def keeps_examples_apart(model: Any) -> bool:
 
     The measure is what happens to it where the two are one text.
     """
-    embedding = model.get_input_embeddings().weight
+    module = model.get_input_embeddings()
+    # Of a matrix with rows of PEFT's own in it, the one below: putting them in takes a pass, where weights are sharded.
+    embedding = getattr(module, "original_module", module).weight
     ids = torch.linspace(0, len(embedding) - 1, 20, device=embedding.device).long()[None]
     positions = torch.arange(20, device=ids.device)[None]
     length = 8  # of the second example

@@ -98,7 +98,8 @@ class StepMetrics(Callback):
     def _log(self, trainer: Trainer, pl_module: Any) -> None:
         assert self._pending is not None
         outputs, step = self._pending
-        total: Any = trainer.strategy.reduce(outputs["loss_sum"], reduce_op="sum")
+        # A copy, as it is reduced in place, and others read what this rank summed up.
+        total: Any = trainer.strategy.reduce(outputs["loss_sum"].clone(), reduce_op="sum")
         span = self._summed(trainer, pl_module)
         self.total.add(span)
         loss = float(total) / max(1, step.num_supervised)

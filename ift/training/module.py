@@ -1,7 +1,7 @@
 """`InstructionModule`: any base model plus an adapter, trained step by step."""
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,16 +25,16 @@ from ift.models.enlarging import enlarge
 from ift.models.families.normalized_head import settle_heads
 from ift.models.foundations import check_gone_on_with, check_merges_into, checked_chain
 from ift.models.initial_adapters import changes_base, initial_values
-from ift.models.loading import TrainingDtype, check_vocabulary, load_base_model, read_config
+from ift.models.loading import TrainingDtype, check_vocabulary, read_config
 from ift.models.merging import merge_adapters
 from ift.models.methods import Method, as_method
 from ift.models.packing import verify_row_layout
 from ift.models.quantization import Quantization, check_quantization, default_quantization
 from ift.models.rope import Rope, check_rope
-from ift.models.sharded_loading import can_defer
 from ift.models.support import check_supported
 from ift.models.trained_adapters import MergedAdapter
 from ift.models.vocabulary import Growth, Vocabulary, check_same_growth, enlarged_config
+from ift.training.base_model import load_base_of
 from ift.training.course import MethodCourse, check_strategy
 from ift.training.engines import engine_of
 from ift.training.fused_optimizers import FusedOptimizer
@@ -183,7 +183,8 @@ class InstructionModule(LightningModule):
         """Refuse what the strategy cannot do, and ask for steps as the optimizer takes them; before weights load."""
         device = self.trainer.strategy.root_device.type
         data: Any = getattr(self.trainer, "datamodule", None)
-        data.even_micro_batches = engine_of(self).in_step
+        if engine_of(self).in_step:
+            data.row_layout_choice = replace(data.row_layout_choice, even=True)
         check_sharded(self, self.trainer, config=read_config(self.base))
         check_attention(self.attention, config=read_config(self.base), dtype=self.dtype_name, device=device)
         if self.compiles:
@@ -201,8 +202,8 @@ class InstructionModule(LightningModule):
         if self.model is not None:
             return
         self.check()
-        self._engine = engine_of(self)
-        model = enlarge(self._load_base(), self.growth)
+        self.engine = engine_of(self)
+        model = enlarge(load_base_of(self), self.growth)
         datamodule: Any = getattr(self.trainer, "datamodule", None) if self._trainer is not None else None
         if datamodule is not None:
             check_vocabulary("model.base", model, datamodule.tokenizer)
@@ -217,9 +218,9 @@ class InstructionModule(LightningModule):
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             # transformers lets inputs require gradients all the same: a backward pass through what is not trained.
             model.disable_input_require_grads()
-        if self._engine.in_step and not self.method.trains_base and changes_base(model.active_peft_config):
+        if self.engine.in_step and not self.method.trains_base and changes_base(model.active_peft_config):
             self.initial_values = initial_values(model)  # which could not be read any more
-        self._engine.place(model)
+        self.engine.place(model)
         if datamodule is not None:
             datamodule.row_layout_choice = verify_row_layout(
                 "data.row_layout", datamodule.row_layout, choice=datamodule.row_layout_choice, model=model
@@ -230,25 +231,6 @@ class InstructionModule(LightningModule):
         self._course = MethodCourse(model, self.method, seed=self.seed)
         self.model = model
         self._trained = [name for name, parameter in self.named_parameters() if parameter.requires_grad]
-
-    def _load_base(self) -> Any:
-        """Load the base model; where each rank is to keep its own rows only, leave the weights in their files."""
-        ranks = self._engine.keeps_rows
-        below: dict[str, Any] = {"quantization": self.quantization, "merged": bool(self.merged_chain)}
-        deferred = (ranks or self.defers) and can_defer(
-            "model.base", self.base, method=self.method, ranks=ranks, **below
-        )
-        # What has to be loaded whole may be too large for the device of a rank that keeps a part of it.
-        with torch.device("cpu") if ranks and not deferred else nullcontext():
-            return load_base_model(
-                "model.base",
-                self.base,
-                self.dtype_name,
-                quantization=self.quantization,
-                attention=self.attention,
-                rope=self.rope,
-                deferred=deferred,
-            )
 
     def _num_steps(self, datamodule: Any) -> int | None:
         """Return the optimizer steps of the whole run, where it has an end."""
@@ -283,7 +265,7 @@ class InstructionModule(LightningModule):
         """
         optimizer: Any = self.optimizers()
         self._course.before_step(step.index, optimizer.optimizer)
-        gradient = StepGradient(self.model, self._calling, self._course, self._engine, self.seed, self.global_rank)
+        gradient = StepGradient(self.model, self._calling, self._course, self.engine, self.seed, self.global_rank)
         if isinstance(optimizer.optimizer, FusedOptimizer):
             total, norm = optimizer.optimizer.fused_backward(
                 lambda: gradient(step), self.parameters(), clip_norm=self.gradient_clip_norm
@@ -296,7 +278,7 @@ class InstructionModule(LightningModule):
         self._all_finite = finite if self._all_finite is None else self._all_finite & finite
         group = optimizer.param_groups[0]
         learning_rate = float(group["lr"]) / group.get("ratio", 1.0)  # LoRA+: that of the A matrices
-        self._engine.update(optimizer)
+        self.engine.update(optimizer)
         self._course.after_update(step.index)
         optimizer.zero_grad()
         scheduler: Any = self.lr_schedulers()
@@ -348,7 +330,7 @@ class InstructionModule(LightningModule):
 
     def whole_weights(self) -> AbstractContextManager[Any]:
         """Let the first rank find whole trained weights in the model; all ranks must enter it."""
-        return self._engine.whole(self.model)
+        return self.engine.whole(self.model)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep trained weights only, and say which base model they belong to."""
@@ -402,4 +384,4 @@ class InstructionModule(LightningModule):
 
     def _clip(self) -> torch.Tensor:
         limit = self.gradient_clip_norm if self.gradient_clip_norm is not None else float("inf")
-        return self._engine.clip((p for p in self.parameters() if p.requires_grad), limit)
+        return self.engine.clip((p for p in self.parameters() if p.requires_grad), limit)
