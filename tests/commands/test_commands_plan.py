@@ -1,14 +1,18 @@
 """`ift plan`: what a run will take, told before anything is loaded, and true of the run that follows."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Ift
+from tiny import ROOT
 
 Config = Callable[..., Path]
+Ift = Callable[..., Any]
 STRATEGIES = {
     "one device",
     "ddp",
@@ -154,9 +158,9 @@ def test_wrong_options_are_told(config: Config, refused: Callable[..., str], arg
 
 
 def test_help_answers_without_torch() -> None:
-    from conftest import python
-
     program = "import sys; from ift.cli import main; main(['plan', '--help']); print(*sorted(sys.modules))"
-    done = python("-c", program)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and "--card" in done.stdout
     assert not {"torch", "transformers", "lightning", "peft"} & set(done.stdout.split())
