@@ -250,7 +250,10 @@ class InstructionModule(LightningModule):
         optimizer = self.optimizer_callable(parameter_groups(named, ratio=self.method.learning_rate_ratio))
         optimizer = with_fused_update(without_paging(optimizer, self.trainer.strategy.root_device))
         spread_learning_rate(optimizer)
-        num_steps = int(self.trainer.estimated_stepping_batches)
+        # Lightning's own estimate opens the data; where sharded weights are restored after this, that is before the
+        # position in them is, and a resumed epoch would begin with its first step again.
+        num_steps = self._num_steps(self.trainer.datamodule)  # type: ignore[attr-defined]
+        assert num_steps is not None, "a run without an end is refused before"
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: learning_rate_share(step, num_steps, self.schedule)
         )
