@@ -11,6 +11,7 @@ from ift.errors import exit_code, unknown_name
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "fit": ("ift.commands.trainer", "fine-tune a base model on instruction data, into a new run folder"),
+    "plan": ("ift.commands.plan", "predict memory, steps and time of a run, and what fits, before anything is loaded"),
     "validate": ("ift.commands.trainer", "measure the validation loss of a base model or a checkpoint"),
     "data": ("ift.commands.data", "look at instruction data: collections, audits, duplicates, contamination"),
     "predict": ("ift.commands.predict", "answer prompts, or rank given options, with a run or a base model"),

@@ -133,6 +133,7 @@ LIGHT = [
     "ift.commands.merge",
     "ift.commands.convert",
     "ift.commands.consolidate",
+    "ift.commands.plan",
     "ift.commands.stage_config",
     "ift.commands.forgetting",
     "ift.commands.diff",

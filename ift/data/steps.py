@@ -144,10 +144,14 @@ class TrainingSteps(Dataset[Step]):
         return -(-len(self._mixture) // self._plan.global_batch_size)
 
     def __getitem__(self, index: int) -> Step:
+        return make_step(self._store, self.examples_of(index), self._plan, index=index)
+
+    def examples_of(self, index: int) -> IndexArray:
+        """Return which examples of the store a step takes, over all ranks."""
         epoch, step = divmod(index, self.num_steps_per_epoch)
         start = step * self._plan.global_batch_size
         positions = np.arange(start, min(start + self._plan.global_batch_size, len(self._mixture)))
-        return make_step(self._store, self._mixture.at(positions, epoch=epoch), self._plan, index=index)
+        return self._mixture.at(positions, epoch=epoch)
 
 
 class ValidationSteps(Dataset[Step]):

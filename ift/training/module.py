@@ -216,6 +216,8 @@ class InstructionModule(LightningModule):
         if self.gradient_checkpointing:
             # The reentrant kind would need inputs that require gradients, and fails under DDP with unused parameters.
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            # transformers lets inputs require gradients all the same: a backward pass through what is not trained.
+            model.disable_input_require_grads()
         if self.engine.in_step and not self.method.trains_base and changes_base(model.active_peft_config):
             self.initial_values = initial_values(model)  # which could not be read any more
         self.engine.place(model)

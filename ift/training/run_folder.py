@@ -115,7 +115,7 @@ class RunFolderWriter(Callback):
                 self._close(trainer, pl_module)
 
     def _close(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._metrics.supervised_tokens or not self._manifest.get("steps"):
+        if self._metrics.total.supervised or not self._manifest.get("steps"):
             self._finish(trainer, pl_module)
         else:  # a finished run was continued, and nothing was left to do
             self._manifest["sessions"].pop()
@@ -126,7 +126,6 @@ class RunFolderWriter(Callback):
         pl_module.check_finite()
         self._export(pl_module, trainer.datamodule)  # type: ignore[attr-defined]
         seconds = time.monotonic() - self._started
-        trained = self._metrics.training_seconds
         self._manifest["status"] = "finished"
         self._manifest["steps"] = trainer.global_step
         if trainer.datamodule.streams:  # type: ignore[attr-defined]
@@ -134,10 +133,7 @@ class RunFolderWriter(Callback):
         self._manifest["sessions"][-1] |= {
             "ended": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": round(seconds, 3),
-            "training_seconds": round(trained, 3),
-            "supervised_tokens": self._metrics.supervised_tokens,
-            "padding_share": round(self._metrics.padded / max(1, self._metrics.padded + self._metrics.tokens), 6),
-            "supervised_tokens_per_second": round(self._metrics.supervised_tokens / max(trained, 1e-9), 1),
+            **self._metrics.describe(trainer.world_size),
         }
         self._manifest["last_logged"] = {"step": self._metrics.last_step, **self._metrics.last}
 
