@@ -1,7 +1,6 @@
 """`InstructionModule`: any base model plus an adapter, trained step by step."""
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -330,10 +329,6 @@ class InstructionModule(LightningModule):
                 loss.exp().item(),
                 supervised_tokens=int(count),
             )
-
-    def whole_weights(self) -> AbstractContextManager[Any]:
-        """Let the first rank find whole trained weights in the model; all ranks must enter it."""
-        return self.engine.whole(self.model)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep trained weights only, and say which base model they belong to."""

@@ -19,6 +19,7 @@ from ift.models.initial_adapters import changes_base, save_adapter, save_initial
 from ift.models.loading import count_parameters
 from ift.models.record_attention import attention_name
 from ift.models.vocabulary import describe
+from ift.training.engines import engine_of
 from ift.training.metrics import StepMetrics
 from ift.training.run_fingerprint import code, environment, initial_weights, run_fingerprints, strategy
 
@@ -110,7 +111,7 @@ class RunFolderWriter(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Export the trained weights and close the manifest."""
         module: Any = pl_module
-        with module.whole_weights():
+        with engine_of(module).whole(module.model):
             if trainer.is_global_zero:
                 self._close(trainer, pl_module)
 
