@@ -30,13 +30,15 @@ from ift.models.loading import max_positions, read_config  # noqa: E402
 from ift.models.packing import choose_row_layout  # noqa: E402
 from ift.models.positions import steady_length  # noqa: E402
 from ift.models.rope import with_rope  # noqa: E402
-from ift.training.checkpoints import AtomicCheckpointIO, check_checkpoint, resolve_checkpoint  # noqa: E402
+from ift.training.checkpoints import AtomicCheckpointIO, check_checkpoint, resolve_checkpoint, steps_of  # noqa: E402
 from ift.training.course import check_strategy  # noqa: E402
 from ift.training.metrics import StepMetrics  # noqa: E402
 from ift.training.module import InstructionModule, ValidationResult  # noqa: E402
 from ift.training.progress import RunProgress  # noqa: E402
 from ift.training.run_folder import RunFolderWriter  # noqa: E402
 from ift.training.samples import SampleResponses  # noqa: E402
+from ift.training.sharded_strategy import ShardedStrategy  # noqa: E402
+from ift.training.strategies import build_strategy  # noqa: E402
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "use_distributed_sampler": False,
@@ -89,6 +91,10 @@ class IftCLI(LightningCLI):
             options["callbacks"] = list(chosen.get("callbacks") or [])
         options["callbacks"] += self.own_callbacks()
         options["plugins"] = [*(chosen.get("plugins") or []), AtomicCheckpointIO()]
+        options["strategy"] = build_strategy(chosen.get("strategy"))
+        if isinstance(options["strategy"], ShardedStrategy):
+            # FSDP2 keeps the buffers that it gathers into, and one made in inference mode could never be trained with.
+            options["inference_mode"] = False
         # Its install tips are no news of the run.
         logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
         try:
@@ -196,9 +202,7 @@ def _checkpoint_folder(run_dir: str) -> str:
 def _steps_of(checkpoint: Path | None) -> int:
     if checkpoint is None:
         return -1
-    import torch
-
-    return int(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+    return steps_of(checkpoint)
 
 
 def _remove_unbegun(run: RunFolder, *, was_there: bool) -> None:

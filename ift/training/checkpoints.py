@@ -11,6 +11,7 @@ from ift.artifacts import RunFolder
 from ift.errors import UserError
 from ift.hub import fingerprint
 from ift.training.module import CHECKPOINT_KEY
+from ift.training.sharded_checkpoints import is_sharded_checkpoint, read_facts, read_whole, remove_sharded
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -35,6 +36,19 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         finally:
             os.close(folder)
 
+    def load_checkpoint(self, path: Any, *arguments: Any, **options: Any) -> dict[str, Any]:
+        """Load a file, or all of a folder that several ranks wrote."""
+        if is_sharded_checkpoint(Path(path)):
+            return read_whole(Path(path))
+        return super().load_checkpoint(path, *arguments, **options)
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Remove a file, or a folder such that no part of it is ever taken for a checkpoint."""
+        if Path(path).is_dir():
+            remove_sharded(Path(path))
+        else:
+            super().remove_checkpoint(path)
+
 
 def newest_checkpoint(run: RunFolder) -> Path | None:
     """Return the checkpoint of a run with the most steps, or `None`."""
@@ -44,9 +58,20 @@ def newest_checkpoint(run: RunFolder) -> Path | None:
 
 def _read(path: Path) -> Any:
     try:
+        if is_sharded_checkpoint(path):
+            return read_facts(path)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises many types for what is no checkpoint; each means that it is unusable
         raise UserError(f"--ckpt_path: '{path}' cannot be read as a checkpoint: {error}") from error
+
+
+def steps_of(path: Path) -> int:
+    """Return the optimizer steps after which a checkpoint was written.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    return int(_read(path)["global_step"])
 
 
 def resolve_checkpoint(ckpt_path: str | None, run: RunFolder, *, required: bool) -> Path | None:
@@ -68,7 +93,7 @@ def resolve_checkpoint(ckpt_path: str | None, run: RunFolder, *, required: bool)
             raise UserError(f"--ckpt_path: there is no checkpoint in '{run.checkpoints}'.")
         return newest
     path = Path(ckpt_path).expanduser()
-    if not path.is_file():
+    if not path.is_file() and not is_sharded_checkpoint(path):
         raise UserError(f"--ckpt_path: no file '{ckpt_path}'. Name a checkpoint, or 'last' for the run's newest.")
     return path
 

@@ -1,5 +1,6 @@
 """`InstructionModule`: any base model plus an adapter, trained step by step."""
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -177,6 +178,8 @@ class InstructionModule(LightningModule):
     def setup(self, stage: str) -> None:
         """Refuse what the strategy cannot do, and ask for steps as the optimizer takes them; before weights load."""
         device = self.trainer.strategy.root_device.type
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        data.even_micro_batches = engine_of(self).in_step
         check_attention(self.attention, config=read_config(self.base), dtype=self.dtype_name, device=device)
         if self.compiles:
             check_compilable(device)
@@ -186,7 +189,6 @@ class InstructionModule(LightningModule):
         check_strategy("model.adapter", self.method, self.trainer)
         if self.optimizer_traits.fused:
             self.optimizer_traits.check_strategy("model.optimizer", self.trainer)
-            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
             data.row_layout_choice = replace(data.row_layout_choice, whole_step=True)
 
     def configure_model(self) -> None:
@@ -215,6 +217,10 @@ class InstructionModule(LightningModule):
         if self.gradient_checkpointing:
             # The reentrant kind would need inputs that require gradients, and fails under DDP with unused parameters.
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self._engine = engine_of(self)
+        if self._engine.in_step and not self.method.trains_base and changes_base(model.active_peft_config):
+            self.initial_values = initial_values(model)  # which could not be read any more
+        self._engine.place(model)
         if datamodule is not None:
             datamodule.row_layout_choice = verify_row_layout(
                 "data.row_layout", datamodule.row_layout, choice=datamodule.row_layout_choice, model=model
@@ -223,7 +229,6 @@ class InstructionModule(LightningModule):
             compile_blocks(model)
         self._calling = calling_of(model)
         self._course = MethodCourse(model, self.method, seed=self.seed)
-        self._engine = engine_of(self)
         self.model = model
         self._trained = [name for name, parameter in self.named_parameters() if parameter.requires_grad]
 
@@ -323,6 +328,10 @@ class InstructionModule(LightningModule):
                 supervised_tokens=int(count),
             )
 
+    def whole_weights(self) -> AbstractContextManager[Any]:
+        """Let the first rank find whole trained weights in the model; all ranks must enter it."""
+        return self._engine.whole(self.model)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep trained weights only, and say which base model they belong to."""
         self.check_finite()
@@ -358,7 +367,7 @@ class InstructionModule(LightningModule):
             )
         if self.trainer.state.fn == "fit":
             self._course.check_resumable()
-        if not self.method.trains_base and changes_base(self.model.active_peft_config):
+        if self.initial_values is None and not self.method.trains_base and changes_base(self.model.active_peft_config):
             self.initial_values = initial_values(self.model)  # which are about to be replaced
         self._course.load_state(checkpoint[CHECKPOINT_KEY].get("method", {}))
 

@@ -6,6 +6,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from ift.errors import UserError
 from ift.inference.generation import Decoding, generate
+from ift.training.engines import engine_of
 
 
 class SampleResponses(Callback):
@@ -24,7 +25,8 @@ class SampleResponses(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Generate greedily on the first rank and write the texts."""
         experiment: Any = getattr(trainer.logger, "experiment", None)
-        wanted = self.num_samples and trainer.state.fn == "fit" and pl_module.validation_result is not None
+        alone = not engine_of(pl_module).in_step  # the others do not take part
+        wanted = alone and self.num_samples and trainer.state.fn == "fit" and pl_module.validation_result is not None
         if not wanted or not trainer.is_global_zero or not hasattr(experiment, "add_text"):
             return
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
