@@ -32,6 +32,7 @@ from ift.models.positions import steady_length  # noqa: E402
 from ift.models.rope import with_rope  # noqa: E402
 from ift.training.checkpoints import AtomicCheckpointIO, check_checkpoint, resolve_checkpoint, steps_of  # noqa: E402
 from ift.training.course import check_strategy  # noqa: E402
+from ift.training.deepspeed_strategy import ZeroStrategy  # noqa: E402
 from ift.training.metrics import StepMetrics  # noqa: E402
 from ift.training.module import InstructionModule, ValidationResult  # noqa: E402
 from ift.training.progress import RunProgress  # noqa: E402
@@ -92,7 +93,7 @@ class IftCLI(LightningCLI):
         options["callbacks"] += self.own_callbacks()
         options["plugins"] = [*(chosen.get("plugins") or []), AtomicCheckpointIO()]
         options["strategy"] = build_strategy(chosen.get("strategy"))
-        if isinstance(options["strategy"], ShardedStrategy):
+        if isinstance(options["strategy"], (ShardedStrategy, ZeroStrategy)):
             # FSDP2 keeps the buffers that it gathers into, and one made in inference mode could never be trained with.
             options["inference_mode"] = False
         # Its install tips are no news of the run.

@@ -1,10 +1,11 @@
 """How a step is taken under DeepSpeed, which exchanges, clips and applies gradients itself."""
 
-from contextlib import AbstractContextManager, nullcontext
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
+from torch import nn
 
 from ift.training.engines import Engine
 
@@ -15,6 +16,50 @@ class ZeroEngine(Engine):
     Stage 1 exchanges them behind the last micro-batch of a step, the others behind every one.
     """
 
+    @property
+    def stage(self) -> int:
+        """Return what is shared out: 1 the optimizer's state, 2 gradients as well, 3 weights as well."""
+        return int(self.module.trainer.strategy.settings.stage)
+
+    @property
+    def in_step(self) -> bool:
+        """Gathering a layer's weights takes all ranks."""
+        return self.stage == 3
+
+    @property
+    def even(self) -> bool:
+        """Whether all ranks take part in each backward pass."""
+        return self.stage >= 2
+
+    def whole(self, model: Any) -> AbstractContextManager[Any]:
+        """Gather what is trained, tensor by tensor, on the CPU of the first rank."""
+        return self._whole(model) if self.in_step else nullcontext()
+
+    @contextmanager
+    def _whole(self, model: Any) -> Iterator[None]:
+        from deepspeed.zero import GatheredParameters
+
+        first, trains_base = bool(self.module.trainer.is_global_zero), self.module.method.trains_base
+        taken: list[tuple[nn.Module, str, nn.Parameter]] = []
+        made: dict[int, nn.Parameter] = {}
+        for module in model.modules():
+            for name, one in module.named_parameters(recurse=False):
+                if not hasattr(one, "ds_id") or not (trains_base or one.requires_grad):
+                    continue
+                if id(one) not in made:
+                    with GatheredParameters([one]):
+                        full = one.detach().cpu().clone() if first else one
+                    made[id(one)] = nn.Parameter(full, requires_grad=one.requires_grad) if first else one
+                if first:
+                    taken.append((module, name, one))
+        try:
+            for module, name, one in taken:
+                module._parameters[name] = made[id(one)]
+            yield
+        finally:
+            for module, name, one in taken:
+                module._parameters[name] = one
+
     def exchange(self, *, last: bool) -> AbstractContextManager[Any]:
         """Tell DeepSpeed whether a step ends with the next backward pass."""
         self._wrapped.set_gradient_accumulation_boundary(last)
@@ -22,14 +67,12 @@ class ZeroEngine(Engine):
 
     def clip(self, parameters: Iterable[torch.nn.Parameter], limit: float) -> torch.Tensor:
         """Return the norm of the whole gradient; DeepSpeed clips by it when it updates, as its settings say."""
+        from deepspeed.runtime.utils import combine_grad_norm_groups
+
         zero = self._wrapped.optimizer
-        if self._wrapped.zero_optimization_stage() == 3:
-            from deepspeed.runtime.utils import combine_grad_norm_groups
-            norm = combine_grad_norm_groups(zero._get_norm_groups())
-        else:
-            norm = zero.scaled_global_norm()
-        norm = torch.as_tensor(norm, dtype=torch.float32)
-        return torch.where(norm < 0, torch.inf, norm)
+        norm = combine_grad_norm_groups(zero._get_norm_groups()) if self.stage == 3 else zero.scaled_global_norm()
+        # It says -1 for what is no number.
+        return torch.where(norm < 0, torch.inf, norm).float()
 
     @property
     def _wrapped(self) -> Any:

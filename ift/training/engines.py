@@ -23,6 +23,11 @@ class Engine:
         """Whether a pass through the model is something all ranks do together, so that each must do as many."""
         return False
 
+    @property
+    def even(self) -> bool:
+        """Whether each rank must compute as many micro-batches of a step as the others."""
+        return self.in_step
+
     def place(self, model: Any) -> None:
         """Share out the weights of a model with its method attached among ranks, where the strategy does."""
 
@@ -60,8 +65,12 @@ class Engine:
 
 def engine_of(module: Any) -> Engine:
     """Return the engine for the strategy of a module's trainer."""
+    from ift.training.deepspeed_engine import ZeroEngine
+    from ift.training.deepspeed_strategy import ZeroStrategy
     from ift.training.sharded_engine import ShardedEngine
     from ift.training.sharded_strategy import ShardedStrategy
 
     strategy = module.trainer.strategy if module._trainer is not None else None
+    if isinstance(strategy, ZeroStrategy):
+        return ZeroEngine(module)
     return ShardedEngine(module) if isinstance(strategy, ShardedStrategy) else Engine(module)

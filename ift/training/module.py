@@ -179,7 +179,7 @@ class InstructionModule(LightningModule):
         """Refuse what the strategy cannot do, and ask for steps as the optimizer takes them; before weights load."""
         device = self.trainer.strategy.root_device.type
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        data.even_micro_batches = engine_of(self).in_step
+        data.even_micro_batches = engine_of(self).even
         check_attention(self.attention, config=read_config(self.base), dtype=self.dtype_name, device=device)
         if self.compiles:
             check_compilable(device)

@@ -4,8 +4,12 @@ from datetime import timedelta
 from typing import Any
 
 from ift.errors import UserError, unknown_name
+from ift.training import deepspeed_config
 
-STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "fsdp", "DDPStrategy", "SingleDeviceStrategy")
+STRATEGIES = (
+    *("auto", "ddp", "ddp_find_unused_parameters_true", "fsdp", *deepspeed_config.NAMES),
+    *("DDPStrategy", "SingleDeviceStrategy"),
+)
 """Strategies whose steps are exact here; a class path may give one of the classes with arguments."""
 
 _REFUSED = {
@@ -50,6 +54,10 @@ def build_strategy(chosen: Any, *, timeout: timedelta | None = None) -> Any:
         from ift.training.sharded_strategy import ShardedStrategy
 
         return ShardedStrategy(**waits)
+    if chosen in deepspeed_config.NAMES:
+        from ift.training import deepspeed_strategy
+
+        return deepspeed_strategy.ZeroStrategy(chosen, **waits)
     if chosen == "ddp":
         from lightning.pytorch.strategies import DDPStrategy
 
