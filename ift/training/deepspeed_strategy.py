@@ -61,12 +61,26 @@ class ZeroStrategy(DeepSpeedStrategy):
 
     def setup_environment(self) -> None:
         """Complete DeepSpeed's settings by the model's, and make the process group."""
+        self.complete()
+        super().setup_environment()
+
+    def complete(self) -> None:
+        """Complete DeepSpeed's settings by the model's."""
         pinned = torch.cuda.is_available()
         clip = self._module().gradient_clip_norm
         self.settings = settings_of(self.name, gradient_clip_norm=clip, pin_memory=pinned)
         self.config = self._config()
         self._precision_plugin = WeightsAsTheyAre("32-true")
-        super().setup_environment()
+
+    def place(self, model: torch.nn.Module) -> None:
+        """Leave each rank its part of every weight, in stage 3, weight by weight.
+
+        DeepSpeed would do it as well, but with the whole model on the GPU first.
+        """
+        if self.settings.stage == 3:
+            import deepspeed
+
+            deepspeed.zero.Init(module=model, config_dict_or_path=self.config)
 
     def setup(self, trainer: Any) -> None:
         """Hand the model over to DeepSpeed, and say in the run folder with which settings."""
@@ -117,6 +131,10 @@ class ZeroStrategy(DeepSpeedStrategy):
             return _read(checkpoint, saved["state"][number][name], f"{number}.{name}", section="optimizer")
 
         self._state().load(saved, value_of)
+
+    def _setup_model_and_optimizer(self, model: Any, optimizer: Any, lr_scheduler: Any = None) -> Any:
+        self.place(model)
+        return super()._setup_model_and_optimizer(model, optimizer, lr_scheduler)
 
     def _init_optimizers(self) -> Any:
         optimizer, scheduler = super()._init_optimizers()

@@ -11,8 +11,17 @@ from pathlib import Path
 ARGUMENTS = "arguments"
 
 
-def run_on_ranks(folder: Path, runs: Sequence[Sequence[str]], *, ranks: int = 2, timeout: float = 240) -> list[str]:
+def run_on_ranks(
+    folder: Path, runs: Sequence[Sequence[str]], *, ranks: int = 2, timeout: float = 240, program: str = __file__
+) -> list[str]:
     """Run `ift` with each list of arguments on several ranks.
+
+    Args:
+        folder: for what the ranks say.
+        runs: arguments of each run.
+        ranks: number of processes.
+        timeout: of all runs together, in seconds.
+        program: that calls `main_of`.
 
     Returns:
         Per run what its ranks said; empty where all of them ended well. A run on which one fails is the last.
@@ -35,7 +44,7 @@ def run_on_ranks(folder: Path, runs: Sequence[Sequence[str]], *, ranks: int = 2,
             "MKL_NUM_THREADS": "1",
         }
         log = (folder / f"rank-{rank}.log").open("w", encoding="utf-8")
-        command = [sys.executable, __file__, str(folder)]
+        command = [sys.executable, program, str(folder)]
         processes.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment))
     try:
         for process in processes:
@@ -59,7 +68,8 @@ def _codes(path: Path) -> list[int]:
     return [int(line) for line in path.read_text(encoding="utf-8").split()] if path.is_file() else []
 
 
-def _main(folder: Path) -> None:
+def main_of(folder: Path) -> None:
+    """Run what `run_on_ranks` wrote down, as one of its ranks."""
     import torch
 
     from ift.cli import main
@@ -73,4 +83,4 @@ def _main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    _main(Path(sys.argv[1]))
+    main_of(Path(sys.argv[1]))
