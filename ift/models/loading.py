@@ -217,5 +217,6 @@ def count_parameters(model: torch.nn.Module) -> dict[str, int]:
 
 
 def _number_of(parameter: torch.Tensor) -> int:
-    shape = getattr(getattr(parameter, "quant_state", None), "shape", None)
+    # Of weights that DeepSpeed has shared out among ranks, an empty one is left in their place.
+    shape = getattr(getattr(parameter, "quant_state", None), "shape", getattr(parameter, "ds_shape", None))
     return math.prod(shape) if shape is not None else parameter.numel()

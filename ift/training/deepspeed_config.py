@@ -89,12 +89,11 @@ def deepspeed_config(settings: ZeroSettings) -> dict[str, Any]:
     }
 
 
-def check_config(config: Mapping[str, Any], *, world_size: int = 1) -> None:
+def check_config(config: Mapping[str, Any]) -> None:
     """Refuse settings that DeepSpeed does not know, or that contradict one another.
 
     Args:
         config: DeepSpeed's settings.
-        world_size: number of ranks, for its arithmetic of batches.
 
     Raises:
         UserError: with the key.
@@ -105,10 +104,8 @@ def check_config(config: Mapping[str, Any], *, world_size: int = 1) -> None:
         return
     from deepspeed.runtime.config import DeepSpeedConfig
 
-    batch = {"train_batch_size": world_size * config["train_micro_batch_size_per_gpu"]}
     try:
-        # A process group may not be there yet, and without one its arithmetic is that of a single rank.
-        DeepSpeedConfig({**config, **batch, "train_micro_batch_size_per_gpu": batch["train_batch_size"]})
+        DeepSpeedConfig(dict(config))
     except Exception as error:  # of pydantic, assertions, and its own kinds
         raise UserError(f"trainer.strategy: DeepSpeed refuses its settings: {' '.join(str(error).split())}") from error
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ift.training.deepspeed_state import shape_of
 from ift.training.engines import Engine
 
 
@@ -30,6 +31,10 @@ class ZeroEngine(Engine):
     def even(self) -> bool:
         """Whether all ranks take part in each backward pass."""
         return self.stage >= 2
+
+    def shape_of(self, parameter: torch.Tensor) -> tuple[int, ...]:
+        """Return the shape of a whole weight; in stage 3, what is left in its place has none."""
+        return tuple(shape_of(parameter))
 
     def whole(self, model: Any) -> AbstractContextManager[Any]:
         """Gather what is trained, tensor by tensor, on the CPU of the first rank."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 MASTER = "master"
@@ -26,20 +27,15 @@ class SharedOutState:
     """
 
     def __init__(self, engine: Any, groups: Sequence[Sequence[nn.Parameter]]) -> None:
-        self._zero, self._groups = engine.optimizer, groups
+        self._zero, self._groups, self._device = engine.optimizer, groups, engine.device
         self._stage = int(engine.zero_optimization_stage())
 
     def weight(self, parameter: nn.Parameter) -> torch.Tensor:
         """Return a whole weight in float32."""
-        from deepspeed.utils import safe_get_full_fp32_param
-
-        found: torch.Tensor = safe_get_full_fp32_param(parameter)
-        return found
+        return self._whole(parameter, self._flat(parameter).data)
 
     def describe(self, keep: Keep) -> dict[str, Any]:
         """Return the optimizer's state in torch's layout."""
-        from deepspeed.utils import safe_get_full_optimizer_state
-
         state: dict[int, dict[str, Any]] = {}
         number = 0
         for group in self._groups:
@@ -49,7 +45,7 @@ class SharedOutState:
                     if not isinstance(value, torch.Tensor) or value.ndim == 0:
                         own[name] = value
                     else:
-                        own[name] = keep(safe_get_full_optimizer_state(parameter, name))
+                        own[name] = keep(self._whole(parameter, value))
                 if parameter.dtype != torch.float32:
                     own[MASTER] = keep(self.weight(parameter))
                 if own:
@@ -102,8 +98,8 @@ class SharedOutState:
             found: nn.Parameter = self._zero.fp32_partitioned_groups_flat[group]
             return found
         group = next(number for number, own in enumerate(self._groups) if any(one is parameter for one in own))
-        found = self._zero.single_partition_of_fp32_groups[group]
-        return found
+        own: nn.Parameter = self._zero.single_partition_of_fp32_groups[group]
+        return own
 
     def _flat_state(self, parameter: nn.Parameter) -> dict[str, Any]:
         found: dict[str, Any] = self._zero.optimizer.state[self._flat(parameter)]
@@ -112,28 +108,56 @@ class SharedOutState:
     def _own(self, parameter: nn.Parameter) -> dict[str, Any]:
         return {name: value for name, value in self._flat_state(parameter).items() if value is not None}
 
+    def _whole(self, parameter: nn.Parameter, flat: torch.Tensor) -> torch.Tensor:
+        """Put together what the ranks hold of a weight, or of what the optimizer keeps of it.
+
+        DeepSpeed's own functions for this miss all groups of weights but the first (0.19.8).
+        """
+        shape = shape_of(parameter)
+        if self._stage == 3:
+            _, start, number = self._zero.grad_position[self._zero.get_param_id(parameter)]
+            part = torch.zeros(self._part_size(parameter), dtype=flat.dtype, device=self._device)
+            part[:number] = flat.narrow(0, start, number)
+            parts = torch.empty(len(part) * dist.get_world_size(), dtype=flat.dtype, device=self._device)
+            dist.all_gather_into_tensor(parts, part)
+            return parts[: shape.numel()].view(shape)
+        whole = torch.zeros(shape.numel(), dtype=flat.dtype, device=self._device)
+        if (mapping := _mapping(parameter)) is not None:
+            there, here = mapping.hp_fragment_address, mapping.lp_fragment_address
+            whole.narrow(0, here.start, here.numel).copy_(flat.narrow(0, there.start, there.numel))
+        dist.all_reduce(whole)
+        return whole.view(shape)
+
     def _put(self, parameter: nn.Parameter, value: torch.Tensor, *, name: str | None) -> None:
         """Set this rank's part of a whole tensor: a weight's float32 copy, or what the optimizer keeps of it."""
-        flat = self._flat(parameter)
-        target = flat.data if name is None else self._flat_state(parameter).setdefault(name, torch.zeros_like(flat.data))
+        target = self._flat(parameter).data
+        if name is not None:
+            target = self._flat_state(parameter).setdefault(name, torch.zeros_like(target))
         if self._stage == 3:
             _, start, number = self._zero.grad_position[self._zero.get_param_id(parameter)]
             target.narrow(0, start, number).copy_(self._part(parameter, value)[:number])
-            return
-        mapping = parameter._hp_mapping  # type: ignore[attr-defined]
-        if mapping is not None:  # else it lies on other ranks
+        elif (mapping := _mapping(parameter)) is not None:
             there, here = mapping.hp_fragment_address, mapping.lp_fragment_address
             part = value.flatten().narrow(0, here.start, here.numel)
             target.narrow(0, there.start, there.numel).copy_(part)
 
     def _part(self, parameter: nn.Parameter, value: torch.Tensor) -> torch.Tensor:
         """Return of a whole tensor what a rank holds of it in stage 3, zeros behind its end."""
-        size = int(parameter.ds_tensor.ds_numel)  # type: ignore[attr-defined]
-        start = size * torch.distributed.get_rank()
+        size = self._part_size(parameter)
+        start = size * dist.get_rank()
         part = torch.zeros(size, dtype=value.dtype, device=value.device)
         own = value.flatten()[start : start + size]
         part[: len(own)] = own
         return part
+
+    @staticmethod
+    def _part_size(parameter: Any) -> int:
+        return int(parameter.ds_tensor.ds_numel)
+
+
+def _mapping(parameter: Any) -> Any | None:
+    """Return where in this rank's row which part of a weight lies, or `None` where all of it lies on other ranks."""
+    return parameter._hp_mapping
 
 
 def shape_of(parameter: torch.Tensor) -> torch.Size:

@@ -1,4 +1,4 @@
-"""`trainer.strategy: deepspeed_1` to `deepspeed_3`: Lightning's DeepSpeedStrategy with settings and checkpoints of ours.
+"""`trainer.strategy: deepspeed_1` to `_3`: Lightning's DeepSpeedStrategy with settings and checkpoints of ours.
 
 A checkpoint is none of DeepSpeed's, which are pickles for one number of ranks: it is that of every other strategy.
 """
@@ -49,9 +49,7 @@ class ZeroStrategy(DeepSpeedStrategy):
         self, name: str, *, process_group_backend: str | None = None, timeout: timedelta = default_pg_timeout
     ) -> None:
         self.name, self.settings = name, settings_of(name)
-        super().__init__(
-            config=self._config(), process_group_backend=process_group_backend, timeout=timeout
-        )
+        super().__init__(config=self._config(), process_group_backend=process_group_backend, timeout=timeout)
         self._groups: list[list[torch.nn.Parameter]] = []
 
     @property

@@ -31,6 +31,10 @@ class Engine:
     def place(self, model: Any) -> None:
         """Share out the weights of a model with its method attached among ranks, where the strategy does."""
 
+    def shape_of(self, parameter: torch.Tensor) -> tuple[int, ...]:
+        """Return the shape of a whole weight, of which this rank may hold a part."""
+        return tuple(parameter.shape)
+
     def whole(self, model: Any) -> AbstractContextManager[Any]:
         """Let the first rank find whole weights in the model, to write them; all ranks must enter it."""
         return nullcontext()

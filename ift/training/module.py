@@ -34,6 +34,7 @@ from ift.models.support import check_supported
 from ift.models.trained_adapters import MergedAdapter
 from ift.models.vocabulary import Growth, Vocabulary, check_same_growth, enlarged_config
 from ift.training.course import MethodCourse, check_strategy
+from ift.training.deepspeed_checks import check_deepspeed
 from ift.training.engines import engine_of
 from ift.training.fused_optimizers import FusedOptimizer
 from ift.training.gradient import StepGradient
@@ -187,6 +188,7 @@ class InstructionModule(LightningModule):
             return
         check_can_go_on(self.method)
         check_strategy("model.adapter", self.method, self.trainer)
+        check_deepspeed(self, self.trainer)
         if self.optimizer_traits.fused:
             self.optimizer_traits.check_strategy("model.optimizer", self.trainer)
             data.row_layout_choice = replace(data.row_layout_choice, whole_step=True)
@@ -355,7 +357,7 @@ class InstructionModule(LightningModule):
         enlarged = checkpoint[CHECKPOINT_KEY].get("vocabulary")
         check_same_growth("--ckpt_path", self.growth, enlarged, where="the checkpoint")
         trained = set(self._trained)
-        needed = {name: tuple(value.shape) for name, value in self.state_dict().items() if name in trained}
+        needed = {name: self._engine.shape_of(one) for name, one in self.named_parameters() if name in trained}
         found = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
         differing = sorted(name for name in needed.keys() | found.keys() if needed.get(name) != found.get(name))
         if differing:

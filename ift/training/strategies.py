@@ -13,6 +13,9 @@ STRATEGIES = (
 """Strategies whose steps are exact here; a class path may give one of the classes with arguments."""
 
 _REFUSED = {
+    "DeepSpeedStrategy": "DeepSpeed's settings follow from those of the run (Lightning would pass over 'stage' beside "
+    "'config', and DeepSpeed over keys that it does not know). Take deepspeed_1, deepspeed_2 or deepspeed_3, or one of "
+    "them with _offload",
     "FSDPStrategy": "the older FSDP cannot clip gradients by their norm. Take 'fsdp', which is FSDP2",
     "ModelParallelStrategy": "its own sizes would split layers within a node, and its checkpoints hold the base model. "
     "Take 'fsdp', which is this strategy with settings that are exact here",
@@ -35,6 +38,11 @@ def check_strategy_name(strategy: Any, command: str) -> None:
         raise UserError(f"trainer.strategy: {named} is not possible; {_REFUSED[named]}.")
     if named not in STRATEGIES:
         raise unknown_name("trainer.strategy", named, STRATEGIES, hint="'auto' is one device, or ddp on several.")
+    if named in deepspeed_config.NAMES:
+        from ift.training import deepspeed_checks
+
+        deepspeed_checks.check_command(named, command)
+        deepspeed_checks.check_installed(named)
     if named == "fsdp" and command == "predict":
         raise UserError(
             "trainer.strategy: fsdp is for training; each rank answers prompts of its own, and needs all weights for "
