@@ -205,7 +205,8 @@ def check_vocabulary(key: str, model: Any, tokenizer: Any) -> None:
     Raises:
         UserError: the tokenizer is larger than the embedding.
     """
-    rows = model.get_input_embeddings().weight.shape[0]
+    weight = model.get_input_embeddings().weight
+    rows = getattr(weight, "ds_shape", weight.shape)[0]  # where DeepSpeed has shared it out, none is left
     if len(tokenizer) > rows:
         raise UserError(f"{key}: the tokenizer has {len(tokenizer)} tokens, the model's embedding only {rows} rows.")
 

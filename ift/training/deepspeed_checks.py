@@ -158,6 +158,13 @@ def check_method(key: str, method: Method, *, name: str, stage: int) -> None:
         )
 
 
+def plain_start(config: Any) -> bool:
+    """Whether a fresh adapter's first weights are drawn or zero, and not computed from the base model's."""
+    return peft_type(config) == "IA3" or (
+        peft_type(config) == "LORA" and config.init_lora_weights in (True, "gaussian")
+    )
+
+
 def _check_optimizer(module: Any, name: str) -> None:
     kind = type(module.optimizer_callable([torch.nn.Parameter(torch.zeros(2, 2))]))
     if ELEMENTWISE.get(kind.__name__) != kind.__module__.split(".")[0]:

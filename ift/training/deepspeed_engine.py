@@ -1,14 +1,17 @@
 """How a step is taken under DeepSpeed, which exchanges, clips and applies gradients itself."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 
+from ift.models.base_weights import BaseWeights
+from ift.models.loading import family_of
+from ift.training.deepspeed_checks import plain_start
 from ift.training.deepspeed_state import shape_of
-from ift.training.engines import Engine
+from ift.training.engines import Engine, Result
 
 
 class ZeroEngine(Engine):
@@ -32,6 +35,17 @@ class ZeroEngine(Engine):
         """Whether all ranks take part in each backward pass."""
         return self.stage >= 2
 
+    def loading(self) -> AbstractContextManager[Any]:
+        """Share out weights while they are read, in stage 3, so that no rank holds the whole model.
+
+        Not where the weights of the base model are read once more before training.
+        """
+        strategy = self.module.trainer.strategy
+        fresh = isinstance(self.module.method.config, BaseWeights) or plain_start(self.module.method.config)
+        once = fresh and self.module.growth is None and not self.module.merged_chain
+        once = once and family_of(self.module.base) is None
+        return strategy.sharing_out(self.module.dtype_name) if self.in_step and once else nullcontext()
+
     def shape_of(self, parameter: torch.Tensor) -> tuple[int, ...]:
         """Return the shape of a whole weight; in stage 3, what is left in its place has none."""
         return tuple(shape_of(parameter))
@@ -42,7 +56,7 @@ class ZeroEngine(Engine):
 
     @contextmanager
     def _whole(self, model: Any) -> Iterator[None]:
-        from deepspeed.zero import GatheredParameters
+        import deepspeed
 
         first, trains_base = bool(self.module.trainer.is_global_zero), self.module.method.trains_base
         taken: list[tuple[nn.Module, str, nn.Parameter]] = []
@@ -52,7 +66,7 @@ class ZeroEngine(Engine):
                 if not hasattr(one, "ds_id") or not (trains_base or one.requires_grad):
                     continue
                 if id(one) not in made:
-                    with GatheredParameters([one]):
+                    with deepspeed.zero.GatheredParameters([one]):
                         full = one.detach().cpu().clone() if first else one
                     made[id(one)] = nn.Parameter(full, requires_grad=one.requires_grad) if first else one
                 if first:
@@ -69,6 +83,15 @@ class ZeroEngine(Engine):
         """Tell DeepSpeed whether a step ends with the next backward pass."""
         self._wrapped.set_gradient_accumulation_boundary(last)
         return nullcontext()
+
+    def forward(self, compute: Callable[[], Result]) -> Result:
+        """Compute with the model as DeepSpeed's own forward pass, which counts micro-batches and gathers weights."""
+        self.module.forward = compute
+        try:
+            found: Result = self._wrapped()
+        finally:
+            del self.module.forward
+        return found
 
     def clip(self, parameters: Iterable[torch.nn.Parameter], limit: float) -> torch.Tensor:
         """Return the norm of the whole gradient; DeepSpeed clips by it when it updates, as its settings say."""

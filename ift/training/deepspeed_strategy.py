@@ -4,7 +4,9 @@ A checkpoint is none of DeepSpeed's, which are pickles for one number of ranks: 
 """
 
 import json
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -64,11 +66,33 @@ class ZeroStrategy(DeepSpeedStrategy):
 
     def complete(self) -> None:
         """Complete DeepSpeed's settings by the model's."""
+        # It calls what torch has given other names since.
+        warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
         pinned = torch.cuda.is_available()
         clip = self._module().gradient_clip_norm
         self.settings = settings_of(self.name, gradient_clip_norm=clip, pin_memory=pinned)
         self.config = self._config()
         self._precision_plugin = WeightsAsTheyAre("32-true")
+
+    def model_sharded_context(self) -> AbstractContextManager[None]:  # type: ignore[override]
+        """Let the model be made whole: much reads its weights before they are shared out, if only once."""
+        return nullcontext()
+
+    @contextmanager
+    def sharing_out(self, dtype: str) -> Iterator[None]:
+        """Let transformers leave each rank its part of every weight that it makes or reads.
+
+        Args:
+            dtype: of the weights; DeepSpeed makes them in that of its settings, whatever transformers says.
+        """
+        from transformers.integrations import HfDeepSpeedConfig
+
+        assert self.config is not None
+        kept_alive = HfDeepSpeedConfig({**self.config, "bf16": {"enabled": dtype == "bfloat16"}})
+        try:
+            yield
+        finally:
+            del kept_alive  # transformers holds it weakly, and believes in stage 3 as long as it lives
 
     def place(self, model: torch.nn.Module) -> None:
         """Leave each rank its part of every weight, in stage 3, weight by weight.
@@ -87,6 +111,14 @@ class ZeroStrategy(DeepSpeedStrategy):
             folder = Path(trainer.default_root_dir)
             folder.mkdir(parents=True, exist_ok=True)
             (folder / CONFIG_FILE).write_text(json.dumps(self.config, indent=2, sort_keys=True) + "\n")
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Take a step; the passes through the model in it are DeepSpeed's, not the step as a whole."""
+        return self._module().training_step(*args, **kwargs)
+
+    def validation_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Validate on a step."""
+        return self._module().validation_step(*args, **kwargs)
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """Return the trained weights: whole ones on the first rank, or every rank's rows for a sharded checkpoint."""

@@ -1,11 +1,13 @@
 """How the gradients of a step are exchanged between ranks, clipped and applied; one engine per kind of strategy."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
+
+Result = TypeVar("Result")
 
 
 class Engine:
@@ -28,6 +30,10 @@ class Engine:
         """Whether each rank must compute as many micro-batches of a step as the others."""
         return self.in_step
 
+    def loading(self) -> AbstractContextManager[Any]:
+        """Let the base model be loaded within it as the strategy wants it."""
+        return nullcontext()
+
     def place(self, model: Any) -> None:
         """Share out the weights of a model with its method attached among ranks, where the strategy does."""
 
@@ -48,6 +54,10 @@ class Engine:
         """Let gradients be exchanged in the backward pass within it only at the last micro-batch of a step."""
         wrapped = self.module.trainer.strategy.model
         return wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) and not last else nullcontext()
+
+    def forward(self, compute: Callable[[], Result]) -> Result:
+        """Compute with the model, once for each micro-batch."""
+        return compute()
 
     def backward(self, loss: torch.Tensor) -> None:
         """Add the gradient of a scalar to what is there."""

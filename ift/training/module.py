@@ -2,6 +2,7 @@
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -198,14 +199,16 @@ class InstructionModule(LightningModule):
         if self.model is not None:
             return
         self.check()
-        model = load_base_model(
-            "model.base",
-            self.base,
-            self.dtype_name,
-            quantization=self.quantization,
-            attention=self.attention,
-            rope=self.rope,
-        )
+        self._engine = engine_of(self)
+        with self._engine.loading():
+            model = load_base_model(
+                "model.base",
+                self.base,
+                self.dtype_name,
+                quantization=self.quantization,
+                attention=self.attention,
+                rope=self.rope,
+            )
         model = enlarge(model, self.growth)
         datamodule: Any = getattr(self.trainer, "datamodule", None) if self._trainer is not None else None
         if datamodule is not None:
@@ -219,7 +222,6 @@ class InstructionModule(LightningModule):
         if self.gradient_checkpointing:
             # The reentrant kind would need inputs that require gradients, and fails under DDP with unused parameters.
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        self._engine = engine_of(self)
         if self._engine.in_step and not self.method.trains_base and changes_base(model.active_peft_config):
             self.initial_values = initial_values(model)  # which could not be read any more
         self._engine.place(model)
@@ -310,7 +312,7 @@ class InstructionModule(LightningModule):
         """Add this rank's summed cross-entropy and number of supervised tokens."""
         for batch in step.micro_batches:
             count = (shifted_targets(batch.labels) != IGNORE_INDEX).sum()
-            loss = loss_sum(self.model, batch, calling=self._calling)
+            loss = self._engine.forward(partial(loss_sum, self.model, batch, calling=self._calling))
             self._validation_sums += torch.stack((loss.double(), count.double()))
 
     def on_validation_epoch_end(self) -> None:
