@@ -102,6 +102,20 @@ RESUMED: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+def killed(config: Config, whole: Path, **case: Any) -> Path:
+    """Return the configuration of a run like another one, killed while it wrote its last checkpoint."""
+    path = config("killed", **case)
+    run = Path(shutil.copytree(whole, path.with_suffix("")))
+    checkpoints = sorted((run / "checkpoints").glob("*.ckpt"))
+    checkpoints[-1].rename(checkpoints[-1].with_name(checkpoints[-1].name + ".tmp"))
+    for later in checkpoints[2:-1]:
+        shutil.rmtree(later)
+    shutil.rmtree(run / "model")
+    manifest = json.loads((run / "manifest.json").read_text())
+    (run / "manifest.json").write_text(json.dumps({**manifest, "status": "running"}))
+    return path
+
+
 def test_a_run_resumes_exactly_and_on_one_device(config: Config, fit: Fit, tmp_path: Path, capsys: Any) -> None:
     often = {"checkpoint": {"every_n_train_steps": 3, "save_top_k": -1}}
     runs, later = [], []
@@ -111,7 +125,13 @@ def test_a_run_resumes_exactly_and_on_one_device(config: Config, fit: Fit, tmp_p
         checkpoint = whole.with_suffix("") / "checkpoints" / "step-00000006.ckpt"
         runs.append(["fit", "--config", str(whole), *options])
         later.append(["fit", "--config", str(again), *options, "--ckpt_path", str(checkpoint)])
-    on_two_ranks(tmp_path / "ranks", runs + later)
+    on_two_ranks(tmp_path / "first", runs)
+    last = killed(config, tmp_path / "full_shared-whole", **FULL_ADAMW, **often)
+    newest = ["--trainer.devices=2", "--trainer.strategy=deepspeed_3", "--ckpt_path", "last"]
+    on_two_ranks(tmp_path / "second", [*later, ["fit", "--config", str(last), *newest]])
+    assert largest_difference(tmp_path / "full_shared-whole", last.with_suffix("")) == 0
+    sessions = json.loads((last.with_suffix("") / "manifest.json").read_text())["sessions"]
+    assert [session["from_step"] for session in sessions] == [0, 6]
     for name, (case, _) in RESUMED.items():
         whole, again = tmp_path / f"{name}-whole", tmp_path / f"{name}-again"
         assert largest_difference(whole, again) == 0, name
@@ -123,18 +143,3 @@ def test_a_run_resumes_exactly_and_on_one_device(config: Config, fit: Fit, tmp_p
         capsys.readouterr()
         assert main(["validate", "--config", str(config(f"{name}-seen", **case)), "--ckpt_path", str(checkpoint)]) == 0
         assert torch.isfinite(torch.tensor(json.loads(capsys.readouterr().out)["loss"]))
-
-
-def test_a_killed_run_goes_on_from_its_newest_checkpoint(config: Config, tmp_path: Path) -> None:
-    often = {"checkpoint": {"every_n_train_steps": 3}}
-    options = ["--trainer.devices=2", "--trainer.strategy=deepspeed_3"]
-    whole, cut = config("whole", **FULL_ADAMW, **often), config("cut", **FULL_ADAMW, **often)
-    short = ["fit", "--config", str(cut), *options]
-    on_two_ranks(tmp_path / "first", [["fit", "--config", str(whole), *options], [*short, "--trainer.max_steps=9"]])
-    run = cut.with_suffix("")
-    # A checkpoint that a killed process had not finished is none, whatever lies in it.
-    (newest,) = run.glob("checkpoints/*.ckpt")
-    shutil.copytree(newest, newest.with_name("step-00000012.ckpt.tmp"))
-    on_two_ranks(tmp_path / "second", [["fit", "--config", str(whole), *options, "--ckpt_path", "last"]])
-    assert len(list(whole.with_suffix("").glob("checkpoints/*.ckpt"))) == 1, "the older ones are removed"
-    assert newest.is_dir()
