@@ -40,6 +40,7 @@ from ift.training.module import InstructionModule, ValidationResult  # noqa: E40
 from ift.training.progress import RunProgress  # noqa: E402
 from ift.training.run_folder import RunFolderWriter  # noqa: E402
 from ift.training.samples import SampleResponses  # noqa: E402
+from ift.training.sharded_rules import check_sharded  # noqa: E402
 from ift.training.sharded_strategy import ShardedStrategy  # noqa: E402
 from ift.training.strategies import build_strategy  # noqa: E402
 
@@ -329,6 +330,7 @@ def prepare(command: str, arguments: list[str], *, tell: bool = True) -> Trainin
         check_can_go_on(cli.model.method)
         check_strategy("model.adapter", cli.model.method, cli.trainer)
         check_deepspeed(cli.model, cli.trainer)
+    check_sharded(cli.model, cli.trainer, config=read_config(cli.model.base))
     cli.datamodule.load()  # all mistakes in the data come before the weights, and before other processes wait
     if tell and is_first_process():
         notes = [*cli.datamodule.notes(), *_optimizer_notes(cli), *cli.model.notes()]

@@ -12,6 +12,8 @@ from ift.models.loading import family_of
 from ift.training.deepspeed_checks import plain_start
 from ift.training.deepspeed_state import shape_of
 from ift.training.engines import Engine, Result
+from ift.training.sharded_engine import logits_of_first_rank
+from ift.training.sharding import base_of
 
 
 class ZeroEngine(Engine):
@@ -78,6 +80,20 @@ class ZeroEngine(Engine):
         finally:
             for module, name, one in taken:
                 module._parameters[name] = one
+
+    @contextmanager
+    def together(self, model: Any) -> Iterator[None]:
+        """Begin each pass anew, and send its logits to all ranks, so that none could choose another token."""
+        coordinator = self._wrapped.optimizer.parameter_offload.get_param_coordinator()
+        handles = [
+            base_of(model).register_forward_pre_hook(lambda *_: coordinator.reset_step()),
+            base_of(model).register_forward_hook(logits_of_first_rank),
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def exchange(self, *, last: bool) -> AbstractContextManager[Any]:
         """Tell DeepSpeed whether a step ends with the next backward pass."""

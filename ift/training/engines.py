@@ -45,6 +45,10 @@ class Engine:
         """Let the first rank find whole weights in the model, to write them; all ranks must enter it."""
         return nullcontext()
 
+    def together(self, model: Any) -> AbstractContextManager[Any]:
+        """Let all ranks answer the same prompts within it, with the first one's logits; needed where `in_step`."""
+        return nullcontext()
+
     @property
     def scale(self) -> float:
         """Return by what a loss is multiplied so that what is exchanged becomes a sum over ranks; DDP averages."""

@@ -43,6 +43,7 @@ from ift.training.objective import loss_sum, shifted_targets
 from ift.training.optimizers import optimizer_traits, without_paging
 from ift.training.parameter_groups import parameter_groups, spread_learning_rate
 from ift.training.schedule import Schedule, learning_rate_share
+from ift.training.sharded_rules import check_sharded
 
 CHECKPOINT_KEY = "ift"
 
@@ -180,8 +181,9 @@ class InstructionModule(LightningModule):
     def setup(self, stage: str) -> None:
         """Refuse what the strategy cannot do, and ask for steps as the optimizer takes them; before weights load."""
         device = self.trainer.strategy.root_device.type
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        data: Any = getattr(self.trainer, "datamodule", None)
         data.even_micro_batches = engine_of(self).even
+        check_sharded(self, self.trainer, config=read_config(self.base))
         check_attention(self.attention, config=read_config(self.base), dtype=self.dtype_name, device=device)
         if self.compiles:
             check_compilable(device)

@@ -5,10 +5,11 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 from ift.training.engines import Engine
-from ift.training.sharding import shard, whole_weights
+from ift.training.sharding import base_of, shard, whole_weights
 
 
 class ShardedEngine(Engine):
@@ -33,6 +34,15 @@ class ShardedEngine(Engine):
         trains_base = self.module.method.trains_base
         return whole_weights(model, on_this_rank=first, wanted=lambda one: trains_base or one.requires_grad)
 
+    @contextmanager
+    def together(self, model: Any) -> Iterator[None]:
+        """Send each pass's logits to all ranks, so that none could choose another token and make another pass."""
+        handle = base_of(model).register_forward_hook(logits_of_first_rank)
+        try:
+            yield
+        finally:
+            handle.remove()
+
     def exchange(self, *, last: bool) -> AbstractContextManager[Any]:
         """Let gradients be exchanged in the backward pass within it."""
         return self._exchange(now=last or self.module.method.trains_base)
@@ -46,3 +56,11 @@ class ShardedEngine(Engine):
         """Scale the gradient of the step down to a norm of at most `limit`; return the norm before."""
         norm = super().clip(parameters, limit)
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def logits_of_first_rank(module: torch.nn.Module, arguments: Any, output: Any) -> Any:
+    """Put the first rank's logits in the place of those of any other; a forward hook of a language model."""
+    logits = output.logits.contiguous()
+    dist.broadcast(logits, src=0)
+    output.logits = logits
+    return output

@@ -11,12 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ift.errors import UserError
 from ift.models.base_weights import all_layers
-from ift.models.methods import Method
 
 
 def base_of(model: Any) -> Any:
@@ -41,6 +40,8 @@ def obstacle_to_sharding(model: Any) -> str:
         for name, one in module.named_parameters(recurse=False):
             if id(module) not in inside and id(one) in owner:
                 return f"'{place}.{name}' is a part of a layer as well, of which FSDP2 would train a copy"
+            if one._backward_hooks:
+                return f"the gradient of '{place}.{name}' goes through a function that FSDP2 would leave out"
             if one.ndim == 0:
                 return f"'{place}.{name}' is a single number, which has no rows to share out"
     return ""
@@ -84,14 +85,18 @@ def shard(model: Any, mesh: DeviceMesh) -> None:
         "mesh": mesh,
         "mp_policy": MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False),
     }
-    for layer in all_layers(base_of(model)):
+    base = base_of(model)
+    packed = []
+    if getattr(base, "is_quantized", False):
+        from ift.models.quantized_layers import as_plain_parameters, tell_of_packing
+
+        packed = as_plain_parameters(model, torch.device(mesh.device_type))
+    for layer in all_layers(base):
         fully_shard(layer, **options)
     fully_shard(model, **options)
-
-
-def is_sharded(model: nn.Module) -> bool:
-    """Whether `shard` has been here."""
-    return any(isinstance(module, FSDPModule) for module in model.modules())
+    if packed:
+        tell_of_packing(packed)
+    register_fsdp_forward_method(model, "generate")
 
 
 def put_back(model: nn.Module) -> None:
@@ -144,8 +149,3 @@ def whole_weights(model: nn.Module, *, on_this_rank: bool, wanted: Callable[[nn.
     finally:
         for module, name, one in taken:
             module._parameters[name] = one
-
-
-def only_adapter(method: Method) -> bool:
-    """Whether a method trains an adapter beside the base model, which is small enough to be held whole by a rank."""
-    return not method.trains_base
