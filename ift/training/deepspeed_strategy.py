@@ -15,12 +15,12 @@ import torch
 from lightning.pytorch.plugins.precision import DeepSpeedPrecision
 from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch.distributed.constants import default_pg_timeout
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 from torch.optim import Optimizer
 
 from ift.training.deepspeed_config import check_config, deepspeed_config, settings_of
-from ift.training.deepspeed_state import SharedOutState, shape_of
+from ift.training.deepspeed_state import SharedOutState
 from ift.training.sharded_checkpoints import is_sharded_checkpoint, load_own_parts, read_facts, save_sharded
 
 CONFIG_FILE = "deepspeed.json"
@@ -53,6 +53,7 @@ class ZeroStrategy(DeepSpeedStrategy):
         self.name, self.settings = name, settings_of(name)
         super().__init__(config=self._config(), process_group_backend=process_group_backend, timeout=timeout)
         self._groups: list[list[torch.nn.Parameter]] = []
+        self._mesh: DeviceMesh | None = None
 
     @property
     def lightning_restore_optimizer(self) -> bool:
@@ -125,7 +126,7 @@ class ZeroStrategy(DeepSpeedStrategy):
         state = self._state()
         trained = [(name, one) for name, one in self._module().named_parameters() if one.requires_grad]
         kept = {name: self._keep(state.weight(one).to(one.dtype)) for name, one in trained}
-        return {name: one for name, one in kept.items() if one.numel() or not shape_of(dict(trained)[name]).numel()}
+        return kept if self._module().method.trains_base or self.is_global_zero else {}
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """Return the optimizer's state in torch's own layout, with tensors as in `lightning_module_state_dict`."""
@@ -188,8 +189,9 @@ class ZeroStrategy(DeepSpeedStrategy):
         """Return of a whole tensor what this rank writes of it."""
         if not self._module().method.trains_base:
             return whole.detach().cpu() if self.is_global_zero else whole.new_empty(0)
-        mesh = init_device_mesh(self.root_device.type, (self.world_size,))
-        return distribute_tensor(whole.detach(), mesh, [Shard(0)], src_data_rank=None).clone()
+        if self._mesh is None:
+            self._mesh = init_device_mesh(self.root_device.type, (self.world_size,))
+        return distribute_tensor(whole.detach(), self._mesh, [Shard(0)], src_data_rank=None).clone()
 
 
 def _read(checkpoint: Mapping[str, Any], value: torch.Tensor, name: str, *, section: str) -> torch.Tensor:

@@ -32,7 +32,7 @@ LORA: dict[str, Any] = {"model": {"optimizer": SGD, "gradient_clip_norm": 0.1}, 
 # The last step of an epoch has a single example, so one of two ranks has none.
 NO_SHARE: dict[str, Any] = {"model": {"optimizer": SGD}, "data": {"global_batch_size": 31}}
 FULL_ADAMW: dict[str, Any] = {"model": {"adapter": None, "optimizer": ADAMW}, "data": {"global_batch_size": 5}}
-QLORA: dict[str, Any] = {"model": {"adapter": "qlora", "optimizer": SGD}}
+QLORA: dict[str, Any] = {"model": {"optimizer": SGD, "quantization": {"scheme": "nf4"}}}
 AGAIN: dict[str, Any] = {"model": {"adapter": None, "optimizer": SGD, "gradient_checkpointing": True}}
 
 CASES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
