@@ -81,9 +81,13 @@ class ZeroEngine(Engine):
             for module, name, one in taken:
                 module._parameters[name] = one
 
+    def together(self, model: Any) -> AbstractContextManager[Any]:
+        """Send each pass's logits to all ranks, so that none could choose another token and make another pass."""
+        return self._together(model) if self.in_step else nullcontext()
+
     @contextmanager
-    def together(self, model: Any) -> Iterator[None]:
-        """Begin each pass anew, and send its logits to all ranks, so that none could choose another token."""
+    def _together(self, model: Any) -> Iterator[None]:
+        # Behind DeepSpeed's back, so it must be told of every pass.
         coordinator = self._wrapped.optimizer.parameter_offload.get_param_coordinator()
         handles = [
             base_of(model).register_forward_pre_hook(lambda *_: coordinator.reset_step()),
