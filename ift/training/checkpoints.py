@@ -52,11 +52,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 def newest_checkpoint(run: RunFolder) -> Path | None:
     """Return the checkpoint of a run with the most steps, or `None`."""
-    found = {path: _read(path)["global_step"] for path in run.checkpoints.glob("*.ckpt")}
+    found = {path: read_checkpoint(path)["global_step"] for path in run.checkpoints.glob("*.ckpt")}
     return max(found, key=lambda path: (found[path], path.name)) if found else None
 
 
-def _read(path: Path) -> Any:
+def read_checkpoint(path: Path) -> Any:
+    """Return what a checkpoint holds: mapped, or of a folder that many ranks wrote, without its tensors' data.
+
+    Raises:
+        UserError: it cannot be read, or holds more than tensors and plain values.
+    """
     try:
         if is_sharded_checkpoint(path):
             return read_facts(path)
@@ -71,7 +76,7 @@ def steps_of(path: Path) -> int:
     Raises:
         UserError: it cannot be read.
     """
-    return int(_read(path)["global_step"])
+    return int(read_checkpoint(path)["global_step"])
 
 
 def resolve_checkpoint(ckpt_path: str | None, run: RunFolder, *, required: bool) -> Path | None:
@@ -104,7 +109,7 @@ def check_checkpoint(path: Path, base: str) -> None:
     Raises:
         UserError: not a checkpoint of ift, or one of another base model.
     """
-    checkpoint = _read(path)
+    checkpoint = read_checkpoint(path)
     own = checkpoint.get(CHECKPOINT_KEY) if isinstance(checkpoint, dict) else None
     if own is None:
         raise UserError(f"--ckpt_path: '{path}' was not written by ift fit.")

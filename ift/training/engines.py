@@ -34,6 +34,11 @@ class Engine:
         """Let the base model be loaded within it as the strategy wants it."""
         return nullcontext()
 
+    @property
+    def keeps_rows(self) -> bool:
+        """Whether a rank keeps some rows of each weight only, so that it need not read the others."""
+        return False
+
     def place(self, model: Any) -> None:
         """Share out the weights of a model with its method attached among ranks, where the strategy does."""
 

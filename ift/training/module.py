@@ -1,6 +1,7 @@
 """`InstructionModule`: any base model plus an adapter, trained step by step."""
 
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,7 @@ from ift.models.methods import Method, as_method
 from ift.models.packing import verify_row_layout
 from ift.models.quantization import Quantization, check_quantization, default_quantization
 from ift.models.rope import Rope, check_rope
+from ift.models.sharded_loading import can_defer
 from ift.models.support import check_supported
 from ift.models.trained_adapters import MergedAdapter
 from ift.models.vocabulary import Growth, Vocabulary, check_same_growth, enlarged_config
@@ -132,6 +134,7 @@ class InstructionModule(LightningModule):
         self._all_finite: torch.Tensor | None = None
         self._loaded_step = 0
         self.initial_values: dict[str, torch.Tensor] | None = None
+        self.defers = False
 
     def check(self) -> None:
         """Refuse a method that does not fit the base model, without loading weights; does nothing twice.
@@ -202,16 +205,7 @@ class InstructionModule(LightningModule):
             return
         self.check()
         self._engine = engine_of(self)
-        with self._engine.loading():
-            model = load_base_model(
-                "model.base",
-                self.base,
-                self.dtype_name,
-                quantization=self.quantization,
-                attention=self.attention,
-                rope=self.rope,
-            )
-        model = enlarge(model, self.growth)
+        model = enlarge(self._load_base(), self.growth)
         datamodule: Any = getattr(self.trainer, "datamodule", None) if self._trainer is not None else None
         if datamodule is not None:
             check_vocabulary("model.base", model, datamodule.tokenizer)
@@ -237,6 +231,25 @@ class InstructionModule(LightningModule):
         self._course = MethodCourse(model, self.method, seed=self.seed)
         self.model = model
         self._trained = [name for name, parameter in self.named_parameters() if parameter.requires_grad]
+
+    def _load_base(self) -> Any:
+        """Load the base model; where each rank is to keep its own rows only, leave the weights in their files."""
+        ranks = self._engine.keeps_rows
+        below: dict[str, Any] = {"quantization": self.quantization, "merged": bool(self.merged_chain)}
+        deferred = (ranks or self.defers) and can_defer(
+            "model.base", self.base, method=self.method, ranks=ranks, **below
+        )
+        # What has to be loaded whole may be too large for the device of a rank that keeps a part of it.
+        with self._engine.loading(), torch.device("cpu") if ranks and not deferred else nullcontext():
+            return load_base_model(
+                "model.base",
+                self.base,
+                self.dtype_name,
+                quantization=self.quantization,
+                attention=self.attention,
+                rope=self.rope,
+                deferred=deferred,
+            )
 
     def _num_steps(self, datamodule: Any) -> int | None:
         """Return the optimizer steps of the whole run, where it has an end."""
@@ -351,6 +364,27 @@ class InstructionModule(LightningModule):
             "method": self._course.state(),
         }
 
+    def check_weights(self, found: Mapping[str, tuple[int, ...]], *, key: str = "--ckpt_path") -> None:
+        """Refuse weights that are not exactly the trained ones of this model.
+
+        Args:
+            found: shapes of a checkpoint's weights, by name.
+            key: names the checkpoint, for errors.
+
+        Raises:
+            UserError: names or shapes differ.
+        """
+        trained = set(self._trained)
+        needed = {name: self._engine.shape_of(one) for name, one in self.named_parameters() if name in trained}
+        differing = sorted(name for name in needed.keys() | found.keys() if needed.get(name) != found.get(name))
+        if differing:
+            first = differing[0]
+            raise UserError(
+                f"{key}: the checkpoint is of another model or adapter; {len(differing)} weights differ, first "
+                f"'{first}' (here {needed.get(first, 'absent')}, checkpoint {found.get(first, 'absent')}). "
+                "Resume with the configuration in the run folder."
+            )
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint whose weights are not exactly the trained ones of this model.
 
@@ -360,17 +394,7 @@ class InstructionModule(LightningModule):
         self._loaded_step = int(checkpoint["global_step"])
         enlarged = checkpoint[CHECKPOINT_KEY].get("vocabulary")
         check_same_growth("--ckpt_path", self.growth, enlarged, where="the checkpoint")
-        trained = set(self._trained)
-        needed = {name: self._engine.shape_of(one) for name, one in self.named_parameters() if name in trained}
-        found = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
-        differing = sorted(name for name in needed.keys() | found.keys() if needed.get(name) != found.get(name))
-        if differing:
-            first = differing[0]
-            raise UserError(
-                f"--ckpt_path: the checkpoint is of another model or adapter; {len(differing)} weights differ, first "
-                f"'{first}' (here {needed.get(first, 'absent')}, checkpoint {found.get(first, 'absent')}). "
-                "Resume with the configuration in the run folder."
-            )
+        self.check_weights({name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()})
         if self.trainer.state.fn == "fit":
             self._course.check_resumable()
         if self.initial_values is None and not self.method.trains_base and changes_base(self.model.active_peft_config):

@@ -17,12 +17,14 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load as read_tensors
 from torch.distributed.checkpoint.state_dict_saver import save as write_tensors
 
 from ift.errors import UserError
+from ift.models.deferred import Deferred
 
 FACTS = "facts.pt"
 METADATA = ".metadata"
@@ -58,10 +60,13 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 class _Reader(FileSystemReader):
-    """Reads the table without executing what it says."""
+    """Reads the table without executing what it says, and only once."""
+
+    _table: Metadata | None = None
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        return _read_table(Path(self.path))
+        self._table = self._table or _read_table(Path(self.path))
+        return self._table
 
 
 def is_sharded_checkpoint(path: Path) -> bool:
@@ -108,13 +113,16 @@ def read_facts(path: Path) -> dict[str, Any]:
     return {**found, "folder": str(path)}
 
 
-def load_own_parts(path: Path, targets: Mapping[str, torch.Tensor], *, section: str) -> None:
+def load_own_parts(
+    path: Path, targets: Mapping[str, torch.Tensor], *, section: str, reader: FileSystemReader | None = None
+) -> None:
     """Read tensors into others of their shapes, of which each rank may hold some rows only; nobody is waited for.
 
     Args:
         path: of the checkpoint.
         targets: by name.
         section: `state_dict` or `optimizer`.
+        reader: of this checkpoint, which has its table already.
 
     Raises:
         UserError: the folder is damaged.
@@ -123,11 +131,11 @@ def load_own_parts(path: Path, targets: Mapping[str, torch.Tensor], *, section: 
     if not state:
         return
     try:
-        read_tensors(cast(dict[str, Any], state), storage_reader=_Reader(path), no_dist=True)
+        read_tensors(cast(dict[str, Any], state), storage_reader=reader or _Reader(path), no_dist=True)
     except UserError:
         raise
-    except Exception as error:  # torch raises many types for what is damaged
-        raise UserError(f"--ckpt_path: '{path}' cannot be read as a checkpoint: {_one_line(error)}") from error
+    except (Exception, CheckpointException) as error:  # torch raises many types for what is damaged
+        raise UserError(f"--ckpt_path: '{path}' cannot be read as a checkpoint: {_reason(error)}") from error
 
 
 def read_whole(path: Path) -> dict[str, Any]:
@@ -149,6 +157,30 @@ def read_whole(path: Path) -> dict[str, Any]:
         }
         load_own_parts(folder, flat, section="optimizer")
     return facts
+
+
+def tensors_in(path: Path, likes: Mapping[str, torch.Tensor]) -> dict[str, Deferred]:
+    """Return the weights of a sharded checkpoint, each of which is read when it is asked for.
+
+    Args:
+        path: of the checkpoint.
+        likes: its weights without data, by name.
+
+    Raises:
+        UserError: its table is damaged, or names what is none of a table's.
+    """
+    reader = _Reader(path)
+    reader.read_metadata()
+
+    def deferred(name: str, like: torch.Tensor) -> Deferred:
+        def rows(start: int, stop: int) -> torch.Tensor:
+            whole = torch.empty(like.shape, dtype=like.dtype)
+            load_own_parts(path, {name: whole}, section="state_dict", reader=reader)
+            return whole[start:stop] if whole.ndim else whole
+
+        return Deferred(like, rows, by_rows=False)
+
+    return {name: deferred(name, like) for name, like in likes.items()}
 
 
 def remove_sharded(path: Path) -> None:
@@ -225,6 +257,13 @@ def _sync_folder(path: Path) -> None:
 def _barrier() -> None:
     if dist.is_initialized():
         dist.barrier()
+
+
+def _reason(error: BaseException) -> str:
+    """Return why reading failed; torch packs that into an exception which `except Exception` does not catch."""
+    failures = list(error.failures.values()) if isinstance(error, CheckpointException) else []
+    first = failures[0][0] if failures else error
+    return _one_line(first) or type(first).__name__
 
 
 def _one_line(error: BaseException) -> str:

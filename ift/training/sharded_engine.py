@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
+from ift.models.sharded_loading import read_sharded
 from ift.training.engines import Engine
 from ift.training.sharding import base_of, shard, whole_weights
 
@@ -24,9 +25,16 @@ class ShardedEngine(Engine):
         """Gathering a layer's weights takes all ranks."""
         return True
 
+    @property
+    def keeps_rows(self) -> bool:
+        """All weights are shared out by rows."""
+        return True
+
     def place(self, model: Any) -> None:
-        """Leave each rank its rows."""
-        shard(model, self.module.trainer.strategy.device_mesh["data_parallel"])
+        """Leave each rank its rows, and read those that are still in files."""
+        strategy = self.module.trainer.strategy
+        mesh = strategy.device_mesh["data_parallel"]
+        read_sharded(model, lambda one: shard(one, mesh), device=strategy.root_device)
 
     def whole(self, model: Any) -> AbstractContextManager[Any]:
         """Gather what is trained, tensor by tensor, on the CPU of the first rank."""

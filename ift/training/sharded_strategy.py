@@ -4,7 +4,8 @@ Of an adapter, a checkpoint is the one small file that every other strategy writ
 weights of the base model are written by all ranks, each its rows, into a folder.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,12 @@ class ShardedStrategy(ModelParallelStrategy):
         """Make the process group, and a mesh of all ranks."""
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
+
+    @contextmanager
+    def tensor_init_context(self, empty_init: bool | None = None) -> Iterator[None]:
+        """Draw an adapter's first values on the device of the rank, as other strategies do."""
+        with self.root_device, super().tensor_init_context(empty_init):
+            yield
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """Return the trained weights: whole ones on the first rank, or every rank's rows for a sharded checkpoint."""
