@@ -18,6 +18,7 @@ from ift.training import deepspeed_checks
 from ift.training.deepspeed_checks import check_accelerator, check_deepspeed, check_method, notes
 from ift.training.deepspeed_config import KEYS, NAMES, check_config, deepspeed_config, settings_of
 from ift.training.deepspeed_strategy import WeightsAsTheyAre, ZeroStrategy
+from ift.training.parameter_groups import parameter_groups
 from ift.training.strategies import STRATEGIES, check_strategy_name
 
 Config = Callable[..., Path]
@@ -164,3 +165,11 @@ def test_weights_and_steps_stay_as_they_are() -> None:
     plugin, module = WeightsAsTheyAre("32-true"), torch.nn.Linear(2, 2, dtype=torch.bfloat16)
     assert plugin.convert_module(module).weight.dtype == torch.bfloat16
     assert plugin.convert_input(step := object()) is step
+
+
+def test_a_matrix_that_is_shared_out_decays_as_a_matrix() -> None:
+    left: Any = torch.nn.Parameter(torch.zeros(0))
+    left.ds_shape = torch.Size((4, 2))  # as DeepSpeed notes it
+    decaying, steady = parameter_groups([("matrix", left), ("norm", torch.nn.Parameter(torch.zeros(4)))])
+    assert decaying["params"][0] is left and "weight_decay" not in decaying
+    assert steady["weight_decay"] == 0.0
