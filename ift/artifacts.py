@@ -10,6 +10,7 @@ RUN/model/             the model and its tokenizer, in transformers' layout
 RUN/checkpoints/       trainable weights, optimizer, schedule and data position, for resuming
 RUN/tensorboard/       TensorBoard's log
 RUN/rejects.jsonl      rows that could not be used, with file, line and reason
+RUN/deepspeed.json     DeepSpeed's settings, where trainer.strategy is one of its
 RUN/removed.jsonl      rows that were asked to be left out (duplicates, contaminated ones), where there are any
 """
 
