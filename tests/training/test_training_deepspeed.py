@@ -67,27 +67,22 @@ def test_deepspeed_takes_the_settings_of_every_name() -> None:
         DeepSpeedConfig(deepspeed_config(settings_of(name, gradient_clip_norm=1.0)))
 
 
-def test_two_ranks_train_as_one(config: Config, fit: Fit, tmp_path: Path) -> None:
-    alone = {name: fit(config(name, **case)) for name, (case, _) in CASES.items()}
-    pairs = [
-        (name, strategy, config(f"{name}-{strategy}", **case))
-        for name, (case, strategies) in CASES.items()
-        for strategy in strategies
-    ]
-    runs = [
-        ["fit", "--config", str(path), "--trainer.devices=2", f"--trainer.strategy={strategy}"]
-        for _, strategy, path in pairs
-    ]
-    on_two_ranks(tmp_path / "ranks", runs)
-    for name, strategy, path in pairs:
-        one, two = alone[name], path.with_suffix("")
+@pytest.mark.parametrize("name", CASES)
+def test_two_ranks_train_as_one(name: str, config: Config, fit: Fit, tmp_path: Path) -> None:
+    case, strategies = CASES[name]
+    one = fit(config(name, **case))
+    paths = {strategy: config(f"{name}-{strategy}", **case) for strategy in strategies}
+    options = {strategy: ["--trainer.devices=2", f"--trainer.strategy={strategy}"] for strategy in strategies}
+    on_two_ranks(tmp_path / "ranks", [["fit", "--config", str(path), *options[key]] for key, path in paths.items()])
+    for strategy, path in paths.items():
+        two = path.with_suffix("")
         # AdamW divides by the root of what may be rounding of a zero gradient.
-        assert largest_difference(one, two) < (1e-5 if name == "full_adamw" else 1e-6), (name, strategy)
-        assert validation_losses(two) == pytest.approx(validation_losses(one), abs=1e-6), (name, strategy)
+        assert largest_difference(one, two) < (1e-5 if name == "full_adamw" else 1e-6), strategy
+        assert validation_losses(two) == pytest.approx(validation_losses(one), abs=1e-6), strategy
         for key in ("train/loss", "train/gradient_norm", "train/learning_rate"):
-            assert last_logged(two)[key] == pytest.approx(last_logged(one)[key], rel=1e-5, abs=1e-7), (name, strategy)
+            assert last_logged(two)[key] == pytest.approx(last_logged(one)[key], rel=1e-5, abs=1e-7), strategy
         settings = json.loads((two / "deepspeed.json").read_text())
-        assert settings["zero_optimization"]["stage"] == int(strategy[len("deepspeed_")])
+        assert settings["zero_optimization"]["stage"] == int(strategy.split("_")[1])
         manifest = json.loads((two / "manifest.json").read_text())
         assert manifest["parameters"] == json.loads((one / "manifest.json").read_text())["parameters"]
 
