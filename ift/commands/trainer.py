@@ -35,6 +35,7 @@ from ift.training.course import check_strategy  # noqa: E402
 from ift.training.deepspeed_checks import check_deepspeed  # noqa: E402
 from ift.training.deepspeed_checks import notes as deepspeed_notes  # noqa: E402
 from ift.training.deepspeed_strategy import ZeroStrategy  # noqa: E402
+from ift.training.loss_record import LossRecord  # noqa: E402
 from ift.training.metrics import StepMetrics  # noqa: E402
 from ift.training.module import InstructionModule, ValidationResult  # noqa: E402
 from ift.training.progress import RunProgress  # noqa: E402
@@ -167,7 +168,8 @@ class TrainingCLI(IftCLI):
         settings = {key: self.config_dump[key] for key in ("seed_everything", "model", "data")}
         settings["max_steps"] = [self.config_dump["trainer"][key] for key in ("max_epochs", "max_steps")]
         config = self.parser.dump(self.config, skip_none=False)
-        return [*super().own_callbacks(), RunFolderWriter(self.run, config, settings, self.metrics)]
+        writers = [RunFolderWriter(self.run, config, settings, self.metrics), LossRecord(self.run)]
+        return [*super().own_callbacks(), *writers]
 
     def instantiate_trainer(self, **options: Any) -> Trainer:
         """Log to TensorBoard in the run folder unless another logger is named."""
@@ -324,6 +326,8 @@ def prepare(command: str, arguments: list[str], *, tell: bool = True) -> Trainin
         base=cli.model.base,
         adapter=peft_config_of(cli.model.method),
         attention=cli.model.attention,
+        # Rows of any number of examples would be compiled anew each.
+        device=None if cli.model.compiles else cli.trainer.strategy.root_device.type,
     )
     if command == "fit":
         cli.model.optimizer_traits.check_strategy("model.optimizer", cli.trainer)

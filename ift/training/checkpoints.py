@@ -11,7 +11,7 @@ from ift.artifacts import RunFolder
 from ift.errors import UserError
 from ift.hub import fingerprint
 from ift.training.module import CHECKPOINT_KEY
-from ift.training.sharded_checkpoints import is_sharded_checkpoint, read_facts, read_whole, remove_sharded
+from ift.training.sharded_checkpoints import check_whole, is_sharded_checkpoint, read_facts, read_whole, remove_sharded
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -110,6 +110,8 @@ def check_checkpoint(path: Path, base: str) -> None:
         UserError: not a checkpoint of ift, or one of another base model.
     """
     checkpoint = read_checkpoint(path)
+    if path.is_dir():
+        check_whole(path)
     own = checkpoint.get(CHECKPOINT_KEY) if isinstance(checkpoint, dict) else None
     if own is None:
         raise UserError(f"--ckpt_path: '{path}' was not written by ift fit.")

@@ -63,7 +63,7 @@ class SharedOutState:
         for group, kept in zip(self._zero.param_groups, saved["param_groups"], strict=True):
             group.update({name: value for name, value in kept.items() if name != "params"})
         number = 0
-        for group in self._groups:
+        for group, settings in zip(self._groups, self._zero.param_groups, strict=True):
             for parameter in group:
                 shape = shape_of(parameter)
                 for name, value in saved["state"].get(number, {}).items():
@@ -72,8 +72,15 @@ class SharedOutState:
                     elif isinstance(value, torch.Tensor) and value.ndim:
                         self._put(parameter, value_of(number, name, shape), name=name)
                     else:
-                        self._flat_state(parameter)[name] = value.clone() if isinstance(value, torch.Tensor) else value
+                        self._flat_state(parameter)[name] = self._number(value, parameter, settings)
                 number += 1
+
+    def _number(self, value: Any, parameter: nn.Parameter, settings: Mapping[str, Any]) -> Any:
+        """Return a single number of the state, beside the weights where torch wants it there."""
+        if not isinstance(value, torch.Tensor):
+            return value
+        beside = settings.get("fused") or settings.get("capturable")
+        return value.to(self._flat(parameter).device if beside else value.device, copy=True)
 
     def put_weight(self, parameter: nn.Parameter, value: torch.Tensor) -> None:
         """Set a whole weight: the model's and the float32 copy that is updated."""
