@@ -57,7 +57,7 @@ class SharedOutState:
         """Take over a state that `describe` returned; the weights are loaded already.
 
         Args:
-            saved: the state; its tensors need no data but for single numbers.
+            saved: the state; its tensors need no data.
             value_of: returns a whole tensor by number, name and shape.
         """
         for group, kept in zip(self._zero.param_groups, saved["param_groups"], strict=True):
@@ -71,14 +71,15 @@ class SharedOutState:
                         self.put_weight(parameter, value_of(number, name, shape))
                     elif isinstance(value, torch.Tensor) and value.ndim:
                         self._put(parameter, value_of(number, name, shape), name=name)
+                    elif isinstance(value, torch.Tensor):
+                        found = value_of(number, name, value.shape)
+                        self._flat_state(parameter)[name] = self._number(found, parameter, settings)
                     else:
-                        self._flat_state(parameter)[name] = self._number(value, parameter, settings)
+                        self._flat_state(parameter)[name] = value
                 number += 1
 
-    def _number(self, value: Any, parameter: nn.Parameter, settings: Mapping[str, Any]) -> Any:
+    def _number(self, value: torch.Tensor, parameter: nn.Parameter, settings: Mapping[str, Any]) -> torch.Tensor:
         """Return a single number of the state, beside the weights where torch wants it there."""
-        if not isinstance(value, torch.Tensor):
-            return value
         beside = settings.get("fused") or settings.get("capturable")
         return value.to(self._flat(parameter).device if beside else value.device, copy=True)
 
