@@ -37,6 +37,11 @@ class ZeroEngine(Engine):
         """Whether all ranks take part in each backward pass."""
         return self.stage >= 2
 
+    @property
+    def reads_anywhere(self) -> bool:
+        """Whether every rank holds all weights."""
+        return not self.in_step
+
     def loading(self) -> AbstractContextManager[Any]:
         """Share out weights while they are read, in stage 3, so that no rank holds the whole model.
 

@@ -31,6 +31,11 @@ class Engine:
         """Whether each rank must compute as many micro-batches of a step as the others."""
         return self.in_step
 
+    @property
+    def reads_anywhere(self) -> bool:
+        """Whether weights can be read outside of their own module's pass, as a fused head does."""
+        return True
+
     def loading(self) -> AbstractContextManager[Any]:
         """Let the base model be loaded within it as the strategy wants it."""
         return nullcontext()

@@ -226,7 +226,8 @@ class InstructionModule(LightningModule):
             datamodule.row_layout_choice = verify_row_layout(
                 "data.row_layout", datamodule.row_layout, choice=datamodule.row_layout_choice, model=model
             )
-        self._calling = with_fused_head(calling_of(model), model)
+        calling = calling_of(model)
+        self._calling = with_fused_head(calling, model) if self.engine.reads_anywhere else calling
         if self.compiles:
             compile_blocks(model)
         self._course = MethodCourse(model, self.method, seed=self.seed)
