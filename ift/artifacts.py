@@ -11,6 +11,7 @@ RUN/checkpoints/       trainable weights, optimizer, schedule and data position,
 RUN/tensorboard/       TensorBoard's log
 RUN/losses.jsonl       the exact loss of every optimizer step
 RUN/rejects.jsonl      rows that could not be used, with file, line and reason
+RUN/deepspeed.json     DeepSpeed's settings, where trainer.strategy is one of its
 RUN/removed.jsonl      rows that were asked to be left out (duplicates, contaminated ones), where there are any
 """
 

@@ -32,6 +32,9 @@ from ift.models.positions import steady_length  # noqa: E402
 from ift.models.rope import with_rope  # noqa: E402
 from ift.training.checkpoints import AtomicCheckpointIO, check_checkpoint, resolve_checkpoint, steps_of  # noqa: E402
 from ift.training.course import check_strategy  # noqa: E402
+from ift.training.deepspeed_checks import check_begins, check_deepspeed  # noqa: E402
+from ift.training.deepspeed_checks import notes as deepspeed_notes  # noqa: E402
+from ift.training.deepspeed_strategy import ZeroStrategy  # noqa: E402
 from ift.training.loss_record import LossRecord  # noqa: E402
 from ift.training.metrics import StepMetrics  # noqa: E402
 from ift.training.module import InstructionModule, ValidationResult  # noqa: E402
@@ -94,7 +97,7 @@ class IftCLI(LightningCLI):
         options["callbacks"] += self.own_callbacks()
         options["plugins"] = [*(chosen.get("plugins") or []), AtomicCheckpointIO()]
         options["strategy"] = build_strategy(chosen.get("strategy"))
-        if isinstance(options["strategy"], ShardedStrategy):
+        if isinstance(options["strategy"], (ShardedStrategy, ZeroStrategy)):
             # FSDP2 keeps the buffers that it gathers into, and one made in inference mode could never be trained with.
             options["inference_mode"] = False
         # Its install tips are no news of the run.
@@ -268,7 +271,7 @@ def _optimizer_notes(cli: TrainingCLI) -> list[str]:
         clip_norm=cli.model.gradient_clip_norm,
         device=cli.trainer.strategy.root_device,
     )
-    return notes
+    return [*notes, *deepspeed_notes(cli.model, cli.trainer)]
 
 
 def hide_advice() -> None:
@@ -330,6 +333,8 @@ def prepare(command: str, arguments: list[str], *, tell: bool = True) -> Trainin
         cli.model.optimizer_traits.check_strategy("model.optimizer", cli.trainer)
         check_can_go_on(cli.model.method)
         check_strategy("model.adapter", cli.model.method, cli.trainer)
+        check_deepspeed(cli.model, cli.trainer)
+        check_begins(cli.trainer, cli.checkpoint)
     check_sharded(cli.model, cli.trainer, config=read_config(cli.model.base))
     cli.datamodule.load()  # all mistakes in the data come before the weights, and before other processes wait
     if tell and is_first_process():

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from ift.models.trained_adapters import MergedAdapter
 from ift.models.vocabulary import Growth, Vocabulary, check_same_growth, enlarged_config
 from ift.training.base_model import load_base_of
 from ift.training.course import MethodCourse, check_strategy
+from ift.training.deepspeed_checks import check_deepspeed
 from ift.training.engines import engine_of
 from ift.training.fused_optimizers import FusedOptimizer
 from ift.training.gradient import StepGradient
@@ -182,7 +184,7 @@ class InstructionModule(LightningModule):
         """Refuse what the strategy cannot do, and ask for steps as the optimizer takes them; before weights load."""
         device = self.trainer.strategy.root_device.type
         data: Any = getattr(self.trainer, "datamodule", None)
-        if engine_of(self).in_step:
+        if engine_of(self).even:
             data.row_layout_choice = replace(data.row_layout_choice, even=True)
         check_sharded(self, self.trainer, config=read_config(self.base))
         check_attention(self.attention, config=read_config(self.base), dtype=self.dtype_name, device=device)
@@ -192,6 +194,7 @@ class InstructionModule(LightningModule):
             return
         check_can_go_on(self.method)
         check_strategy("model.adapter", self.method, self.trainer)
+        check_deepspeed(self, self.trainer)
         if self.optimizer_traits.fused:
             self.optimizer_traits.check_strategy("model.optimizer", self.trainer)
             data.row_layout_choice = replace(data.row_layout_choice, whole_step=True)
@@ -224,7 +227,8 @@ class InstructionModule(LightningModule):
             datamodule.row_layout_choice = verify_row_layout(
                 "data.row_layout", datamodule.row_layout, choice=datamodule.row_layout_choice, model=model
             )
-        self._calling = with_fused_head(calling_of(model), model)
+        calling = calling_of(model)
+        self._calling = with_fused_head(calling, model) if self.engine.reads_anywhere else calling
         if self.compiles:
             compile_blocks(model)
         self._course = MethodCourse(model, self.method, seed=self.seed)
@@ -310,7 +314,7 @@ class InstructionModule(LightningModule):
         """Add this rank's summed cross-entropy and number of supervised tokens."""
         for batch in step.micro_batches:
             count = (shifted_targets(batch.labels) != IGNORE_INDEX).sum()
-            loss = loss_sum(self.model, batch, calling=self._calling)
+            loss = self.engine.forward(partial(loss_sum, self.model, batch, calling=self._calling))
             self._validation_sums += torch.stack((loss.double(), count.double()))
 
     def on_validation_epoch_end(self) -> None:
@@ -354,7 +358,7 @@ class InstructionModule(LightningModule):
             UserError: names or shapes differ.
         """
         trained = set(self._trained)
-        needed = {name: tuple(value.shape) for name, value in self.state_dict().items() if name in trained}
+        needed = {name: self.engine.shape_of(one) for name, one in self.named_parameters() if name in trained}
         differing = sorted(name for name in needed.keys() | found.keys() if needed.get(name) != found.get(name))
         if differing:
             first = differing[0]
