@@ -45,6 +45,10 @@ DURATION = tuple(
 """Settings of the Trainer that decide the result of a finished run; an unfinished one may go on with others."""
 
 
+BEGINNING = "beginning"
+"""Status of a run whose folder is not complete yet; killed then, it begins anew."""
+
+
 class RunFolder:
     """The places of a run."""
 
@@ -61,6 +65,11 @@ class RunFolder:
         self.tensorboard = self.root / "tensorboard"
         self.rejects = self.root / "rejects.jsonl"
         self.removed = self.root / "removed.jsonl"
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a run has written here what goes in."""
+        return self.manifest.is_file() and self.read_manifest()["status"] != BEGINNING
 
     def check_new(self) -> None:
         """Refuse a folder that holds anything, so that nothing of an older run is overwritten.
@@ -102,7 +111,7 @@ class RunFolder:
         Raises:
             UserError: with the first key that differs.
         """
-        if not self.config.is_file():
+        if not self.config.is_file() or not self.has_begun:
             return
         import yaml
 
@@ -168,9 +177,17 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that a reader sees the old file or the new one, never a part."""
-    temporary = path.with_name(path.name + ".tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text so that a reader sees the old file or the new one, never a part."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(temporary, path)
 
 

@@ -126,6 +126,8 @@ class InstructionModule(LightningModule):
         self._validation_sums = torch.zeros(2, dtype=torch.float64)
         self.validation_result: ValidationResult | None = None
         self._all_finite: torch.Tensor | None = None
+        self.between_steps = True
+        """Whether weights, optimizer, schedule and position are those of the same step."""
         self._loaded_step = 0
         self.initial_values: dict[str, torch.Tensor] | None = None
 
@@ -273,12 +275,14 @@ class InstructionModule(LightningModule):
         self._all_finite = finite if self._all_finite is None else self._all_finite & finite
         group = optimizer.param_groups[0]
         learning_rate = float(group["lr"]) / group.get("ratio", 1.0)  # LoRA+: that of the A matrices
+        self.between_steps = False
         self._engine.update(optimizer)
         self._course.after_update(step.index)
         optimizer.zero_grad()
         scheduler: Any = self.lr_schedulers()
         scheduler.step()
         self.trainer.datamodule.advance(step)  # type: ignore[attr-defined]
+        self.between_steps = True
         return {"loss_sum": total, "gradient_norm": norm, "learning_rate": learning_rate}
 
     def check_finite(self) -> None:
