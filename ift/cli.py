@@ -3,8 +3,10 @@
 import importlib
 import os
 import sys
+from types import ModuleType
 
 from ift import __version__
+from ift.deferred_imports import deferred
 from ift.errors import exit_code, unknown_name
 
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -65,4 +67,10 @@ def main(arguments: list[str] | None = None) -> int:
     # a file there takes the place of no installed package.
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
-    return exit_code(lambda: importlib.import_module(module).run(command, rest), debug=debug)
+    return exit_code(lambda: _imported(module).run(command, rest), debug=debug)
+
+
+def _imported(module: str) -> ModuleType:
+    """Import a command, but not what its libraries only want to have at hand."""
+    with deferred():
+        return importlib.import_module(module)
