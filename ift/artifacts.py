@@ -9,6 +9,7 @@ RUN/adapter_initial/   the adapter before the first step, where its first value 
 RUN/model/             the model and its tokenizer, in transformers' layout
 RUN/checkpoints/       trainable weights, optimizer, schedule and data position, for resuming
 RUN/tensorboard/       TensorBoard's log
+RUN/bad_step-N.jsonl   examples of a step that was left out or stopped the run, the largest loss first
 RUN/rejects.jsonl      rows that could not be used, with file, line and reason
 RUN/removed.jsonl      rows that were asked to be left out (duplicates, contaminated ones), where there are any
 """
@@ -31,6 +32,11 @@ CHANGEABLE = frozenset(
         "model.attention",
         "model.compile",
         "model.gradient_checkpointing",
+        # What a run was stopped for may be left out when it goes on; the manifest tells which steps were.
+        "model.on_bad_step.action",
+        "model.on_bad_step.most_in_a_row",
+        "model.on_bad_step.spike_ratio",
+        "model.on_bad_step.window",
         "data.micro_batch_tokens",
         "data.row_layout",
         "data.num_workers",
@@ -38,7 +44,7 @@ CHANGEABLE = frozenset(
         "data.max_rejected",
     }
 )
-"""Settings under `DECISIVE` that change speed or memory, never the result."""
+"""Settings under `DECISIVE` that a run may go on with otherwise; all but `on_bad_step` never change the result."""
 DURATION = tuple(
     f"trainer.{name}" for name in ("max_epochs", "max_steps", "max_time", "min_epochs", "min_steps", "precision")
 )

@@ -28,9 +28,9 @@ def keep_events(folder: Path, *, step: int, validated: bool) -> None:
 
 
 def _rewrite(path: Path, *, step: int, validated: bool) -> None:
-    from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
-    from tensorboard.compat.proto.event_pb2 import Event
-    from tensorboard.summary.writer.record_writer import RecordWriter
+    from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader  # type: ignore[import-untyped]
+    from tensorboard.compat.proto.event_pb2 import Event  # type: ignore[import-untyped]
+    from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
 
     temporary = path.with_name("rewritten.tmp")
     with temporary.open("wb") as file:

@@ -63,7 +63,7 @@ def was_due(checkpoint: Path | None) -> bool:
 def is_due(trainer: Trainer, pl_module: Any) -> bool:
     """Whether the step that is just done is followed by a validation that is not."""
     loop, fetcher = trainer.fit_loop.epoch_loop, trainer.fit_loop._data_fetcher
-    progress = loop.batch_progress.current
+    progress: Any = loop.batch_progress.current
     if fetcher is None or not progress.ready or progress.ready != progress.processed:
         return False
     if not trainer.enable_validation or not sum(trainer.num_val_batches) or not loop._should_check_val_fx(fetcher):

@@ -123,6 +123,7 @@ class RunFolderWriter(Callback):
         trained = self._metrics.training_seconds
         self._manifest["status"] = "finished"
         self._manifest["steps"] = trainer.global_step
+        self._manifest["skipped_steps"] = pl_module.bad_steps.skipped
         if trainer.datamodule.streams:  # type: ignore[attr-defined]
             self._manifest["data"]["streams"] = trainer.datamodule.describe_streams()  # type: ignore[attr-defined]
         self._manifest["sessions"][-1] |= {

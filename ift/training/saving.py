@@ -22,7 +22,8 @@ class RunTrainer(Trainer):
         return results
 
     def _call(self, hook: str) -> None:
-        for callback in self.callbacks if self.state.fn == "fit" else []:
+        callbacks: list[Any] = self.callbacks if self.state.fn == "fit" else []  # type: ignore[attr-defined]
+        for callback in callbacks:
             if (method := getattr(callback, hook, None)) is not None:
                 method(self, self.lightning_module)
 

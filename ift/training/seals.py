@@ -26,6 +26,7 @@ class SealedFile:
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self._hash, self._end = file, hashlib.sha256(), b""
+        self._failure: OSError | None = None
 
     def write(self, data: Any) -> int:
         """Append bytes; the length of the zip's comment, its last two bytes, must wait for the seal."""
@@ -41,15 +42,26 @@ class SealedFile:
         return len(view)
 
     def _put(self, data: Any) -> None:
-        self._hash.update(data)
-        self._file.write(data)
+        # Raised in here, an error would be hidden by one of torch's own, which cannot end its file then. So it waits.
+        if self._failure is not None:
+            return
+        try:
+            self._hash.update(data)
+            self._file.write(data)
+        except OSError as error:
+            self._failure = error
 
     def flush(self) -> None:
-        """Bring to the operating system what is there."""
-        self._file.flush()
+        """Do nothing; all is flushed with the seal."""
 
     def seal(self) -> None:
-        """Write the seal as the comment of the zip file, flush all and wait for the disk."""
+        """Write the seal as the comment of the zip file, flush all and wait for the disk.
+
+        Raises:
+            OSError: something could not be written, before or now.
+        """
+        if self._failure is not None:
+            raise self._failure
         assert self._end == b"\0\0", "torch.save ended with something else than a zip file without a comment"
         comment = _PREFIX + self._hash.hexdigest().encode()
         self._file.write(_COMMENT_BYTES.to_bytes(2, "little") + comment)

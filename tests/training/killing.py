@@ -61,6 +61,7 @@ def _run_and_exit(path: Path, arguments: tuple[str, ...], patch: Callable[[], An
         with path.with_suffix(".log").open("a") as log:  # what a child says is read after it
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
         torch.set_num_threads(1)
         if patch is not None:
             patch()

@@ -91,9 +91,7 @@ def at_place(place: str, flag: Path) -> Callable[[], None]:
         elif place == "last validation":
             once_before(InstructionModule, "validation_step", lambda m, *_: m.trainer.global_step == 12, flag=flag)
         elif place == "export":  # the adapter is complete under another name
-            once_before(
-                Path, "rename", lambda path, _: path.name == "adapter.tmp", flag=flag
-            )
+            once_before(Path, "rename", lambda path, _: path.name == "adapter.tmp", flag=flag)
         elif place == "exported":
             once_before(RunFolderWriter, "_export", lambda *_: True, flag=flag, after=True)
 
@@ -259,4 +257,3 @@ def _kill_in_link(flag: Path) -> None:
         link(trainer, filepath, linkpath)
 
     RunCheckpoint._link_checkpoint = staticmethod(killing)  # type: ignore[method-assign]
-
