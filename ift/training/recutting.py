@@ -63,7 +63,7 @@ class HeldBackEngine(Engine):
 def _average(gradients: list[torch.Tensor]) -> None:
     flat = torch.cat([one.reshape(-1) for one in gradients]).div_(torch.distributed.get_world_size())
     torch.distributed.all_reduce(flat)
-    parts: Any = torch.split(flat, [one.numel() for one in gradients])  # type: ignore[no-untyped-call]
+    parts: Any = torch.split(flat, [one.numel() for one in gradients])
     for one, part in zip(gradients, parts, strict=True):
         one.copy_(part.view_as(one))
 
