@@ -1,6 +1,9 @@
 """`InstructionModule`: any base model plus an adapter, trained step by step."""
 
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,6 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from peft import AdaLoraConfig, PeftConfig
 
-from ift.data.encoding import IGNORE_INDEX
 from ift.data.steps import Step
 from ift.errors import UserError
 from ift.hub import check_base, fingerprint
@@ -29,6 +31,7 @@ from ift.models.methods import Method, as_method
 from ift.models.packing import verify_row_layout
 from ift.models.quantization import Quantization, check_quantization, default_quantization
 from ift.models.rope import Rope, check_rope
+from ift.models.sharded_loading import can_defer
 from ift.models.support import check_supported
 from ift.models.trained_adapters import MergedAdapter
 from ift.models.vocabulary import Growth, Vocabulary, check_same_growth, enlarged_config
@@ -37,11 +40,12 @@ from ift.training.course import MethodCourse, check_strategy
 from ift.training.engines import engine_of
 from ift.training.fused_optimizers import FusedOptimizer
 from ift.training.gradient import StepGradient
-from ift.training.objective import loss_sum, shifted_targets
+from ift.training.objective import validation_sums
 from ift.training.optimizers import optimizer_traits, without_paging
 from ift.training.parameter_groups import parameter_groups, spread_learning_rate
 from ift.training.recutting import Recutting
 from ift.training.schedule import Schedule, learning_rate_share
+from ift.training.sharded_rules import check_sharded
 
 CHECKPOINT_KEY = "ift"
 
@@ -119,8 +123,7 @@ class InstructionModule(LightningModule):
         self.optimizer_callable, self.schedule = optimizer, schedule
         self.optimizer_traits = optimizer_traits("model.optimizer", optimizer)
         self.gradient_clip_norm, self.gradient_checkpointing = gradient_clip_norm, gradient_checkpointing
-        traits = self.optimizer_traits
-        on_bad_step.check("model.on_bad_step", fused=traits.name if traits.fused else None)
+        on_bad_step.check("model.on_bad_step", self.optimizer_traits)
         self.bad_steps, self.recutting = BadSteps(on_bad_step), Recutting(self)
         self.seed = seed
         self.automatic_optimization = False
@@ -132,11 +135,10 @@ class InstructionModule(LightningModule):
         self.merged_chain: list[MergedAdapter] = []
         self._validation_sums = torch.zeros(2, dtype=torch.float64)
         self.validation_result: ValidationResult | None = None
-        self._first_infinite: torch.Tensor | None = None
-        self.between_steps = True
-        """Whether weights, optimizer, schedule and position are those of the same step."""
+        self.between_steps = True  # weights, optimizer, schedule and position are those of the same step
         self._loaded_step = 0
         self.initial_values: dict[str, torch.Tensor] | None = None
+        self.defers = False
 
     def check(self) -> None:
         """Refuse a method that does not fit the base model, without loading weights; does nothing twice.
@@ -186,6 +188,9 @@ class InstructionModule(LightningModule):
     def setup(self, stage: str) -> None:
         """Refuse what the strategy cannot do, and ask for steps as the optimizer takes them; before weights load."""
         device = self.trainer.strategy.root_device.type
+        data: Any = getattr(self.trainer, "datamodule", None)
+        data.even_micro_batches = engine_of(self).in_step
+        check_sharded(self, self.trainer, config=read_config(self.base))
         check_attention(self.attention, config=read_config(self.base), dtype=self.dtype_name, device=device)
         if self.compiles:
             check_compilable(device)
@@ -196,7 +201,6 @@ class InstructionModule(LightningModule):
         self.recutting.check()
         if self.optimizer_traits.fused:
             self.optimizer_traits.check_strategy("model.optimizer", self.trainer)
-            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
             data.row_layout_choice = replace(data.row_layout_choice, whole_step=True)
 
     def configure_model(self) -> None:
@@ -204,15 +208,8 @@ class InstructionModule(LightningModule):
         if self.model is not None:
             return
         self.check()
-        model = load_base_model(
-            "model.base",
-            self.base,
-            self.dtype_name,
-            quantization=self.quantization,
-            attention=self.attention,
-            rope=self.rope,
-        )
-        model = enlarge(model, self.growth)
+        self._engine = self.recutting.engine(engine_of(self))
+        model = enlarge(self._load_base(), self.growth)
         datamodule: Any = getattr(self.trainer, "datamodule", None) if self._trainer is not None else None
         if datamodule is not None:
             check_vocabulary("model.base", model, datamodule.tokenizer)
@@ -225,6 +222,9 @@ class InstructionModule(LightningModule):
         if self.gradient_checkpointing:
             # The reentrant kind would need inputs that require gradients, and fails under DDP with unused parameters.
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if self._engine.in_step and not self.method.trains_base and changes_base(model.active_peft_config):
+            self.initial_values = initial_values(model)  # which could not be read any more
+        self._engine.place(model)
         if datamodule is not None:
             datamodule.row_layout_choice = verify_row_layout(
                 "data.row_layout", datamodule.row_layout, choice=datamodule.row_layout_choice, model=model
@@ -233,9 +233,27 @@ class InstructionModule(LightningModule):
             compile_blocks(model)
         self.calling = calling_of(model)
         self._course = MethodCourse(model, self.method, seed=self.seed)
-        self._engine = self.recutting.engine(engine_of(self))
         self.model = model
         self._trained = [name for name, parameter in self.named_parameters() if parameter.requires_grad]
+
+    def _load_base(self) -> Any:
+        """Load the base model; where each rank is to keep its own rows only, leave the weights in their files."""
+        ranks = self._engine.keeps_rows
+        below: dict[str, Any] = {"quantization": self.quantization, "merged": bool(self.merged_chain)}
+        deferred = (ranks or self.defers) and can_defer(
+            "model.base", self.base, method=self.method, ranks=ranks, **below
+        )
+        # What has to be loaded whole may be too large for the device of a rank that keeps a part of it.
+        with torch.device("cpu") if ranks and not deferred else nullcontext():
+            return load_base_model(
+                "model.base",
+                self.base,
+                self.dtype_name,
+                quantization=self.quantization,
+                attention=self.attention,
+                rope=self.rope,
+                deferred=deferred,
+            )
 
     def _num_steps(self, datamodule: Any) -> int | None:
         """Return the optimizer steps of the whole run, where it has an end."""
@@ -277,8 +295,9 @@ class InstructionModule(LightningModule):
             )
         else:
             total = self.recutting.gradient(gradient, step, self._engine)
-            norm = self._clip()
-        usable = self._judge(step, total, norm)
+            limit = self.gradient_clip_norm or float("inf")
+            norm = self._engine.clip((p for p in self.parameters() if p.requires_grad), limit)
+        usable = self.bad_steps.usable(self, step, loss=total, norm=norm)
         group = optimizer.param_groups[0]
         learning_rate = float(group["lr"]) / group.get("ratio", 1.0)  # LoRA+: that of the A matrices
         self.between_steps = False
@@ -294,29 +313,6 @@ class InstructionModule(LightningModule):
         self.between_steps = True
         return {"loss_sum": total, "gradient_norm": norm, "learning_rate": learning_rate}
 
-    def _judge(self, step: Step, total: torch.Tensor, norm: torch.Tensor) -> bool:
-        """Return whether a step is to be used for an update; all ranks return the same."""
-        if not self.bad_steps.settings.looks_at_each_step(self.device):
-            # A number on the device, looked at when weights are kept or losses told: no wait in every step.
-            first = torch.where(torch.isfinite(norm), 0, step.index + 1)
-            known = self._first_infinite
-            self._first_infinite = first if known is None else torch.where(known > 0, known, first)
-            return True
-        reason = self.bad_steps.judge(float(total), float(norm))
-        if not self.trainer.strategy.reduce_boolean_decision(reason is not None, all=False):
-            return True
-        self.bad_steps.handle(self, step, reason or "its loss is infinite or not a number on another rank")
-        return False
-
-    def check_finite(self) -> None:
-        """Stop a run whose loss or gradient has left the numbers, before its weights are kept.
-
-        Raises:
-            UserError: a gradient was infinite or not a number.
-        """
-        if self._first_infinite is not None and (number := int(self._first_infinite)):
-            self.bad_steps.stop_late(self, number)
-
     def on_validation_epoch_start(self) -> None:
         """Start the sums anew."""
         self.validation_result = None
@@ -324,15 +320,8 @@ class InstructionModule(LightningModule):
 
     def validation_step(self, step: Step, batch_idx: int) -> None:
         """Add this rank's summed cross-entropy and number of supervised tokens."""
-        self._validation_sums += self.recutting.validation(self._sums, step)
-
-    def _sums(self, step: Step) -> torch.Tensor:
-        sums = torch.zeros_like(self._validation_sums)
-        for batch in step.micro_batches:
-            count = (shifted_targets(batch.labels) != IGNORE_INDEX).sum()
-            loss = loss_sum(self.model, batch, calling=self.calling)
-            sums += torch.stack((loss.double(), count.double()))
-        return sums
+        sums = partial(validation_sums, self.model, calling=self.calling)
+        self._validation_sums += self.recutting.validation(sums, step)
 
     def on_validation_epoch_end(self) -> None:
         """Log loss and perplexity per supervised token, over all ranks."""
@@ -351,9 +340,13 @@ class InstructionModule(LightningModule):
                 supervised_tokens=int(count),
             )
 
+    def whole_weights(self) -> AbstractContextManager[Any]:
+        """Let the first rank find whole trained weights in the model; all ranks must enter it."""
+        return self._engine.whole(self.model)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep trained weights only, and say which base model they belong to."""
-        self.check_finite()
+        self.bad_steps.check_finite(self)
         trained = set(self._trained)
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {name: value for name, value in state.items() if name in trained}
@@ -366,6 +359,27 @@ class InstructionModule(LightningModule):
             "recutting": self.recutting.state(),
         }
 
+    def check_weights(self, found: Mapping[str, tuple[int, ...]], *, key: str = "--ckpt_path") -> None:
+        """Refuse weights that are not exactly the trained ones of this model.
+
+        Args:
+            found: shapes of a checkpoint's weights, by name.
+            key: names the checkpoint, for errors.
+
+        Raises:
+            UserError: names or shapes differ.
+        """
+        trained = set(self._trained)
+        needed = {name: tuple(value.shape) for name, value in self.state_dict().items() if name in trained}
+        differing = sorted(name for name in needed.keys() | found.keys() if needed.get(name) != found.get(name))
+        if differing:
+            first = differing[0]
+            raise UserError(
+                f"{key}: the checkpoint is of another model or adapter; {len(differing)} weights differ, first "
+                f"'{first}' (here {needed.get(first, 'absent')}, checkpoint {found.get(first, 'absent')}). "
+                "Resume with the configuration in the run folder."
+            )
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint whose weights are not exactly the trained ones of this model.
 
@@ -375,25 +389,11 @@ class InstructionModule(LightningModule):
         self._loaded_step = int(checkpoint["global_step"])
         enlarged = checkpoint[CHECKPOINT_KEY].get("vocabulary")
         check_same_growth("--ckpt_path", self.growth, enlarged, where="the checkpoint")
-        trained = set(self._trained)
-        needed = {name: tuple(value.shape) for name, value in self.state_dict().items() if name in trained}
-        found = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
-        differing = sorted(name for name in needed.keys() | found.keys() if needed.get(name) != found.get(name))
-        if differing:
-            first = differing[0]
-            raise UserError(
-                f"--ckpt_path: the checkpoint is of another model or adapter; {len(differing)} weights differ, first "
-                f"'{first}' (here {needed.get(first, 'absent')}, checkpoint {found.get(first, 'absent')}). "
-                "Resume with the configuration in the run folder."
-            )
+        self.check_weights({name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()})
         if self.trainer.state.fn == "fit":
             self._course.check_resumable()
             self.bad_steps.load_state(checkpoint[CHECKPOINT_KEY]["bad_steps"])
             self.recutting.load_state(checkpoint[CHECKPOINT_KEY]["recutting"])
-        if not self.method.trains_base and changes_base(self.model.active_peft_config):
+        if self.initial_values is None and not self.method.trains_base and changes_base(self.model.active_peft_config):
             self.initial_values = initial_values(self.model)  # which are about to be replaced
         self._course.load_state(checkpoint[CHECKPOINT_KEY].get("method", {}))
-
-    def _clip(self) -> torch.Tensor:
-        limit = self.gradient_clip_norm if self.gradient_clip_norm is not None else float("inf")
-        return self._engine.clip((p for p in self.parameters() if p.requires_grad), limit)

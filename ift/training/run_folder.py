@@ -107,8 +107,12 @@ class RunFolderWriter(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Export the trained weights and close the manifest."""
-        if not trainer.is_global_zero:
-            return
+        module: Any = pl_module
+        with module.whole_weights():
+            if trainer.is_global_zero:
+                self._close(trainer, pl_module)
+
+    def _close(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._was_finished or self._manifest["steps"] != trainer.global_step:
             self._finish(trainer, pl_module)
         else:  # a finished run was continued, and nothing was left to do
@@ -117,7 +121,7 @@ class RunFolderWriter(Callback):
         write_json(self._run.manifest, self._manifest)
 
     def _finish(self, trainer: Trainer, pl_module: Any) -> None:
-        pl_module.check_finite()
+        pl_module.bad_steps.check_finite(pl_module)
         self._export(pl_module, trainer.datamodule)  # type: ignore[attr-defined]
         seconds = time.monotonic() - self._started
         trained = self._metrics.training_seconds
