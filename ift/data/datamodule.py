@@ -144,11 +144,9 @@ class InstructionDataModule(LightningDataModule):
         check_streams(self.sources, mixing=mixing, deduplicate=deduplicate, num_benchmarks=len(self.filters.benchmarks))
         self.validation, self.max_rejected, self.shuffle_buffer = validation, max_rejected, shuffle_buffer
         self.cache_dir, self.num_workers, self.seed = Path(cache_dir).expanduser(), num_workers, seed
-        self.position = Position()
+        self.position, self.stream_counts, self._loaded = Position(), StreamCounts(), False
         self.streams: list[Stream] = []
-        self.stream_counts = StreamCounts()
         self._stream_states: tuple[dict[str, Any] | None, ...] = (None,) * len(self.sources)
-        self._loaded = False
 
     def load(self) -> None:
         """Load the tokenizer and the prepared examples, and check them. Needs no process group; does nothing twice.

@@ -66,8 +66,8 @@ class OnBadStep:
             raise UserError(f"{key}: window ({self.window}) and most_in_a_row ({self.most_in_a_row}) are at least 1.")
         if optimizer.fused and (self.action == "skip" or self.spike_ratio is not None):
             raise UserError(
-                f"{key}: {optimizer.name} updates weights before the whole gradient is known, so a step cannot be left out. "
-                "Set action to stop and spike_ratio to null, or take another optimizer."
+                f"{key}: {optimizer.name} updates weights before the whole gradient is known, so a step cannot be left "
+                "out. Set action to stop and spike_ratio to null, or take another optimizer."
             )
 
     def looks_at_each_step(self, device: torch.device) -> bool:
