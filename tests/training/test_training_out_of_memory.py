@@ -19,7 +19,7 @@ from ift.data.encoding import IGNORE_INDEX, Example
 from ift.data.micro_batches import GROUPED, RowLayoutChoice
 from ift.data.steps import StepPlan, StreamProgress, examples_of, recut, step_of_examples
 from ift.training import gradient as gradients
-from ift.training import module as modules
+from ift.training import objective
 from ift.training.recutting import is_out_of_memory
 
 Config = Callable[..., Path]
@@ -47,11 +47,11 @@ def short_of_memory(
     tried: list[int] = []
     state = {"step": -1}
     call = gradients.StepGradient.__call__
-    for owner in (gradients, modules):
+    for owner in (gradients, objective):
         loss = owner.loss_sum
 
         def limited(model: Any, batch: Any, *, _owner: Any = owner, _loss: Any = loss, **options: Any) -> Any:
-            if _owner is modules or state["step"] >= after:
+            if _owner is objective or state["step"] >= after:
                 tried.append(batch.input_ids.numel())
                 if tried[-1] > positions:
                     _loss(model, batch, **options)  # it fails halfway, with a graph that holds memory
