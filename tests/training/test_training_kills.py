@@ -103,6 +103,7 @@ def check_same(reference: Path, run: Path) -> None:
     assert largest_difference(reference, run) == 0
     assert curves(run) == curves(reference) and len(curves(run)["train/loss"]) > 2
     assert kept(run) == kept(reference)
+    assert (run / "losses.jsonl").read_text() == (reference / "losses.jsonl").read_text()
     assert sorted(path.name for path in run.iterdir() if not path.name.startswith("config.session")) == sorted(
         path.name for path in reference.iterdir()
     )
