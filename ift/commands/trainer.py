@@ -15,7 +15,7 @@ logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it reports kernels 
 import yaml  # noqa: E402
 from lightning.fabric.utilities.exceptions import MisconfigurationException  # noqa: E402
 from lightning.pytorch import Trainer  # noqa: E402
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint  # noqa: E402
+from lightning.pytorch.callbacks import Callback  # noqa: E402
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI  # noqa: E402
 from lightning.pytorch.loggers import TensorBoardLogger  # noqa: E402
 
@@ -30,17 +30,27 @@ from ift.models.loading import max_positions, read_config  # noqa: E402
 from ift.models.packing import choose_row_layout  # noqa: E402
 from ift.models.positions import steady_length  # noqa: E402
 from ift.models.rope import with_rope  # noqa: E402
-from ift.training.checkpoints import AtomicCheckpointIO, check_checkpoint, resolve_checkpoint, steps_of  # noqa: E402
+from ift.training.checkpoints import (  # noqa: E402
+    AtomicCheckpointIO,
+    check_checkpoint,
+    remove_unfinished,
+    resolve_checkpoint,
+    steps_of,
+)
 from ift.training.course import check_strategy  # noqa: E402
 from ift.training.deepspeed_checks import check_begins, check_deepspeed  # noqa: E402
 from ift.training.deepspeed_checks import notes as deepspeed_notes  # noqa: E402
 from ift.training.deepspeed_strategy import ZeroStrategy  # noqa: E402
+from ift.training.event_files import keep_events  # noqa: E402
+from ift.training.kept_checkpoints import RunCheckpoint  # noqa: E402
 from ift.training.loss_record import LossRecord  # noqa: E402
 from ift.training.metrics import StepMetrics  # noqa: E402
 from ift.training.module import InstructionModule, ValidationResult  # noqa: E402
+from ift.training.pending_validation import PendingValidation, was_due  # noqa: E402
 from ift.training.progress import RunProgress  # noqa: E402
 from ift.training.run_folder import RunFolderWriter  # noqa: E402
 from ift.training.samples import SampleResponses  # noqa: E402
+from ift.training.saving import RunTrainer  # noqa: E402
 from ift.training.sharded_rules import check_sharded  # noqa: E402
 from ift.training.sharded_strategy import ShardedStrategy  # noqa: E402
 from ift.training.strategies import build_strategy  # noqa: E402
@@ -62,6 +72,7 @@ class IftCLI(LightningCLI):
             module,
             datamodule,
             save_config_callback=None,
+            trainer_class=RunTrainer,
             trainer_defaults=TRAINER_DEFAULTS,
             seed_everything_default=0,
             parser_class=ConfigParser,
@@ -87,6 +98,10 @@ class IftCLI(LightningCLI):
         """Return the callbacks that are always there."""
         return [self.metrics]
 
+    def own_folder(self) -> Path | None:
+        """Return the folder that the command writes a run into, if it does."""
+        return None
+
     def instantiate_trainer(self, **options: Any) -> Trainer:
         """Build the trainer with our plugins and callbacks."""
         chosen = self.config_init["trainer"]
@@ -95,7 +110,7 @@ class IftCLI(LightningCLI):
         else:
             options["callbacks"] = list(chosen.get("callbacks") or [])
         options["callbacks"] += self.own_callbacks()
-        options["plugins"] = [*(chosen.get("plugins") or []), AtomicCheckpointIO()]
+        options["plugins"] = [*(chosen.get("plugins") or []), AtomicCheckpointIO(self.own_folder())]
         options["strategy"] = build_strategy(chosen.get("strategy"))
         if isinstance(options["strategy"], (ShardedStrategy, ZeroStrategy)):
             # FSDP2 keeps the buffers that it gathers into, and one made in inference mode could never be trained with.
@@ -127,7 +142,7 @@ class TrainingCLI(IftCLI):
         parser.add_argument(
             "--ckpt_path", type=str | None, default=None, help="checkpoint to resume from, or 'last' for the newest"
         )
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.add_lightning_class_args(SampleResponses, "samples")
         parser.set_defaults(
             {
@@ -145,12 +160,13 @@ class TrainingCLI(IftCLI):
         self.run = RunFolder(self.config["run_dir"])
         self.checkpoint = resolve_checkpoint(self.config["ckpt_path"], self.run, required=self.command != "fit")
         if self.checkpoint is not None:
-            check_checkpoint(self.checkpoint, self.config["model"]["base"])
+            check_checkpoint(self.checkpoint, self.config["model"]["base"], resumes=self.command == "fit")
         # Only the first process looks: the others start when it has begun to write.
         if self.command == "fit" and is_first_process():
             if self._continues():
                 self.run.check_continuable()
                 self.run.check_same(yaml.safe_load(self.parser.dump(self.config, skip_none=False)))
+                remove_unfinished(self.run)
             else:
                 self.run.check_new()
 
@@ -169,7 +185,11 @@ class TrainingCLI(IftCLI):
         settings["max_steps"] = [self.config_dump["trainer"][key] for key in ("max_epochs", "max_steps")]
         config = self.parser.dump(self.config, skip_none=False)
         writers = [RunFolderWriter(self.run, config, settings, self.metrics), LossRecord(self.run)]
-        return [*super().own_callbacks(), *writers]
+        return [*super().own_callbacks(), *writers, PendingValidation()]
+
+    def own_folder(self) -> Path | None:
+        """Return the run folder."""
+        return self.run.root if self.command == "fit" else None
 
     def instantiate_trainer(self, **options: Any) -> Trainer:
         """Log to TensorBoard in the run folder unless another logger is named."""
@@ -177,11 +197,12 @@ class TrainingCLI(IftCLI):
         if self.command != "fit":
             options["logger"] = False
         elif logger is None or logger is True:
-            # What a killed run logged after its last checkpoint is replaced, not doubled.
-            begun = self.run.tensorboard.is_dir()
-            purge: dict[str, Any] = {"purge_step": _steps_of(self.checkpoint) + 1} if begun else {}
             folder = self.run.tensorboard
-            options["logger"] = TensorBoardLogger(str(folder.parent), name=folder.name, version="", **purge)
+            if is_first_process() and self._continues():
+                # What a killed run logged after its last checkpoint comes again.
+                step = steps_of(self.checkpoint) if self.checkpoint is not None else -1
+                keep_events(folder, step=step, validated=not was_due(self.checkpoint))
+            options["logger"] = TensorBoardLogger(str(folder.parent), name=folder.name, version="")
         options["default_root_dir"] = str(self.run.root)
         return super().instantiate_trainer(**options)
 
@@ -205,12 +226,6 @@ def _checkpoint_folder(run_dir: str) -> str:
     return str(RunFolder(run_dir).checkpoints)
 
 
-def _steps_of(checkpoint: Path | None) -> int:
-    if checkpoint is None:
-        return -1
-    return steps_of(checkpoint)
-
-
 def _remove_unbegun(run: RunFolder, *, was_there: bool) -> None:
     """Remove what the logger opened if the model could not be built: a run begins with its manifest."""
     if not was_there and not run.manifest.is_file():
@@ -232,7 +247,7 @@ def _check_data(cli: TrainingCLI) -> None:
     if cli.command == "validate" and not data.num_validation_examples:
         raise UserError("data.validation: null holds nothing out, so there is nothing to validate. Set it.")
     _check_longest(cli)
-    if cli.command == "fit" and cli.run.manifest.is_file() and cli._continues():
+    if cli.command == "fit" and cli.run.has_begun and cli._continues():
         kept = cli.run.read_manifest()["data"]
         if kept["prepared"] != (now := data.describe())["prepared"] or kept.get("validation_prepared") != now.get(
             "validation_prepared"

@@ -109,6 +109,11 @@ def check_deepspeed(module: Any, trainer: Trainer) -> None:
         )
     if module.compiles:
         raise UserError(f"model.compile: true was not tried with {name}. Set it to false, or trainer.strategy to ddp.")
+    if module.bad_steps.settings.action == "skip":
+        raise UserError(
+            f"model.on_bad_step.action: skip is not possible with {name}, which applies gradients itself. Set it to "
+            "stop, or trainer.strategy to fsdp or ddp."
+        )
     _check_optimizer(module, name)
     check_method("model.adapter", module.method, name=name, stage=stage)
     if stage == 3 and module.quantization is not None:

@@ -12,6 +12,8 @@ from ift.training.matmul_peak import MatmulPeak, matmul_peak
 from ift.training.session_start import run_start
 from ift.training.throughput import FirstStep, Work, compute_dtype, peak_memory, work_of
 
+KEY = "ift_metrics"
+
 
 class StepMetrics(Callback):
     """Logs loss, perplexity, gradient norm, learning rate, rates, utilisation, memory and padding, at optimizer steps.
@@ -58,7 +60,9 @@ class StepMetrics(Callback):
         self._span.add(work_of(batch, self._first.model, self._seconds))
         self._pending = (outputs, batch)
         every = self._every(trainer)
-        if every and (trainer.global_step % every == 0 or trainer.global_step == 1):
+        # The last step as well: killed behind its checkpoint, a run has none left in which it could be logged.
+        last = trainer.global_step >= trainer.estimated_stepping_batches
+        if every and (trainer.global_step % every == 0 or trainer.global_step == 1 or last):
             self._log(trainer, pl_module)
 
     def _end_first(self, trainer: Trainer, pl_module: LightningModule, step: Step) -> None:
@@ -79,10 +83,22 @@ class StepMetrics(Callback):
             self._log(trainer, pl_module)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Bring to disk what was logged: a run resumed from here must not miss it."""
+        """Bring to disk what was logged, and keep what is to be: a run resumed from here must not miss it."""
+        padded: Any = trainer.strategy.reduce(
+            torch.tensor(self._padded, dtype=torch.int64, device=pl_module.device), reduce_op="sum"
+        )
+        counts = {"seconds": self._seconds, "supervised": self._supervised, "tokens": self._tokens}
+        checkpoint[KEY] = {**counts, "padded": int(padded), "last": self.last, "last_step": self.last_step}
         experiment: Any = getattr(trainer.logger, "experiment", None)
         if hasattr(experiment, "flush"):
             experiment.flush()
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Go on counting towards the next entry; the padding of all ranks is the first one's now."""
+        if trainer.state.fn == "fit" and (state := checkpoint.get(KEY)) is not None:
+            self._seconds, self._supervised, self._tokens = state["seconds"], state["supervised"], state["tokens"]
+            self._padded = state["padded"] if trainer.is_global_zero else 0
+            self.last, self.last_step = state["last"], state["last_step"]
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the validation's result, at the step it was made."""
@@ -103,7 +119,7 @@ class StepMetrics(Callback):
         span = self._summed(trainer, pl_module)
         self.total.add(span)
         loss = float(total) / max(1, step.num_supervised)
-        pl_module.check_finite()
+        pl_module.bad_steps.check_finite(pl_module)
         rates = span.rates(self._first.model, self.peak, world_size=trainer.world_size)
         self.last = {
             "train/loss": loss,
