@@ -6,6 +6,7 @@ import sys
 
 from ift import __version__
 from ift.errors import exit_code, unknown_name
+from ift.interruptions import Interrupted, leave, watched
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "fit": ("ift.commands.trainer", "fine-tune a base model on instruction data, into a new run folder"),
@@ -16,6 +17,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "convert": ("ift.commands.convert", "rewrite a base model of 2023 as a plain one, or back; or an adapter of one"),
 }
 """Name to module and one line of help; the module has `run(command, arguments)`."""
+_RESUMABLE = ("fit", "validate", "predict")
+"""Commands that go on where they were when they are given again, and may be jobs of a cluster."""
 
 
 def usage() -> str:
@@ -45,7 +48,8 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: of the command line, without the program's name.
 
     Returns:
-        The exit code: 0, 2 for a mistake that the user can repair, 130 after an interruption.
+        The exit code: 0; 2 for a mistake that the user can repair; 69 where other processes of the run are gone; 75
+        after a signal, where the same command goes on; 130 after Ctrl-C.
     """
     given = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in given
@@ -65,4 +69,11 @@ def main(arguments: list[str] | None = None) -> int:
     # a file there takes the place of no installed package.
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
-    return exit_code(lambda: importlib.import_module(module).run(command, rest), debug=debug)
+    if command not in _RESUMABLE:
+        return exit_code(lambda: importlib.import_module(module).run(command, rest), debug=debug)
+    # From here on: a signal during the imports must not end a job that would have been started again.
+    with watched():
+        try:
+            return exit_code(lambda: importlib.import_module(module).run(command, rest), debug=debug)
+        except Interrupted as interrupted:
+            return leave(interrupted)

@@ -28,6 +28,14 @@ class StepMetrics(Callback):
         self._seconds, self._supervised, self._tokens, self._padded = 0.0, 0, 0, 0
         self._pending: tuple[dict[str, Any], Step] | None = None
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was logged last."""
+        return {"last": self.last, "last_step": self.last_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from what was logged last, for a run that has no step left."""
+        self.last, self.last_step = dict(state_dict["last"]), int(state_dict["last_step"])
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Step, batch_idx: int) -> None:
         """Start the clock."""
         self._started = time.monotonic()

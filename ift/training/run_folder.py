@@ -111,16 +111,28 @@ class RunFolderWriter(Callback):
             self._manifest["status"] = "finished"
         write_json(self._run.manifest, self._manifest)
 
+    def interrupt(self, trainer: Trainer, status: str) -> None:
+        """Close the session of a run that was asked to end before its time."""
+        self._manifest["status"] = status
+        self._manifest.pop("steps", None)  # of a finished run that was continued
+        self._manifest["sessions"][-1] |= {"status": status, "to_step": trainer.global_step} | self._measured()
+        write_json(self._run.manifest, self._manifest)
+
     def _finish(self, trainer: Trainer, pl_module: Any) -> None:
         pl_module.check_finite()
         self._export(pl_module, trainer.datamodule)  # type: ignore[attr-defined]
-        seconds = time.monotonic() - self._started
-        trained = self._metrics.training_seconds
         self._manifest["status"] = "finished"
         self._manifest["steps"] = trainer.global_step
         if trainer.datamodule.streams:  # type: ignore[attr-defined]
             self._manifest["data"]["streams"] = trainer.datamodule.describe_streams()  # type: ignore[attr-defined]
-        self._manifest["sessions"][-1] |= {
+        self._manifest["sessions"][-1] |= self._measured()
+        self._manifest["last_logged"] = {"step": self._metrics.last_step, **self._metrics.last}
+
+    def _measured(self) -> dict[str, Any]:
+        """Return when the session ended, and how fast it was."""
+        seconds = time.monotonic() - self._started
+        trained = self._metrics.training_seconds
+        return {
             "ended": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": round(seconds, 3),
             "training_seconds": round(trained, 3),
@@ -128,7 +140,6 @@ class RunFolderWriter(Callback):
             "padding_share": round(self._metrics.padded / max(1, self._metrics.padded + self._metrics.tokens), 6),
             "supervised_tokens_per_second": round(self._metrics.supervised_tokens / max(trained, 1e-9), 1),
         }
-        self._manifest["last_logged"] = {"step": self._metrics.last_step, **self._metrics.last}
 
     def _new_manifest(self, pl_module: Any, datamodule: Any) -> dict[str, Any]:
         data = datamodule.describe()
