@@ -3,8 +3,10 @@
 import importlib
 import os
 import sys
+from types import ModuleType
 
 from ift import __version__
+from ift.deferred_imports import deferred
 from ift.errors import exit_code, unknown_name
 from ift.interruptions import Interrupted, leave, watched
 
@@ -70,10 +72,16 @@ def main(arguments: list[str] | None = None) -> int:
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     if command not in _RESUMABLE:
-        return exit_code(lambda: importlib.import_module(module).run(command, rest), debug=debug)
+        return exit_code(lambda: _imported(module).run(command, rest), debug=debug)
     # From here on: a signal during the imports must not end a job that would have been started again.
     with watched():
         try:
-            return exit_code(lambda: importlib.import_module(module).run(command, rest), debug=debug)
+            return exit_code(lambda: _imported(module).run(command, rest), debug=debug)
         except Interrupted as interrupted:
             return leave(interrupted)
+
+
+def _imported(module: str) -> ModuleType:
+    """Import a command, but not what its libraries only want to have at hand."""
+    with deferred():
+        return importlib.import_module(module)

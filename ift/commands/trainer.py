@@ -18,7 +18,7 @@ import yaml  # noqa: E402
 from jsonargparse.typing import PositiveInt  # noqa: E402
 from lightning.fabric.utilities.exceptions import MisconfigurationException  # noqa: E402
 from lightning.pytorch import Trainer  # noqa: E402
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint  # noqa: E402
+from lightning.pytorch.callbacks import Callback  # noqa: E402
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI  # noqa: E402
 from lightning.pytorch.loggers import TensorBoardLogger  # noqa: E402
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher  # noqa: E402
@@ -38,11 +38,19 @@ from ift.models.loading import max_positions, read_config  # noqa: E402
 from ift.models.packing import choose_row_layout  # noqa: E402
 from ift.models.positions import steady_length  # noqa: E402
 from ift.models.rope import with_rope  # noqa: E402
-from ift.training.checkpoints import AtomicCheckpointIO, check_checkpoint, resolve_checkpoint  # noqa: E402
+from ift.training.checkpoints import (  # noqa: E402
+    AtomicCheckpointIO,
+    check_checkpoint,
+    remove_unfinished,
+    resolve_checkpoint,
+    steps_of,
+)
 from ift.training.course import check_strategy  # noqa: E402
+from ift.training.event_files import keep_events  # noqa: E402
+from ift.training.kept_checkpoints import RunCheckpoint  # noqa: E402
 from ift.training.metrics import StepMetrics  # noqa: E402
 from ift.training.module import InstructionModule, ValidationResult  # noqa: E402
-from ift.training.pending_validation import PendingValidation  # noqa: E402
+from ift.training.pending_validation import PendingValidation, was_due  # noqa: E402
 from ift.training.preemption import Preemption, take_signals_from_lightning  # noqa: E402
 from ift.training.process_groups import (  # noqa: E402
     LONGEST_WAIT_SECONDS,
@@ -53,6 +61,7 @@ from ift.training.process_groups import (  # noqa: E402
 from ift.training.progress import RunProgress  # noqa: E402
 from ift.training.run_folder import RunFolderWriter  # noqa: E402
 from ift.training.samples import SampleResponses  # noqa: E402
+from ift.training.saving import RunTrainer  # noqa: E402
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "use_distributed_sampler": False,
@@ -71,6 +80,7 @@ class IftCLI(LightningCLI):
             module,
             datamodule,
             save_config_callback=None,
+            trainer_class=RunTrainer,
             trainer_defaults=TRAINER_DEFAULTS,
             seed_everything_default=0,
             parser_class=ConfigParser,
@@ -96,6 +106,10 @@ class IftCLI(LightningCLI):
         """Return the callbacks that are always there."""
         return [self.metrics]
 
+    def own_folder(self) -> Path | None:
+        """Return the folder that the command writes a run into, if it does."""
+        return None
+
     def instantiate_trainer(self, **options: Any) -> Trainer:
         """Build the trainer with our plugins and callbacks."""
         chosen = self.config_init["trainer"]
@@ -104,7 +118,8 @@ class IftCLI(LightningCLI):
         else:
             options["callbacks"] = list(chosen.get("callbacks") or [])
         options["callbacks"] += self.own_callbacks()
-        options["plugins"] = [*(chosen.get("plugins") or []), *cluster_plugins(), AtomicCheckpointIO()]
+        plugins = [*cluster_plugins(), AtomicCheckpointIO(self.own_folder())]
+        options["plugins"] = [*(chosen.get("plugins") or []), *plugins]
         # Its install tips are no news of the run.
         logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
         try:
@@ -138,7 +153,7 @@ class TrainingCLI(IftCLI):
             default=LONGEST_WAIT_SECONDS,
             help="how long processes wait for one that stands still or cannot be reached, before the run ends",
         )
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.add_lightning_class_args(SampleResponses, "samples")
         parser.set_defaults(
             {
@@ -158,12 +173,13 @@ class TrainingCLI(IftCLI):
         self.run = RunFolder(self.config["run_dir"])
         self.checkpoint = resolve_checkpoint(self.config["ckpt_path"], self.run, required=self.command != "fit")
         if self.checkpoint is not None:
-            check_checkpoint(self.checkpoint, self.config["model"]["base"])
+            check_checkpoint(self.checkpoint, self.config["model"]["base"], resumes=self.command == "fit")
         # Only the first process looks: the others start when it has begun to write.
         if self.command == "fit" and is_first_process():
             if self._continues():
                 self.run.check_continuable()
                 self.run.check_same(yaml.safe_load(self.parser.dump(self.config, skip_none=False)))
+                remove_unfinished(self.run)
             else:
                 self.run.check_new()
 
@@ -181,8 +197,12 @@ class TrainingCLI(IftCLI):
         settings = {key: self.config_dump[key] for key in ("seed_everything", "model", "data")}
         settings["max_steps"] = [self.config_dump["trainer"][key] for key in ("max_epochs", "max_steps")]
         config = self.parser.dump(self.config, skip_none=False)
-        own = [ProcessGroupTimeout(self.timeout), PendingValidation()]
-        return [*super().own_callbacks(), *own, RunFolderWriter(self.run, config, settings, self.metrics)]
+        writer = RunFolderWriter(self.run, config, settings, self.metrics)
+        return [*super().own_callbacks(), ProcessGroupTimeout(self.timeout), writer, PendingValidation()]
+
+    def own_folder(self) -> Path | None:
+        """Return the run folder."""
+        return self.run.root if self.command == "fit" else None
 
     def instantiate_trainer(self, **options: Any) -> Trainer:
         """Log to TensorBoard in the run folder unless another logger is named."""
@@ -190,11 +210,12 @@ class TrainingCLI(IftCLI):
         if self.command != "fit":
             options["logger"] = False
         elif logger is None or logger is True:
-            # What a killed run logged after its last checkpoint is replaced, not doubled.
-            begun = self.run.tensorboard.is_dir()
-            purge: dict[str, Any] = {"purge_step": _steps_of(self.checkpoint) + 1} if begun else {}
             folder = self.run.tensorboard
-            options["logger"] = TensorBoardLogger(str(folder.parent), name=folder.name, version="", **purge)
+            if is_first_process() and self._continues():
+                # What a killed run logged after its last checkpoint comes again.
+                step = steps_of(self.checkpoint) if self.checkpoint is not None else -1
+                keep_events(folder, step=step, validated=not was_due(self.checkpoint))
+            options["logger"] = TensorBoardLogger(str(folder.parent), name=folder.name, version="")
         options["default_root_dir"] = str(self.run.root)
         trainer = super().instantiate_trainer(**options)
         set_timeout(trainer.strategy, self.timeout)
@@ -221,14 +242,6 @@ def _tokenizer_settings(vocabulary: Any) -> dict[str, Any] | None:
 
 def _checkpoint_folder(run_dir: str) -> str:
     return str(RunFolder(run_dir).checkpoints)
-
-
-def _steps_of(checkpoint: Path | None) -> int:
-    if checkpoint is None:
-        return -1
-    import torch
-
-    return int(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"])
 
 
 def _remove_unbegun(run: RunFolder, *, was_there: bool) -> None:
@@ -258,7 +271,7 @@ def _check_data(cli: TrainingCLI) -> None:
     if cli.command == "validate" and not data.num_validation_examples:
         raise UserError("data.validation: null holds nothing out, so there is nothing to validate. Set it.")
     _check_longest(cli)
-    if cli.command == "fit" and cli.run.manifest.is_file() and cli._continues():
+    if cli.command == "fit" and cli.run.has_begun and cli._continues():
         kept = cli.run.read_manifest()["data"]
         if kept["prepared"] != (now := data.describe())["prepared"] or kept.get("validation_prepared") != now.get(
             "validation_prepared"

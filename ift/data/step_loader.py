@@ -45,6 +45,7 @@ class StepLoader(DataLoader[Step]):
     """
 
     def __init__(self, steps: Any, sampler: EpochSampler | None, *, num_workers: int) -> None:
+        self.steps = steps
         data_set: Any = _Guarded(steps) if num_workers else steps
         super().__init__(
             data_set,

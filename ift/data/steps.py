@@ -119,6 +119,18 @@ def _micro_batches(lengths: IndexArray, example_at: Callable[[int], Example], pl
     return tuple(collate(rows, plan.pad_token_id) for rows in rows_of)
 
 
+def examples_of(step: Step) -> list[Example]:
+    """Return the examples that a rank has in a step, as they lie in its micro-batches; their source is not known."""
+    found = []
+    for batch in step.micro_batches:
+        input_ids, labels = batch.input_ids.cpu().numpy(), batch.labels.cpu().numpy()
+        for row, lengths in enumerate(batch.lengths):
+            ends = np.cumsum(lengths)
+            places = [slice(end - length, end) for end, length in zip(ends, lengths, strict=True)]
+            found += [Example(input_ids[row, place], labels[row, place]) for place in places]
+    return found
+
+
 class TrainingSteps(Dataset[Step]):
     """The steps of a run by number: step `n` is always the same examples, whoever asks for it.
 
@@ -137,10 +149,18 @@ class TrainingSteps(Dataset[Step]):
         return -(-len(self._mixture) // self._plan.global_batch_size)
 
     def __getitem__(self, index: int) -> Step:
+        return make_step(self._store, self._indices(index), self._plan, index=index)
+
+    def places(self, index: int) -> dict[bytes, tuple[str, int]]:
+        """Return file and line of each example of a step, on all ranks, by the bytes of its ids (int64)."""
+        found = self._indices(index).tolist()
+        return {self._store[one].input_ids.tobytes(): self._store.place(one) for one in found}
+
+    def _indices(self, index: int) -> IndexArray:
         epoch, step = divmod(index, self.num_steps_per_epoch)
         start = step * self._plan.global_batch_size
         positions = np.arange(start, min(start + self._plan.global_batch_size, len(self._mixture)))
-        return make_step(self._store, self._mixture.at(positions, epoch=epoch), self._plan, index=index)
+        return self._mixture.at(positions, epoch=epoch)
 
 
 class ValidationSteps(Dataset[Step]):

@@ -57,18 +57,18 @@ class ExampleSink:
 
     def add(self, batch: EncodedBatch, *, source: int, files: list[int], lines: list[int]) -> None:
         """Write a batch; `files` and `lines` say where each example comes from."""
-        pa = self._pa
         if not len(batch):
             return
-        offsets = pa.array(batch.starts.astype(np.int32))
+        pa, field = self._pa, self._schema.field
+        offsets = _array(batch.starts, pa.int32())
         columns = [
-            pa.ListArray.from_arrays(offsets, pa.array(batch.input_ids)),
-            pa.ListArray.from_arrays(offsets, pa.array(batch.loss)),
-            pa.array(batch.num_supervised, pa.int32()),
-            pa.array(np.full(len(batch), source, dtype=np.int32)),
-            pa.array(files, pa.int32()),
-            pa.array(lines, pa.int64()),
-            pa.array(batch.digests()),
+            pa.ListArray.from_arrays(offsets, _array(batch.input_ids, pa.int32())),
+            pa.ListArray.from_arrays(offsets, _array(batch.loss, pa.uint8())),
+            _array(batch.num_supervised, field("num_supervised").type),
+            _array(np.full(len(batch), source), field("source").type),
+            _array(files, field("file").type),
+            _array(lines, field("line").type),
+            _array(batch.digests(), field("digest").type),
         ]
         self._waiting.append(pa.RecordBatch.from_arrays(columns, schema=self._schema))
         self._num_waiting += len(batch)
@@ -154,7 +154,7 @@ class ExampleStore:
         values = np.zeros(len(self), dtype=schema().field(name).type.to_pandas_dtype())
         filled = 0
         for number in range(self._reader.num_record_batches):
-            part = self._reader.get_batch(number).column(name).to_numpy()
+            part = _view(self._reader.get_batch(number).column(name))
             values[filled : filled + len(part)] = part
             filled += len(part)
             if number % _MOST_OPEN == 0:
@@ -199,13 +199,28 @@ class _Columns:
 
     def __init__(self, batch: Any) -> None:
         self._batch = batch  # keeps the mapped file alive
-        self.starts = batch.column("input_ids").offsets.to_numpy()
-        self.input_ids = batch.column("input_ids").values.to_numpy()
-        self.loss = batch.column("loss").values.to_numpy()
-        self.num_supervised = batch.column("num_supervised").to_numpy()
-        self.source = batch.column("source").to_numpy()
-        self.file = batch.column("file").to_numpy()
-        self.line = batch.column("line").to_numpy()
+        self.starts = _view(batch.column("input_ids").offsets)
+        self.input_ids = _view(batch.column("input_ids").values)
+        self.loss = _view(batch.column("loss").values)
+        self.num_supervised = _view(batch.column("num_supervised"))
+        self.source = _view(batch.column("source"))
+        self.file = _view(batch.column("file"))
+        self.line = _view(batch.column("line"))
+
+
+def _array(values: npt.ArrayLike, kind: Any) -> Any:
+    """Return numbers as an array of pyarrow, whose own `array` imports pandas."""
+    import pyarrow as pa
+
+    numbers = np.ascontiguousarray(values, dtype=kind.to_pandas_dtype())
+    return pa.Array.from_buffers(kind, len(numbers), [None, pa.py_buffer(numbers)])
+
+
+def _view(array: Any) -> npt.NDArray[Any]:
+    """Return numbers of pyarrow as they lie in memory; its own `to_numpy` imports pandas, which takes a while."""
+    assert array.null_count == 0
+    dtype = np.dtype(array.type.to_pandas_dtype())
+    return np.frombuffer(array.buffers()[1], dtype, count=len(array), offset=array.offset * dtype.itemsize)
 
 
 def first_prompts(

@@ -8,6 +8,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from ift.data.steps import Step
 
+KEY = "ift_metrics"
+
 
 class StepMetrics(Callback):
     """Logs loss, perplexity, gradient norm, learning rate, tokens per second and padding, at optimizer steps.
@@ -28,14 +30,6 @@ class StepMetrics(Callback):
         self._seconds, self._supervised, self._tokens, self._padded = 0.0, 0, 0, 0
         self._pending: tuple[dict[str, Any], Step] | None = None
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return what was logged last."""
-        return {"last": self.last, "last_step": self.last_step}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from what was logged last, for a run that has no step left."""
-        self.last, self.last_step = dict(state_dict["last"]), int(state_dict["last_step"])
-
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Step, batch_idx: int) -> None:
         """Start the clock."""
         self._started = time.monotonic()
@@ -52,7 +46,9 @@ class StepMetrics(Callback):
         self._padded += batch.num_padded
         self._pending = (outputs, batch)
         every = self._every(trainer)
-        if every and (trainer.global_step % every == 0 or trainer.global_step == 1):
+        # The last step as well: killed behind its checkpoint, a run has none left in which it could be logged.
+        last = trainer.global_step >= trainer.estimated_stepping_batches
+        if every and (trainer.global_step % every == 0 or trainer.global_step == 1 or last):
             self._log(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -61,10 +57,22 @@ class StepMetrics(Callback):
             self._log(trainer, pl_module)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Bring to disk what was logged: a run resumed from here must not miss it."""
+        """Bring to disk what was logged, and keep what is to be: a run resumed from here must not miss it."""
+        padded: Any = trainer.strategy.reduce(
+            torch.tensor(self._padded, dtype=torch.int64, device=pl_module.device), reduce_op="sum"
+        )
+        counts = {"seconds": self._seconds, "supervised": self._supervised, "tokens": self._tokens}
+        checkpoint[KEY] = {**counts, "padded": int(padded), "last": self.last, "last_step": self.last_step}
         experiment: Any = getattr(trainer.logger, "experiment", None)
         if hasattr(experiment, "flush"):
             experiment.flush()
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Go on counting towards the next entry; the padding of all ranks is the first one's now."""
+        if trainer.state.fn == "fit" and (state := checkpoint.get(KEY)) is not None:
+            self._seconds, self._supervised, self._tokens = state["seconds"], state["supervised"], state["tokens"]
+            self._padded = state["padded"] if trainer.is_global_zero else 0
+            self.last, self.last_step = state["last"], state["last_step"]
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the validation's result, at the step it was made."""

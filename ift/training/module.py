@@ -32,6 +32,7 @@ from ift.models.rope import Rope, check_rope
 from ift.models.support import check_supported
 from ift.models.trained_adapters import MergedAdapter
 from ift.models.vocabulary import Growth, Vocabulary, check_same_growth, enlarged_config
+from ift.training.bad_steps import BadSteps, OnBadStep
 from ift.training.course import MethodCourse, check_strategy
 from ift.training.engines import engine_of
 from ift.training.fused_optimizers import FusedOptimizer
@@ -75,6 +76,7 @@ class InstructionModule(LightningModule):
             then the one that trains nearest to it, whatever size is given with the adapter.
         schedule: how the learning rate moves.
         gradient_clip_norm: largest norm of the whole gradient; none clips nothing.
+        on_bad_step: what becomes of a step whose loss or gradient is no finite number, or a spike.
         gradient_checkpointing: compute activations twice instead of keeping them; the result is the same.
         compile: compile the model's blocks with torch.compile; the result is the same up to rounding. The first steps
             take minutes longer.
@@ -95,6 +97,7 @@ class InstructionModule(LightningModule):
         budget: int | None = None,
         schedule: Schedule = Schedule(),  # noqa: B008 (frozen)
         gradient_clip_norm: float | None = 1.0,
+        on_bad_step: OnBadStep = OnBadStep(),  # noqa: B008 (frozen)
         gradient_checkpointing: bool = False,
         compile: bool = False,
         seed: int = 0,
@@ -115,6 +118,9 @@ class InstructionModule(LightningModule):
         self.optimizer_callable, self.schedule = optimizer, schedule
         self.optimizer_traits = optimizer_traits("model.optimizer", optimizer)
         self.gradient_clip_norm, self.gradient_checkpointing = gradient_clip_norm, gradient_checkpointing
+        traits = self.optimizer_traits
+        on_bad_step.check("model.on_bad_step", fused=traits.name if traits.fused else None)
+        self.bad_steps = BadSteps(on_bad_step)
         self.seed = seed
         self.automatic_optimization = False
         # Checkpoints hold trained weights only; on_load_checkpoint checks that they are exactly those needed.
@@ -125,7 +131,9 @@ class InstructionModule(LightningModule):
         self.merged_chain: list[MergedAdapter] = []
         self._validation_sums = torch.zeros(2, dtype=torch.float64)
         self.validation_result: ValidationResult | None = None
-        self._all_finite: torch.Tensor | None = None
+        self._first_infinite: torch.Tensor | None = None
+        self.between_steps = True
+        """Whether weights, optimizer, schedule and position are those of the same step."""
         self._loaded_step = 0
         self.initial_values: dict[str, torch.Tensor] | None = None
 
@@ -221,7 +229,7 @@ class InstructionModule(LightningModule):
             )
         if self.compiles:
             compile_blocks(model)
-        self._calling = calling_of(model)
+        self.calling = calling_of(model)
         self._course = MethodCourse(model, self.method, seed=self.seed)
         self._engine = engine_of(self)
         self.model = model
@@ -260,7 +268,7 @@ class InstructionModule(LightningModule):
         """
         optimizer: Any = self.optimizers()
         self._course.before_step(step.index, optimizer.optimizer)
-        gradient = StepGradient(self.model, self._calling, self._course, self._engine, self.seed, self.global_rank)
+        gradient = StepGradient(self.model, self.calling, self._course, self._engine, self.seed, self.global_rank)
         if isinstance(optimizer.optimizer, FusedOptimizer):
             total, norm = optimizer.optimizer.fused_backward(
                 lambda: gradient(step), self.parameters(), clip_norm=self.gradient_clip_norm
@@ -268,18 +276,35 @@ class InstructionModule(LightningModule):
         else:
             total = gradient(step)
             norm = self._clip()
-        # A flag on the device, looked at when weights are kept or losses told: no wait for the device in every step.
-        finite = torch.isfinite(norm)
-        self._all_finite = finite if self._all_finite is None else self._all_finite & finite
+        usable = self._judge(step, total, norm)
         group = optimizer.param_groups[0]
         learning_rate = float(group["lr"]) / group.get("ratio", 1.0)  # LoRA+: that of the A matrices
+        self.between_steps = False
+        if not usable:
+            optimizer.zero_grad()  # without gradients, optimizers change nothing, and the step is counted all the same
         self._engine.update(optimizer)
-        self._course.after_update(step.index)
+        if usable:
+            self._course.after_update(step.index)
         optimizer.zero_grad()
         scheduler: Any = self.lr_schedulers()
         scheduler.step()
         self.trainer.datamodule.advance(step)  # type: ignore[attr-defined]
+        self.between_steps = True
         return {"loss_sum": total, "gradient_norm": norm, "learning_rate": learning_rate}
+
+    def _judge(self, step: Step, total: torch.Tensor, norm: torch.Tensor) -> bool:
+        """Return whether a step is to be used for an update; all ranks return the same."""
+        if not self.bad_steps.settings.looks_at_each_step(self.device):
+            # A number on the device, looked at when weights are kept or losses told: no wait in every step.
+            first = torch.where(torch.isfinite(norm), 0, step.index + 1)
+            known = self._first_infinite
+            self._first_infinite = first if known is None else torch.where(known > 0, known, first)
+            return True
+        reason = self.bad_steps.judge(float(total), float(norm))
+        if not self.trainer.strategy.reduce_boolean_decision(reason is not None, all=False):
+            return True
+        self.bad_steps.handle(self, step, reason or "its loss is infinite or not a number on another rank")
+        return False
 
     def check_finite(self) -> None:
         """Stop a run whose loss or gradient has left the numbers, before its weights are kept.
@@ -287,12 +312,8 @@ class InstructionModule(LightningModule):
         Raises:
             UserError: a gradient was infinite or not a number.
         """
-        if self._all_finite is not None and not bool(self._all_finite):
-            raise UserError(
-                f"the loss or its gradient became infinite or not a number by step {self.trainer.global_step}; the "
-                "weights are not kept. Lower the learning rate (model.optimizer.init_args.lr), lengthen "
-                "model.schedule.warmup, or use model.dtype float32."
-            )
+        if self._first_infinite is not None and (number := int(self._first_infinite)):
+            self.bad_steps.stop_late(self, number)
 
     def on_validation_epoch_start(self) -> None:
         """Start the sums anew."""
@@ -303,7 +324,7 @@ class InstructionModule(LightningModule):
         """Add this rank's summed cross-entropy and number of supervised tokens."""
         for batch in step.micro_batches:
             count = (shifted_targets(batch.labels) != IGNORE_INDEX).sum()
-            loss = loss_sum(self.model, batch, calling=self._calling)
+            loss = loss_sum(self.model, batch, calling=self.calling)
             self._validation_sums += torch.stack((loss.double(), count.double()))
 
     def on_validation_epoch_end(self) -> None:
@@ -334,6 +355,7 @@ class InstructionModule(LightningModule):
             "base_fingerprint": fingerprint(self.base),
             "vocabulary": self.growth.fingerprint if self.growth is not None else None,
             "method": self._course.state(),
+            "bad_steps": self.bad_steps.state(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -358,6 +380,7 @@ class InstructionModule(LightningModule):
             )
         if self.trainer.state.fn == "fit":
             self._course.check_resumable()
+            self.bad_steps.load_state(checkpoint[CHECKPOINT_KEY]["bad_steps"])
         if not self.method.trains_base and changes_base(self.model.active_peft_config):
             self.initial_values = initial_values(self.model)  # which are about to be replaced
         self._course.load_state(checkpoint[CHECKPOINT_KEY].get("method", {}))

@@ -1,62 +1,72 @@
-"""Makes up for a validation that was due when a run ended: a checkpoint of that step was written before it.
+"""A validation that was due when a checkpoint was written, and that a kill prevented, is made up for on resume."""
 
-Lightning counts such a validation as made when it resumes, so that its point would be missing from the curves.
-"""
-
+from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+
+KEY = "ift_validation"
+METRICS = ("validation/loss", "validation/perplexity")
 
 
 class PendingValidation(Callback):
-    """Keeps in every checkpoint whether the validation of its step is still to be made, and makes it on resuming."""
+    """Validates on resume where the checkpoint lies between a step and the validation behind it.
+
+    Lightning takes such a validation for done. It also forgets the metrics of the last one, which a checkpoint between
+    two validations is judged by (`checkpoint.monitor`).
+    """
 
     def __init__(self) -> None:
-        self._trainer: Any = None
-        self._is_due = False
+        self._due = False
+        self._metrics: dict[str, float] = {}
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Come before Lightning's loop, which is over at once where no step is left to train."""
-        if stage != "fit" or self._trainer is not None:
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Say whether a validation follows, and what the last one gave."""
+        known = trainer.callback_metrics
+        metrics = {name: float(known[name]) for name in METRICS if name in known}
+        checkpoint[KEY] = {"due": is_due(trainer, pl_module), "metrics": metrics}
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Take over what the checkpoint says."""
+        state = checkpoint.get(KEY, {"due": False, "metrics": {}})
+        self._due, self._metrics = state["due"], state["metrics"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the metrics back, and validate where that is still to be done."""
+        trainer.callback_metrics.update({name: torch.tensor(one) for name, one in self._metrics.items()})
+        self._validate(trainer)
+
+    def on_session_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Validate where no step was left, so that training has not started."""
+        self._validate(trainer)
+
+    def _validate(self, trainer: Trainer) -> None:
+        if not self._due:
             return
-        self._trainer = trainer
-        loop: Any = trainer.fit_loop
-        run = loop.run
-
-        def validate_and_run() -> None:
-            if self._is_due:
-                self._is_due = False
-                self._validate()
-            run()
-
-        loop.run = validate_and_run
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return whether the validation of this step is due and not made."""
-        return {"is_due": self._is_due_now()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over what was due when the checkpoint was written."""
-        self._is_due = bool(state_dict["is_due"])
-
-    def _is_due_now(self) -> bool:
-        trainer = self._trainer
-        if trainer is None or trainer.state.fn != "fit" or trainer.global_step == 0:
-            return False
-        result = trainer.lightning_module.validation_result
-        if result is not None and result.step == trainer.global_step:
-            return False
-        return bool(trainer.fit_loop.epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher))
-
-    def _validate(self) -> None:
-        """Validate as Lightning does behind a step, and leave its loop as it was loaded."""
-        trainer, loop = self._trainer, self._trainer.fit_loop.epoch_loop.val_loop
-        restarting = loop.restarting
-        loop.restarting = False
-        trainer.fit_loop.setup_data()
+        self._due = False
+        loop = trainer.fit_loop.epoch_loop.val_loop
+        loop.restarting = False  # from its beginning, whatever the progress of the one before
         trainer.validating = True
-        try:
-            loop.run()
-        finally:
-            trainer.training = True
-        loop.restarting, loop._has_run = restarting, False
+        loop.run()
+        trainer.training = True
+
+
+def was_due(checkpoint: Path | None) -> bool:
+    """Whether a checkpoint lies between a step and the validation behind it."""
+    if checkpoint is None:
+        return False
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True).get(KEY)
+    return state is not None and bool(state["due"])
+
+
+def is_due(trainer: Trainer, pl_module: Any) -> bool:
+    """Whether the step that is just done is followed by a validation that is not."""
+    loop, fetcher = trainer.fit_loop.epoch_loop, trainer.fit_loop._data_fetcher
+    progress: Any = loop.batch_progress.current
+    if fetcher is None or not progress.ready or progress.ready != progress.processed:
+        return False
+    if not trainer.enable_validation or not sum(trainer.num_val_batches) or not loop._should_check_val_fx(fetcher):
+        return False
+    result = pl_module.validation_result
+    return result is None or result.step != trainer.global_step

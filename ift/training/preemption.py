@@ -4,6 +4,7 @@ All ranks decide together, over a group of their own that needs no device: a sig
 and at another moment than the others. The same exchange is what notices a rank that is gone or stands still.
 """
 
+import shutil
 from datetime import timedelta
 from typing import Any
 
@@ -16,7 +17,6 @@ from ift import interruptions
 from ift.artifacts import RunFolder
 from ift.errors import UserError
 from ift.interruptions import SIGNALS, Interrupted
-from ift.training.metrics import StepMetrics
 from ift.training.run_folder import RunFolderWriter
 
 CHECKPOINT_NAME = "preempted.ckpt"
@@ -50,9 +50,9 @@ class Preemption(Callback):
     ) -> None:
         """Save and leave where a signal asks for it; else forget a checkpoint that has become superfluous."""
         if signum := self._asked():
-            self._leave(trainer, pl_module, signum)
+            self._leave(trainer, signum)
         if trainer.is_global_zero and self._resumed_at < _last_saved(trainer):
-            self._checkpoint.unlink(missing_ok=True)
+            self._forget()
             self._resumed_at = trainer.global_step
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
@@ -64,7 +64,7 @@ class Preemption(Callback):
             # As behind the step itself, where nothing of the validation has begun.
             for counts in (progress.total, progress.current):
                 counts.completed = min(counts.completed, counts.processed - 1)
-            self._leave(trainer, pl_module, signum)
+            self._leave(trainer, signum)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let signals end the export at once: it is made again."""
@@ -79,12 +79,8 @@ class Preemption(Callback):
             level = int(asked)
         return int(SIGNALS[level - 1]) if level else 0
 
-    def _leave(self, trainer: Trainer, pl_module: LightningModule, signum: int) -> None:
+    def _leave(self, trainer: Trainer, signum: int) -> None:
         step = trainer.global_step
-        if step >= trainer.estimated_stepping_batches:
-            for callback in trainer.callbacks:  # type: ignore[attr-defined]
-                if isinstance(callback, StepMetrics):
-                    callback.on_train_end(trainer, pl_module)  # the last step is always logged
         saved = _last_saved(trainer) == step
         if not saved:
             trainer.save_checkpoint(self._checkpoint)
@@ -96,6 +92,12 @@ class Preemption(Callback):
             # srun ends the job with the first process that fails: none may before the first one has asked SLURM.
             distributed.all_reduce(torch.zeros(1), group=self._group)
         raise Interrupted(signum, told, requeued=True)
+
+    def _forget(self) -> None:
+        if self._checkpoint.is_dir():  # one file per rank
+            shutil.rmtree(self._checkpoint)
+        else:
+            self._checkpoint.unlink(missing_ok=True)
 
     def _check_same_place(self, trainer: Trainer) -> None:
         """Refuse ranks that begin at different steps, as where a node does not see the run folder of the others."""

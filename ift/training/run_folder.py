@@ -10,7 +10,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from ift.artifacts import RunFolder, file_hashes, fingerprint, versions, write_json
+from ift.artifacts import BEGINNING, RunFolder, file_hashes, fingerprint, versions, write_json, write_text
 from ift.data.steps import Step
 from ift.hub import fingerprint as base_fingerprint
 from ift.hub import local_folder
@@ -45,8 +45,11 @@ class RunFolderWriter(Callback):
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         module: Any = pl_module
         self._run.root.mkdir(parents=True, exist_ok=True)
-        resumed = self._run.manifest.is_file()
+        resumed = self._run.has_begun
         self._manifest = self._run.read_manifest() if resumed else self._new_manifest(pl_module, datamodule)
+        self._was_finished = self._manifest["status"] == "finished"
+        if not resumed:  # what a kill leaves of the next lines is begun anew
+            write_json(self._run.manifest, self._manifest)
         rows = datamodule.row_layout_choice
         session: dict[str, Any] = {
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -60,7 +63,7 @@ class RunFolderWriter(Callback):
         self._manifest["status"] = "running"
         number = len(self._manifest["sessions"])
         config = self._run.config if not resumed else self._run.config.with_name(f"config.session-{number}.yaml")
-        config.write_text(self._config, encoding="utf-8")
+        write_text(config, self._config)
         if not resumed:
             write_json(self._run.template, datamodule.encoder.template.describe())
             datamodule.tokenizer.save_pretrained(str(self._run.tokenizer))
@@ -68,11 +71,13 @@ class RunFolderWriter(Callback):
             if removed := datamodule.removed_files():
                 _join_files(removed, self._run.removed)
         if not module.method.trains_base and changes_base(module.model.active_peft_config):
+            if not resumed:
+                shutil.rmtree(self._run.initial_adapter, ignore_errors=True)  # a killed process may have begun it
             save_initial(module.model, self._run.initial_adapter, values=module.initial_values)
             module.initial_values = None
         write_json(self._run.manifest, self._manifest)
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_session_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say where the session begins, now that a checkpoint is loaded, and forget what lies beyond."""
         if trainer.is_global_zero:
             datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
@@ -104,7 +109,7 @@ class RunFolderWriter(Callback):
         """Export the trained weights and close the manifest."""
         if not trainer.is_global_zero:
             return
-        if self._metrics.supervised_tokens or not self._manifest.get("steps"):
+        if not self._was_finished or self._manifest["steps"] != trainer.global_step:
             self._finish(trainer, pl_module)
         else:  # a finished run was continued, and nothing was left to do
             self._manifest["sessions"].pop()
@@ -123,6 +128,7 @@ class RunFolderWriter(Callback):
         self._export(pl_module, trainer.datamodule)  # type: ignore[attr-defined]
         self._manifest["status"] = "finished"
         self._manifest["steps"] = trainer.global_step
+        self._manifest["skipped_steps"] = pl_module.bad_steps.skipped
         if trainer.datamodule.streams:  # type: ignore[attr-defined]
             self._manifest["data"]["streams"] = trainer.datamodule.describe_streams()  # type: ignore[attr-defined]
         self._manifest["sessions"][-1] |= self._measured()
@@ -154,7 +160,7 @@ class RunFolderWriter(Callback):
             parts["vocabulary"] = pl_module.growth.fingerprint
         parts |= {"validation": data.get("validation_prepared"), "versions": versions()}
         return {
-            "status": "running",
+            "status": BEGINNING,
             "fingerprint": fingerprint(parts),
             "base": base,
             "dtype": pl_module.dtype_name,
