@@ -101,11 +101,11 @@ def reference(config: Config, fit: Fit) -> Path:
 @pytest.mark.parametrize(
     ("name", "step"),
     [
-        ("SignalAfterStep", 2),
-        ("SignalAfterStep", 3),
+        pytest.param("SignalAfterStep", 2, marks=pytest.mark.slow),
+        pytest.param("SignalAfterStep", 3, marks=pytest.mark.slow),
         ("SignalAfterStep", 4),
         ("SignalInValidation", 4),
-        ("SignalInValidation", 11),
+        pytest.param("SignalInValidation", 11, marks=pytest.mark.slow),
         ("SignalAfterStep", 14),
     ],
 )
@@ -127,3 +127,47 @@ def test_a_run_asked_to_end_goes_on_bit_for_bit(
     assert curves(run) == curves(reference)
     assert manifest["validation"] == manifest_of(reference)["validation"]
     assert manifest["last_logged"]["step"] == 14
+
+
+def test_ctrl_c_saves_and_leaves_as_a_shell_does(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    path = config("ended", **with_trainer(callbacks=[signalling("SignalAfterStep", 2, signal.SIGINT)]))
+    code, said = code_of(["fit", "--config", str(path)], capsys)
+    assert code == 130 and "interrupted. Step 2 is saved" in said and "Traceback" not in said
+    assert manifest_of(path.with_suffix(""))["status"] == "interrupted"
+
+
+def test_a_signal_while_data_are_prepared_ends_the_command_at_once(
+    config: Config, rows_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    (tmp_path / "preemption_rows.py").write_text(
+        "import os, signal\n\ndef rows(row):\n    os.kill(os.getpid(), signal.SIGUSR1)\n", encoding="utf-8"
+    )
+    path = config("early", data={"sources": [{"path": str(rows_file), "layout": "preemption_rows.rows"}]})
+    code, said = code_of(["fit", "--config", str(path)], capsys)
+    assert code == 75 and said.endswith("SIGUSR1 received\n") and "Traceback" not in said
+    assert not path.with_suffix("").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_signal_to_one_rank_ends_both(
+    config: Config, fit: Fit, start: Callable[..., Any], rank: int, workers: int
+) -> None:
+    """Under Lightning's own launcher, whose watchdog kills the first process when another fails."""
+    settings = {**SETTINGS, "data": {"global_batch_size": 5, "num_workers": workers}}
+    two = {**SETTINGS["trainer"], "devices": 2}
+    process = start("fit", "--config", str(config("whole", **{**settings, "trainer": two})))
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    two["callbacks"] = [signalling("SignalAfterStep", 5, rank=rank)]
+    path = config("ended", **{**settings, "trainer": two})
+    process = start("fit", "--config", str(path))
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 75, output
+    assert output.count("Step 5 is saved") == 1 and "Traceback" not in output
+    process = start("fit", "--config", str(path), "--ckpt_path", "last", "--trainer.callbacks", "null")
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert largest_difference(path.with_name("whole"), path.with_suffix("")) == 0
