@@ -173,7 +173,10 @@ def test_a_signal_before_training_is_no_crash(name: str, code: int) -> None:
 
 
 def test_an_error_of_all_processes_is_written_once(tmp_path: Path) -> None:
-    code = 'import sys; from ift.cli import main; sys.exit(main(["fit", "--config", "/nowhere.yaml"]))'
+    code = (
+        "import sys; from ift import cli, errors; errors._PATIENCE_SECONDS = 100.0\n"
+        "sys.exit(cli.main(['fit', '--config', '/nowhere.yaml']))"
+    )
     environment = {**os.environ, **TORCHRUN, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     first, second = (
         subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, env={**environment, **rank})
