@@ -65,6 +65,12 @@ def environment(tmp_path: Path) -> dict[str, str]:
     return {**kept, **own}
 
 
+SLOW_STEPS = f"""{CODE}
+
+class SlowSteps(Callback):
+    def on_train_batch_start(self, *args):
+        time.sleep(0.7)
+"""
 TWO_HERE = ("--standalone", "--nproc-per-node=2")
 Torchrun = Callable[..., "subprocess.Popen[str]"]
 
@@ -112,6 +118,13 @@ def _kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:
         return
+
+
+def _wait_for_checkpoint(config: Path, processes: list[Any]) -> None:
+    deadline = time.monotonic() + 180
+    while not list(config.with_suffix("").glob("checkpoints/step-*.ckpt")):
+        assert time.monotonic() < deadline and all(one.poll() is None for one in processes)
+        time.sleep(0.1)
 
 
 def manifest_of(run: Path) -> dict[str, Any]:
@@ -251,15 +264,10 @@ def test_a_cut_cable_ends_both_nodes_in_time_and_a_restart_resumes(
     whole = config("whole", **SETTINGS)
     assert torchrun(whole).wait(timeout=240) == 0
     slow = {"class_path": "torchrun_code.SlowSteps", "init_args": {}}
-    (whole.parent / "torchrun_code.py").write_text(
-        CODE + "\n\nclass SlowSteps(Callback):\n    def on_train_batch_start(self, *args):\n        time.sleep(0.7)\n"
-    )
+    (whole.parent / "torchrun_code.py").write_text(SLOW_STEPS, encoding="utf-8")
     path = config("cut", **{**SETTINGS, "trainer": {**SETTINGS["trainer"], "callbacks": [slow]}})
     nodes = _on_nodes(torchrun, network, path)
-    deadline = time.monotonic() + 180
-    while not list(path.with_suffix("").glob("checkpoints/step-*.ckpt")):
-        assert time.monotonic() < deadline and all(one.poll() is None for one in nodes)
-        time.sleep(0.1)
+    _wait_for_checkpoint(path, nodes)
     card = f"v{os.getpid() % 10**6}b"
     subprocess.run(["ip", "-n", network[1], "link", "set", card, "down"], check=True)
     began = time.monotonic()
@@ -272,4 +280,22 @@ def test_a_cut_cable_ends_both_nodes_in_time_and_a_restart_resumes(
     output = "".join(one.communicate(timeout=240)[0] for one in again)
     assert all(one.returncode == 0 for one in again), output
     assert manifest_of(path.with_suffix(""))["sessions"][1]["from_step"] > 0
+    assert largest_difference(whole.with_suffix(""), path.with_suffix("")) == 0
+
+
+def test_a_signal_to_torchrun_saves_and_a_restart_resumes(config: Config, torchrun: Torchrun, tmp_path: Path) -> None:
+    whole = config("whole", **SETTINGS)
+    assert torchrun(whole).wait(timeout=240) == 0
+    (tmp_path / "torchrun_code.py").write_text(SLOW_STEPS, encoding="utf-8")
+    slow = {"class_path": "torchrun_code.SlowSteps", "init_args": {}}
+    path = config("ended", **{**SETTINGS, "trainer": {**SETTINGS["trainer"], "callbacks": [slow]}})
+    process = torchrun(path)
+    _wait_for_checkpoint(path, [process])
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0 and "is saved in" in output
+    assert manifest_of(path.with_suffix(""))["status"] == "preempted"
+    again = torchrun(path, "--ckpt_path", "last")
+    output, _ = again.communicate(timeout=240)
+    assert again.returncode == 0, output
     assert largest_difference(whole.with_suffix(""), path.with_suffix("")) == 0
