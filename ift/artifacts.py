@@ -38,6 +38,7 @@ CHANGEABLE = frozenset(
         "model.on_bad_step.spike_ratio",
         "model.on_bad_step.window",
         "data.micro_batch_tokens",
+        "data.auto_micro_batch",
         "data.row_layout",
         "data.num_workers",
         "data.cache_dir",

@@ -131,6 +131,16 @@ def examples_of(step: Step) -> list[Example]:
     return found
 
 
+def recut(step: Step, micro_batch_tokens: int, *, choice: RowLayoutChoice, pad_token_id: int) -> Step:
+    """Return a rank's part of a step, cut under another budget; on the device where it is."""
+    examples = examples_of(step)
+    lengths = np.array([len(example.input_ids) for example in examples], dtype=np.int64)
+    groups = cut(lengths, micro_batch_tokens, choice=choice)
+    batches = (collate([[examples[one] for one in row] for row in group], pad_token_id) for group in groups)
+    device = step.micro_batches[0].input_ids.device
+    return replace(step, micro_batches=tuple(batch.to(device) for batch in batches))
+
+
 class TrainingSteps(Dataset[Step]):
     """The steps of a run by number: step `n` is always the same examples, whoever asks for it.
 

@@ -40,6 +40,7 @@ from ift.training.gradient import StepGradient
 from ift.training.objective import loss_sum, shifted_targets
 from ift.training.optimizers import optimizer_traits, without_paging
 from ift.training.parameter_groups import parameter_groups, spread_learning_rate
+from ift.training.recutting import Recutting
 from ift.training.schedule import Schedule, learning_rate_share
 
 CHECKPOINT_KEY = "ift"
@@ -120,7 +121,7 @@ class InstructionModule(LightningModule):
         self.gradient_clip_norm, self.gradient_checkpointing = gradient_clip_norm, gradient_checkpointing
         traits = self.optimizer_traits
         on_bad_step.check("model.on_bad_step", fused=traits.name if traits.fused else None)
-        self.bad_steps = BadSteps(on_bad_step)
+        self.bad_steps, self.recutting = BadSteps(on_bad_step), Recutting(self)
         self.seed = seed
         self.automatic_optimization = False
         # Checkpoints hold trained weights only; on_load_checkpoint checks that they are exactly those needed.
@@ -192,6 +193,7 @@ class InstructionModule(LightningModule):
             return
         check_can_go_on(self.method)
         check_strategy("model.adapter", self.method, self.trainer)
+        self.recutting.check()
         if self.optimizer_traits.fused:
             self.optimizer_traits.check_strategy("model.optimizer", self.trainer)
             data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
@@ -231,7 +233,7 @@ class InstructionModule(LightningModule):
             compile_blocks(model)
         self.calling = calling_of(model)
         self._course = MethodCourse(model, self.method, seed=self.seed)
-        self._engine = engine_of(self)
+        self._engine = self.recutting.engine(engine_of(self))
         self.model = model
         self._trained = [name for name, parameter in self.named_parameters() if parameter.requires_grad]
 
@@ -274,7 +276,7 @@ class InstructionModule(LightningModule):
                 lambda: gradient(step), self.parameters(), clip_norm=self.gradient_clip_norm
             )
         else:
-            total = gradient(step)
+            total = self.recutting.gradient(gradient, step, self._engine)
             norm = self._clip()
         usable = self._judge(step, total, norm)
         group = optimizer.param_groups[0]
@@ -322,10 +324,15 @@ class InstructionModule(LightningModule):
 
     def validation_step(self, step: Step, batch_idx: int) -> None:
         """Add this rank's summed cross-entropy and number of supervised tokens."""
+        self._validation_sums += self.recutting.validation(self._sums, step)
+
+    def _sums(self, step: Step) -> torch.Tensor:
+        sums = torch.zeros_like(self._validation_sums)
         for batch in step.micro_batches:
             count = (shifted_targets(batch.labels) != IGNORE_INDEX).sum()
             loss = loss_sum(self.model, batch, calling=self.calling)
-            self._validation_sums += torch.stack((loss.double(), count.double()))
+            sums += torch.stack((loss.double(), count.double()))
+        return sums
 
     def on_validation_epoch_end(self) -> None:
         """Log loss and perplexity per supervised token, over all ranks."""
@@ -356,6 +363,7 @@ class InstructionModule(LightningModule):
             "vocabulary": self.growth.fingerprint if self.growth is not None else None,
             "method": self._course.state(),
             "bad_steps": self.bad_steps.state(),
+            "recutting": self.recutting.state(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -381,6 +389,7 @@ class InstructionModule(LightningModule):
         if self.trainer.state.fn == "fit":
             self._course.check_resumable()
             self.bad_steps.load_state(checkpoint[CHECKPOINT_KEY]["bad_steps"])
+            self.recutting.load_state(checkpoint[CHECKPOINT_KEY]["recutting"])
         if not self.method.trains_base and changes_base(self.model.active_peft_config):
             self.initial_values = initial_values(self.model)  # which are about to be replaced
         self._course.load_state(checkpoint[CHECKPOINT_KEY].get("method", {}))

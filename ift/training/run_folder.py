@@ -129,6 +129,7 @@ class RunFolderWriter(Callback):
         self._manifest["status"] = "finished"
         self._manifest["steps"] = trainer.global_step
         self._manifest["skipped_steps"] = pl_module.bad_steps.skipped
+        self._manifest["out_of_memory"] = pl_module.recutting.events
         if trainer.datamodule.streams:  # type: ignore[attr-defined]
             self._manifest["data"]["streams"] = trainer.datamodule.describe_streams()  # type: ignore[attr-defined]
         self._manifest["sessions"][-1] |= self._measured()
