@@ -10,6 +10,7 @@ import time
 from datetime import timedelta
 from typing import Any
 
+from ift.errors import UserError
 from ift.launch import Launch, launch
 from ift.training.process_groups import LostProcessError
 
@@ -39,7 +40,14 @@ class Meeting:
         hosted = os.environ.get(_AGENT_STORE) == "True"  # by torchrun
         os.environ[_AGENT_STORE] = "True"
         if not hosted and self._place.is_first:
-            self._store = self._open(is_master=True)
+            try:
+                self._store = self._open(is_master=True)
+            except RuntimeError as error:
+                address, port = self._address
+                raise UserError(
+                    f"MASTER_PORT: {port} on {address} cannot be listened on ({str(error).splitlines()[0]}). Set "
+                    "MASTER_PORT to a free one, the same for all processes."
+                ) from error
 
     def _open(self, *, is_master: bool) -> Any:
         from torch.distributed import TCPStore  # type: ignore[attr-defined]

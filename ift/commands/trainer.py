@@ -123,11 +123,13 @@ class IftCLI(LightningCLI):
         # Its install tips are no news of the run.
         logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
         try:
-            return super().instantiate_trainer(**options)
+            trainer = super().instantiate_trainer(**options)
         except UserError:
             raise
         except (MisconfigurationException, ValueError) as error:  # what Lightning's Trainer refuses
             raise UserError(f"trainer: {error}") from error
+        take_signals_from_lightning(trainer)
+        return trainer
 
 
 class TrainingCLI(IftCLI):
@@ -219,7 +221,6 @@ class TrainingCLI(IftCLI):
         options["default_root_dir"] = str(self.run.root)
         trainer = super().instantiate_trainer(**options)
         set_timeout(trainer.strategy, self.timeout)
-        take_signals_from_lightning(trainer)
         if self.command == "fit":
             # Behind those that log and save what a step has brought, and checkpoints are always the last in a list.
             trainer.callbacks.append(Preemption(self.run, self.timeout))  # type: ignore[attr-defined]
