@@ -271,9 +271,13 @@ def test_a_cut_cable_ends_both_nodes_in_time_and_a_restart_resumes(
     card = f"v{os.getpid() % 10**6}b"
     subprocess.run(["ip", "-n", network[1], "link", "set", card, "down"], check=True)
     began = time.monotonic()
-    said = [one.communicate(timeout=TIMEOUT + 2 * MARGIN)[0] for one in nodes]
-    assert time.monotonic() - began < TIMEOUT + 2 * MARGIN
-    assert all(one.returncode != 0 for one in nodes)
+    # The programs end in time; torchrun itself asks the other node's store for minutes before it gives up.
+    while any(len(_descendants(one.pid)) > 1 for one in nodes):
+        assert time.monotonic() - began < TIMEOUT + MARGIN
+        time.sleep(0.2)
+    for one in nodes:
+        one.kill()
+    said = [one.communicate(timeout=30)[0] for one in nodes]
     assert all("another process of this run has ended, or has not answered" in text for text in said), "\n".join(said)
     subprocess.run(["ip", "-n", network[1], "link", "set", card, "up"], check=True)
     again = _on_nodes(torchrun, network, path, "--ckpt_path", "last")
