@@ -16,6 +16,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "data": ("ift.commands.data", "look at instruction data: collections, audits, duplicates, contamination"),
     "predict": ("ift.commands.predict", "answer prompts, or rank given options, with a run or a base model"),
     "merge": ("ift.commands.merge", "merge a run into a plain model folder, with a certificate and a model card"),
+    "consolidate": ("ift.commands.consolidate", "write a checkpoint as one model folder or adapter, without its ranks"),
     "convert": ("ift.commands.convert", "rewrite a base model of 2023 as a plain one, or back; or an adapter of one"),
 }
 """Name to module and one line of help; the module has `run(command, arguments)`."""

@@ -48,7 +48,7 @@ PROGRAM = """
 import sys
 from ift.cli import _imported
 _imported("ift.commands.trainer")
-assert "peft" in sys.modules and "bitsandbytes.nn" not in sys.modules and "torch._inductor.compile_fx" not in sys.modules
+assert "peft" in sys.modules and not {"bitsandbytes.nn", "torch._inductor.compile_fx"} & set(sys.modules)
 import peft.helpers, torch, torchmetrics
 from peft.import_utils import is_bnb_4bit_available, is_bnb_available
 assert is_bnb_available() and is_bnb_4bit_available() and "bitsandbytes.nn" not in sys.modules

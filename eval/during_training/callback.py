@@ -21,6 +21,7 @@ from ift.artifacts import RunFolder, write_json
 from ift.errors import UserError
 from ift.models.adapters import num_virtual_tokens
 from ift.records import Prediction, PromptRecord
+from ift.training.engines import engine_of
 
 
 class EvaluateDuringTraining(Callback):
@@ -166,10 +167,13 @@ class EvaluateDuringTraining(Callback):
 
     def _answers(self, trainer: Trainer, pl_module: Any) -> list[Prediction]:
         """Return all ranks' answers."""
-        rank, world_size = trainer.global_rank, trainer.world_size
+        engine = engine_of(pl_module)
+        # Where a pass through the model takes all ranks, all of them answer all prompts.
+        rank, world_size = (0, 1) if engine.in_step else (trainer.global_rank, trainer.world_size)
         batches = self._model.batches[rank::world_size]
         bar = tqdm(batches, desc=self.name, unit="batch", leave=False, disable=not _shows(trainer), mininterval=1.0)
-        own = self._model.answers(pl_module.model, bar)
+        with engine.together(pl_module.model):
+            own = self._model.answers(pl_module.model, bar)
         if world_size == 1:
             return own
         gathered: list[Any] = [None] * world_size

@@ -14,7 +14,7 @@ from ift.errors import UserError
 
 DTYPES = ("float32", "bfloat16", "float16")
 """Those of `ift.models.loading.Dtype`, which imports torch."""
-_SHARD_SIZE = re.compile(r"\d+(KB|MB|GB)")
+SHARD_SIZE = re.compile(r"\d+(KB|MB|GB)")
 
 
 def parser() -> OptionParser:
@@ -89,7 +89,7 @@ def _check(options: Namespace) -> None:
             raise UserError(f"--{name}: {getattr(options, name)} is less than 1.")
     if not 0 <= options.max_changed <= 1:
         raise UserError(f"--max_changed: {options.max_changed} is no share between 0 and 1.")
-    if not _SHARD_SIZE.fullmatch(options.shard_size):
+    if not SHARD_SIZE.fullmatch(options.shard_size):
         raise UserError(f"--shard_size: '{options.shard_size}' is no size. Write it as 500MB or 5GB.")
 
 

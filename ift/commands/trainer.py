@@ -62,6 +62,9 @@ from ift.training.progress import RunProgress  # noqa: E402
 from ift.training.run_folder import RunFolderWriter  # noqa: E402
 from ift.training.samples import SampleResponses  # noqa: E402
 from ift.training.saving import RunTrainer  # noqa: E402
+from ift.training.sharded_rules import check_sharded  # noqa: E402
+from ift.training.sharded_strategy import ShardedStrategy  # noqa: E402
+from ift.training.strategies import build_strategy  # noqa: E402
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "use_distributed_sampler": False,
@@ -120,6 +123,10 @@ class IftCLI(LightningCLI):
         options["callbacks"] += self.own_callbacks()
         plugins = [*cluster_plugins(), AtomicCheckpointIO(self.own_folder())]
         options["plugins"] = [*(chosen.get("plugins") or []), *plugins]
+        options["strategy"] = build_strategy(chosen.get("strategy"))
+        if isinstance(options["strategy"], ShardedStrategy):
+            # FSDP2 keeps the buffers that it gathers into, and one made in inference mode could never be trained with.
+            options["inference_mode"] = False
         # Its install tips are no news of the run.
         logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
         try:
@@ -371,6 +378,7 @@ def prepare(command: str, arguments: list[str], *, tell: bool = True) -> Trainin
         cli.model.optimizer_traits.check_strategy("model.optimizer", cli.trainer)
         check_can_go_on(cli.model.method)
         check_strategy("model.adapter", cli.model.method, cli.trainer)
+    check_sharded(cli.model, cli.trainer, config=read_config(cli.model.base))
     cli.datamodule.load()  # all mistakes in the data come before the weights, and before other processes wait
     if tell and is_first_process():
         notes = [*cli.datamodule.notes(), *_optimizer_notes(cli), *cli.model.notes()]

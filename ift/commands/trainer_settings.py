@@ -3,7 +3,7 @@
 from typing import Any
 
 from ift.errors import UserError, unknown_name
-from ift.training.strategies import STRATEGIES
+from ift.training.strategies import check_strategy_name
 
 
 def check_trainer(trainer: Any, command: str) -> None:
@@ -54,10 +54,7 @@ def check_trainer(trainer: Any, command: str) -> None:
     for key, (is_refused, repair) in refused.items():
         if is_refused:
             raise UserError(f"trainer.{key}: {trainer[key]} is not possible; {repair}.")
-    strategy = trainer["strategy"]
-    named = strategy if isinstance(strategy, str) else strategy["class_path"].rpartition(".")[2]
-    if named not in STRATEGIES:
-        raise unknown_name("trainer.strategy", named, STRATEGIES, hint="'auto' is one device, or ddp on several.")
+    check_strategy_name(trainer["strategy"], command)
     _check_accelerator(trainer["accelerator"])
     if command == "fit":
         _check_duration(trainer["max_epochs"], trainer["max_steps"])

@@ -76,6 +76,8 @@ class StepPlan:
     """How a micro-batch's rows are laid out; the default is right for every model."""
     rank: int = 0
     world_size: int = 1
+    even: bool = False
+    """Every rank computes as many micro-batches of a step as the rank with the most; what is added counts nothing."""
 
 
 def make_step(store: ExampleStore, indices: IndexArray, plan: StepPlan, *, index: int) -> Step:
@@ -109,13 +111,15 @@ def step_of_examples(examples: Sequence[Example], plan: StepPlan, *, index: int,
 
 def _micro_batches(lengths: IndexArray, example_at: Callable[[int], Example], plan: StepPlan) -> tuple[MicroBatch, ...]:
     """Return this rank's micro-batches of a step whose examples have these lengths."""
-    own = share(lengths, plan.world_size)[plan.rank]
-    if not len(own):
+    shares = share(lengths, plan.world_size)
+    own, groups = shares[plan.rank], _cut_share(lengths, shares[plan.rank], plan)
+    rows_of = [[[example_at(int(own[position])) for position in row] for row in group] for group in groups]
+    # Every rank knows the shares of all, so that none has to ask.
+    number = max(len(_cut_share(lengths, one, plan)) for one in shares) if plan.even else 1
+    if len(rows_of) < number:
         example = example_at(int(lengths.argmin()))
         weightless = Example(example.input_ids, np.full_like(example.labels, IGNORE_INDEX))
-        return (collate([[weightless]], plan.pad_token_id),)
-    groups = cut(lengths[own], plan.micro_batch_tokens, choice=plan.row_layout)
-    rows_of = [[[example_at(int(own[position])) for position in row] for row in group] for group in groups]
+        rows_of += [[[weightless]]] * (number - len(rows_of))
     return tuple(collate(rows, plan.pad_token_id) for rows in rows_of)
 
 
@@ -139,6 +143,11 @@ def recut(step: Step, micro_batch_tokens: int, *, choice: RowLayoutChoice, pad_t
     batches = (collate([[examples[one] for one in row] for row in group], pad_token_id) for group in groups)
     device = step.micro_batches[0].input_ids.device
     return replace(step, micro_batches=tuple(batch.to(device) for batch in batches))
+
+
+def _cut_share(lengths: IndexArray, own: IndexArray, plan: StepPlan) -> list[list[list[int]]]:
+    """Return the micro-batches of a rank's share of a step; none where it has no share."""
+    return cut(lengths[own], plan.micro_batch_tokens, choice=plan.row_layout) if len(own) else []
 
 
 class TrainingSteps(Dataset[Step]):

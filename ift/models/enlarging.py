@@ -12,6 +12,7 @@ from torch import nn
 
 from ift.data.enlarged_tokenizer import KEY
 from ift.errors import UserError
+from ift.models.deferred import values_of
 from ift.models.vocabulary import Growth, configs_of
 from ift.seeds import mixed_seed
 
@@ -63,8 +64,9 @@ def _replace(model: nn.Module, old: Any, growth: Growth, *, draw: int) -> None:
     """Put an enlarged parameter in the place of one, in every module that shares it."""
     new = torch.empty(growth.rows, *old.shape[1:], dtype=old.dtype, device=old.device)
     with torch.no_grad():
-        new[: growth.rows_before] = old.data
-        for ids, values in _values(old.data, growth, draw=draw):
+        rows = values_of(old)
+        new[: growth.rows_before] = rows
+        for ids, values in _values(rows, growth, draw=draw):
             new[torch.tensor(ids, device=old.device)] = values.to(device=old.device, dtype=old.dtype)
     parameter = nn.Parameter(new, requires_grad=old.requires_grad)
     for module in list(model.modules()):

@@ -13,6 +13,9 @@ from safetensors import SafetensorError
 from ift.errors import UserError
 from ift.hub import check_base, local_folder
 from ift.models.attention import Attention, check_attention
+from ift.models.base_files import base_folder
+from ift.models.deferred import read_for_good
+from ift.models.deferred_model import from_deferred
 from ift.models.encoder_decoder import auto_class, check_encoder_decoder, settle_head
 from ift.models.families import FAMILIES, Family, made_native, native_config, recognise
 from ift.models.positions import forget_lengths, positions_of
@@ -23,6 +26,8 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 TrainingDtype = Literal["float32", "bfloat16"]
 """float16 is for inference only: its small numbers vanish in gradients and in AdamW's denominator."""
 
+_PLAIN: dict[str, Any] = {"trust_remote_code": False, "output_loading_info": True}
+
 
 def load_base_model(
     key: str,
@@ -32,6 +37,7 @@ def load_base_model(
     quantization: Quantization | None = None,
     attention: Attention | None = None,
     rope: Rope | None = None,
+    deferred: bool = False,
 ) -> Any:
     """Load a causal language model, or a known encoder-decoder, in training mode; a quantized one is frozen.
 
@@ -42,6 +48,7 @@ def load_base_model(
         quantization: how to quantize the weights while they are read; none keeps them as they are.
         attention: how attention is computed; none leaves it to transformers.
         rope: rotary positions other than those of its config.
+        deferred: leave the weights in their files, for `ift.models.sharded_loading` to read what a rank needs.
 
     Raises:
         UserError: nothing there that transformers can load, weights missing from the files, or a quantization,
@@ -53,7 +60,8 @@ def load_base_model(
     check_attention(attention, config=config, dtype=dtype)
     options = loading_options(key, base, dtype=dtype, config=config, quantization=quantization)
     chosen = {"attn_implementation": attention} if attention is not None else {}
-    model = _read(key, base, config, {"dtype": getattr(torch, dtype), **chosen, **options})
+    options_of_weights = {"dtype": getattr(torch, dtype), **chosen, **options}
+    model = _read(key, base, config, options_of_weights, deferred=deferred)
     settle_head(model)
     if options:
         from ift.models.quantized_layers import prepare_quantized
@@ -65,7 +73,7 @@ def load_base_model(
     return model
 
 
-def _read(key: str, base: str, config: Any, options: Mapping[str, Any]) -> Any:
+def _read(key: str, base: str, config: Any, options: Mapping[str, Any], *, deferred: bool) -> Any:
     """Read the files of a model, every weight of which must be there.
 
     Args:
@@ -73,6 +81,7 @@ def _read(key: str, base: str, config: Any, options: Mapping[str, Any]) -> Any:
         base: folder or hub id.
         config: to make it by; `None` where it cannot be read, which transformers then tells.
         options: for `from_pretrained`.
+        deferred: leave the weights in their files.
 
     Raises:
         UserError: nothing there that transformers can load, or weights missing from the files.
@@ -83,15 +92,15 @@ def _read(key: str, base: str, config: Any, options: Mapping[str, Any]) -> Any:
     for doubt in family.doubts(raw_config(base)) if family is not None else ():
         rank_zero_warn(f"{key}: config.json of '{base}': {doubt}")
     try:
-        model, report = (family.reader() if family else auto_class(config)).from_pretrained(
-            str(folder) if folder else base,
-            config=config,
-            trust_remote_code=False,
-            output_loading_info=True,
-            **options,
-        )
+        reader, how = family.reader() if family else auto_class(config), {"config": config, **options, **_PLAIN}
+        if deferred:
+            model, report = from_deferred(reader, base_folder(key, base), how)
+        else:
+            model, report = reader.from_pretrained(str(folder) if folder else base, **how)
         if family is not None:
             made_native(model, family)
+            if deferred and family.normalized_head:  # its rows are divided in place
+                read_for_good(model.lm_head)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{key}: a .bin file of '{base}' is damaged or holds more than tensors, and is not executed. Fetch it "

@@ -4,13 +4,14 @@ In: a native model in memory and its family. Out: the tensors by their original 
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ift.errors import UserError
+from ift.models.deferred import values_of
 from ift.models.families import FAMILIES, FAMILY_KEY, Family
 from ift.models.families.naming import Naming
 
@@ -39,13 +40,16 @@ def original_parts(naming: Naming, tensors: Mapping[str, torch.Tensor]) -> dict[
     return {name: tuple(parts[number] for number in sorted(parts)) for name, parts in found.items()}
 
 
-def write_shards(tensors: Mapping[str, Parts], folder: Path, *, shard_size: str) -> None:
+def write_shards(
+    tensors: Mapping[str, Parts], folder: Path, *, shard_size: str, report: Callable[[str], None] | None = None
+) -> None:
     """Write safetensors files, one or several with an index; memory holds one shard beside the model.
 
     Args:
-        tensors: of `original_parts`.
+        tensors: of `original_parts`; deferred ones are read when their file is written.
         folder: where to.
         shard_size: largest file (5GB); a tensor that is larger has a file of its own.
+        report: told of each file before it is written.
     """
     from safetensors.torch import save_file
 
@@ -54,11 +58,20 @@ def write_shards(tensors: Mapping[str, Parts], folder: Path, *, shard_size: str)
     for number, names in enumerate(shards, start=1):
         file = "model.safetensors" if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
         # Tied weights are two tensors in the originals' files.
-        save_file({name: torch.cat(tensors[name]) for name in names}, folder / file, metadata={"format": "pt"})
+        if report is not None:
+            size = sum(_num_bytes(tensors[name]) for name in names)
+            report(f"writing {file}: {len(names)} tensors, {size / 10**9:.2f} GB")
+        save_file({name: _one(tensors[name]) for name in names}, folder / file, metadata={"format": "pt"})
         place |= dict.fromkeys(names, file)
     if len(shards) > 1:
         index = {"metadata": {"total_size": sum(map(_num_bytes, tensors.values()))}, "weight_map": place}
         _write(folder / "model.safetensors.index.json", index)
+
+
+def _one(parts: Parts) -> torch.Tensor:
+    """Return the tensor that parts are, in memory of its own."""
+    whole = values_of(torch.cat(parts) if parts[0].ndim else parts[0].clone())
+    return whole.contiguous()
 
 
 def _shards(tensors: Mapping[str, Parts], limit: int) -> Iterator[list[str]]:

@@ -54,10 +54,9 @@ class FourBitLinear(Linear4bit):
         if x.device.type == "cpu":
             product = _product(inputs, self, bias)
         else:
-            weight: Any = self.weight
             # bitsandbytes sums the gradient of a bias over the batch only, not over the length.
             trained = bias is not None and bias.requires_grad
-            product = matmul_4bit(inputs, weight, weight.quant_state, bias=None if trained else bias)
+            product = matmul_4bit(inputs, self.weight, state_of(self), bias=None if trained else bias)
             product = product + bias if bias is not None and trained else product
         return product.to(x.dtype)
 
@@ -107,10 +106,50 @@ def dequantized_weight(layer: Any, dtype: torch.dtype) -> torch.Tensor:
     weight: Any = layer.weight
     if isinstance(layer, Linear8bitLt):
         # bitsandbytes keeps the scales with the weight or in the layer's state, and moving a model forgets them.
-        scales: Any = weight.SCB if weight.SCB is not None else layer.state.SCB
+        own = getattr(weight, "SCB", None)
+        scales: Any = own if own is not None else layer.state.SCB
         scales = scales.to(weight.device)
         return (weight.data * (scales / 127).unsqueeze(1)).to(dtype)  # type: ignore[no-any-return]
-    return _values(weight.data, weight.quant_state, dtype)
+    return _values(weight.data, state_of(layer), dtype)
+
+
+def state_of(layer: Any) -> Any:
+    """Return what the packed weight of a 4-bit layer stands for: its scales, shape and kind."""
+    own = getattr(layer.weight, "quant_state", None)
+    return own if own is not None else layer.quant_state
+
+
+def as_plain_parameters(model: Any, device: torch.device) -> list[Any]:
+    """Let packed weights be plain frozen parameters, which can be shared out by rows; scales stay whole in the layers.
+
+    Args:
+        model: of `prepare_quantized`, with or without an adapter.
+        device: of the scales.
+
+    Returns:
+        The layers, for `tell_of_packing` once their weights have got their place.
+    """
+    layers = [module for module in model.modules() if isinstance(module, FourBitLinear | EightBitLinear)]
+    for layer in layers:
+        packed: Any = layer.weight
+        if isinstance(layer, FourBitLinear):
+            layer.quant_state = state_of(layer)
+            layer.quant_state.to(device)
+        else:
+            own: Any = packed.SCB if packed.SCB is not None else layer.state.SCB
+            layer.state.SCB = own.to(device)
+        layer.weight = torch.nn.Parameter(packed.data, requires_grad=False)
+    return layers
+
+
+def tell_of_packing(layers: list[Any]) -> None:
+    """Let weights that `as_plain_parameters` made plain tell what they stand for: to who counts or lists them."""
+    for layer in layers:
+        weight: Any = layer.weight
+        if isinstance(layer, FourBitLinear):
+            weight.quant_state = layer.quant_state
+        else:
+            weight.SCB = None  # bitsandbytes then looks into the layer
 
 
 def _values(packed: torch.Tensor, state: Any, dtype: torch.dtype) -> torch.Tensor:

@@ -13,6 +13,7 @@ from ift.errors import UserError
 from ift.hub import fingerprint
 from ift.training.module import CHECKPOINT_KEY
 from ift.training.seals import SealedFile, check_seal
+from ift.training.sharded_checkpoints import is_sharded_checkpoint, read_facts, read_whole, remove_sharded
 
 TEMPORARY = ".tmp"
 """Ends the name of what is being written; it is renamed when it is whole."""
@@ -62,6 +63,19 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             raise FileNotFoundError(2, "the run folder is gone (a mount that vanished?)", str(self._root))
         folder.mkdir(parents=True, exist_ok=True)
 
+    def load_checkpoint(self, path: Any, *arguments: Any, **options: Any) -> dict[str, Any]:
+        """Load a file, or all of a folder that several ranks wrote."""
+        if is_sharded_checkpoint(Path(path)):
+            return read_whole(Path(path))
+        return super().load_checkpoint(path, *arguments, **options)
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Remove a file, or a folder such that no part of it is ever taken for a checkpoint."""
+        if Path(path).is_dir():
+            remove_sharded(Path(path))
+        else:
+            super().remove_checkpoint(path)
+
 
 def remove_unfinished(run: RunFolder) -> None:
     """Remove what a killed process had begun to write; nothing under its name was ever read."""
@@ -83,20 +97,15 @@ def newest_checkpoint(run: RunFolder) -> Path | None:
     return max(found, key=lambda path: (found[path], path.name)) if found else None
 
 
-def steps_of(path: Path) -> int:
-    """Return after how many steps a checkpoint was written.
+def read_checkpoint(path: Path) -> Any:
+    """Return what a checkpoint holds: mapped, or of a folder that many ranks wrote, without its tensors' data.
 
     Raises:
-        UserError: it cannot be read, or is none.
+        UserError: it cannot be read, or holds more than tensors and plain values.
     """
-    checkpoint = _read(path)
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("global_step"), int):
-        raise UserError(f"--ckpt_path: '{path}' was not written by ift fit. Move it out of the way.")
-    return int(checkpoint["global_step"])
-
-
-def _read(path: Path) -> Any:
     try:
+        if is_sharded_checkpoint(path):
+            return read_facts(path)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises many types for what is no checkpoint; each means that it is unusable
         reason = str(error).partition("\n")[0][:200]
@@ -104,6 +113,18 @@ def _read(path: Path) -> Any:
             f"--ckpt_path: '{path}' cannot be read as a checkpoint: {reason} Move it out of the way; 'last' then takes "
             "the newest of the others."
         ) from error
+
+
+def steps_of(path: Path) -> int:
+    """Return the optimizer steps after which a checkpoint was written.
+
+    Raises:
+        UserError: it cannot be read, or is none.
+    """
+    checkpoint = read_checkpoint(path)
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("global_step"), int):
+        raise UserError(f"--ckpt_path: '{path}' was not written by ift fit. Move it out of the way.")
+    return int(checkpoint["global_step"])
 
 
 def resolve_checkpoint(ckpt_path: str | None, run: RunFolder, *, required: bool) -> Path | None:
@@ -125,7 +146,7 @@ def resolve_checkpoint(ckpt_path: str | None, run: RunFolder, *, required: bool)
             raise UserError(f"--ckpt_path: there is no checkpoint in '{run.checkpoints}'.")
         return newest
     path = Path(ckpt_path).expanduser()
-    if not path.is_file():
+    if not path.is_file() and not is_sharded_checkpoint(path):
         raise UserError(f"--ckpt_path: no file '{ckpt_path}'. Name a checkpoint, or 'last' for the run's newest.")
     return path
 
@@ -141,8 +162,9 @@ def check_checkpoint(path: Path, base: str, *, resumes: bool = False) -> None:
     Raises:
         UserError: not a checkpoint of ift, a damaged one, or one of another base model.
     """
-    check_seal("--ckpt_path", path)
-    checkpoint = _read(path)
+    if not is_sharded_checkpoint(path):
+        check_seal("--ckpt_path", path)
+    checkpoint = read_checkpoint(path)
     own = checkpoint.get(CHECKPOINT_KEY) if isinstance(checkpoint, dict) else None
     if own is None:
         raise UserError(f"--ckpt_path: '{path}' was not written by ift fit.")

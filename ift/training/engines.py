@@ -19,6 +19,27 @@ class Engine:
         self.module = module
 
     @property
+    def in_step(self) -> bool:
+        """Whether a pass through the model is something all ranks do together, so that each must do as many."""
+        return False
+
+    @property
+    def keeps_rows(self) -> bool:
+        """Whether a rank keeps some rows of each weight only, so that it need not read the others."""
+        return False
+
+    def place(self, model: Any) -> None:
+        """Share out the weights of a model with its method attached among ranks, where the strategy does."""
+
+    def whole(self, model: Any) -> AbstractContextManager[Any]:
+        """Let the first rank find whole weights in the model, to write them; all ranks must enter it."""
+        return nullcontext()
+
+    def together(self, model: Any) -> AbstractContextManager[Any]:
+        """Let all ranks answer the same prompts within it, with the first one's logits; needed where `in_step`."""
+        return nullcontext()
+
+    @property
     def scale(self) -> float:
         """Return by what a loss is multiplied so that what is exchanged becomes a sum over ranks; DDP averages."""
         return float(self.module.trainer.world_size)
@@ -48,4 +69,8 @@ class Engine:
 
 def engine_of(module: Any) -> Engine:
     """Return the engine for the strategy of a module's trainer."""
-    return Engine(module)
+    from ift.training.sharded_engine import ShardedEngine
+    from ift.training.sharded_strategy import ShardedStrategy
+
+    strategy = module.trainer.strategy if module._trainer is not None else None
+    return ShardedEngine(module) if isinstance(strategy, ShardedStrategy) else Engine(module)

@@ -1,5 +1,7 @@
 """`InstructionModule`: any base model plus an adapter, trained step by step."""
 
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ from ift.models.methods import Method, as_method
 from ift.models.packing import verify_row_layout
 from ift.models.quantization import Quantization, check_quantization, default_quantization
 from ift.models.rope import Rope, check_rope
+from ift.models.sharded_loading import can_defer
 from ift.models.support import check_supported
 from ift.models.trained_adapters import MergedAdapter
 from ift.models.vocabulary import Growth, Vocabulary, check_same_growth, enlarged_config
@@ -42,6 +45,7 @@ from ift.training.optimizers import optimizer_traits, without_paging
 from ift.training.parameter_groups import parameter_groups, spread_learning_rate
 from ift.training.recutting import Recutting
 from ift.training.schedule import Schedule, learning_rate_share
+from ift.training.sharded_rules import check_sharded
 
 CHECKPOINT_KEY = "ift"
 
@@ -137,6 +141,7 @@ class InstructionModule(LightningModule):
         """Whether weights, optimizer, schedule and position are those of the same step."""
         self._loaded_step = 0
         self.initial_values: dict[str, torch.Tensor] | None = None
+        self.defers = False
 
     def check(self) -> None:
         """Refuse a method that does not fit the base model, without loading weights; does nothing twice.
@@ -186,6 +191,9 @@ class InstructionModule(LightningModule):
     def setup(self, stage: str) -> None:
         """Refuse what the strategy cannot do, and ask for steps as the optimizer takes them; before weights load."""
         device = self.trainer.strategy.root_device.type
+        data: Any = getattr(self.trainer, "datamodule", None)
+        data.even_micro_batches = engine_of(self).in_step
+        check_sharded(self, self.trainer, config=read_config(self.base))
         check_attention(self.attention, config=read_config(self.base), dtype=self.dtype_name, device=device)
         if self.compiles:
             check_compilable(device)
@@ -196,7 +204,6 @@ class InstructionModule(LightningModule):
         self.recutting.check()
         if self.optimizer_traits.fused:
             self.optimizer_traits.check_strategy("model.optimizer", self.trainer)
-            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
             data.row_layout_choice = replace(data.row_layout_choice, whole_step=True)
 
     def configure_model(self) -> None:
@@ -204,15 +211,8 @@ class InstructionModule(LightningModule):
         if self.model is not None:
             return
         self.check()
-        model = load_base_model(
-            "model.base",
-            self.base,
-            self.dtype_name,
-            quantization=self.quantization,
-            attention=self.attention,
-            rope=self.rope,
-        )
-        model = enlarge(model, self.growth)
+        self._engine = self.recutting.engine(engine_of(self))
+        model = enlarge(self._load_base(), self.growth)
         datamodule: Any = getattr(self.trainer, "datamodule", None) if self._trainer is not None else None
         if datamodule is not None:
             check_vocabulary("model.base", model, datamodule.tokenizer)
@@ -225,6 +225,9 @@ class InstructionModule(LightningModule):
         if self.gradient_checkpointing:
             # The reentrant kind would need inputs that require gradients, and fails under DDP with unused parameters.
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if self._engine.in_step and not self.method.trains_base and changes_base(model.active_peft_config):
+            self.initial_values = initial_values(model)  # which could not be read any more
+        self._engine.place(model)
         if datamodule is not None:
             datamodule.row_layout_choice = verify_row_layout(
                 "data.row_layout", datamodule.row_layout, choice=datamodule.row_layout_choice, model=model
@@ -233,9 +236,27 @@ class InstructionModule(LightningModule):
             compile_blocks(model)
         self.calling = calling_of(model)
         self._course = MethodCourse(model, self.method, seed=self.seed)
-        self._engine = self.recutting.engine(engine_of(self))
         self.model = model
         self._trained = [name for name, parameter in self.named_parameters() if parameter.requires_grad]
+
+    def _load_base(self) -> Any:
+        """Load the base model; where each rank is to keep its own rows only, leave the weights in their files."""
+        ranks = self._engine.keeps_rows
+        below: dict[str, Any] = {"quantization": self.quantization, "merged": bool(self.merged_chain)}
+        deferred = (ranks or self.defers) and can_defer(
+            "model.base", self.base, method=self.method, ranks=ranks, **below
+        )
+        # What has to be loaded whole may be too large for the device of a rank that keeps a part of it.
+        with torch.device("cpu") if ranks and not deferred else nullcontext():
+            return load_base_model(
+                "model.base",
+                self.base,
+                self.dtype_name,
+                quantization=self.quantization,
+                attention=self.attention,
+                rope=self.rope,
+                deferred=deferred,
+            )
 
     def _num_steps(self, datamodule: Any) -> int | None:
         """Return the optimizer steps of the whole run, where it has an end."""
@@ -351,6 +372,10 @@ class InstructionModule(LightningModule):
                 supervised_tokens=int(count),
             )
 
+    def whole_weights(self) -> AbstractContextManager[Any]:
+        """Let the first rank find whole trained weights in the model; all ranks must enter it."""
+        return self._engine.whole(self.model)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep trained weights only, and say which base model they belong to."""
         self.check_finite()
@@ -366,6 +391,27 @@ class InstructionModule(LightningModule):
             "recutting": self.recutting.state(),
         }
 
+    def check_weights(self, found: Mapping[str, tuple[int, ...]], *, key: str = "--ckpt_path") -> None:
+        """Refuse weights that are not exactly the trained ones of this model.
+
+        Args:
+            found: shapes of a checkpoint's weights, by name.
+            key: names the checkpoint, for errors.
+
+        Raises:
+            UserError: names or shapes differ.
+        """
+        trained = set(self._trained)
+        needed = {name: tuple(value.shape) for name, value in self.state_dict().items() if name in trained}
+        differing = sorted(name for name in needed.keys() | found.keys() if needed.get(name) != found.get(name))
+        if differing:
+            first = differing[0]
+            raise UserError(
+                f"{key}: the checkpoint is of another model or adapter; {len(differing)} weights differ, first "
+                f"'{first}' (here {needed.get(first, 'absent')}, checkpoint {found.get(first, 'absent')}). "
+                "Resume with the configuration in the run folder."
+            )
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint whose weights are not exactly the trained ones of this model.
 
@@ -375,22 +421,12 @@ class InstructionModule(LightningModule):
         self._loaded_step = int(checkpoint["global_step"])
         enlarged = checkpoint[CHECKPOINT_KEY].get("vocabulary")
         check_same_growth("--ckpt_path", self.growth, enlarged, where="the checkpoint")
-        trained = set(self._trained)
-        needed = {name: tuple(value.shape) for name, value in self.state_dict().items() if name in trained}
-        found = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
-        differing = sorted(name for name in needed.keys() | found.keys() if needed.get(name) != found.get(name))
-        if differing:
-            first = differing[0]
-            raise UserError(
-                f"--ckpt_path: the checkpoint is of another model or adapter; {len(differing)} weights differ, first "
-                f"'{first}' (here {needed.get(first, 'absent')}, checkpoint {found.get(first, 'absent')}). "
-                "Resume with the configuration in the run folder."
-            )
+        self.check_weights({name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()})
         if self.trainer.state.fn == "fit":
             self._course.check_resumable()
             self.bad_steps.load_state(checkpoint[CHECKPOINT_KEY]["bad_steps"])
             self.recutting.load_state(checkpoint[CHECKPOINT_KEY]["recutting"])
-        if not self.method.trains_base and changes_base(self.model.active_peft_config):
+        if self.initial_values is None and not self.method.trains_base and changes_base(self.model.active_peft_config):
             self.initial_values = initial_values(self.model)  # which are about to be replaced
         self._course.load_state(checkpoint[CHECKPOINT_KEY].get("method", {}))
 

@@ -11,6 +11,11 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from ift.errors import UserError
 from ift.training.fused_optimizers import FusedOptimizer
 
+_ELEMENTWISE: tuple[type, ...] = (
+    *(torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adamax, torch.optim.NAdam, torch.optim.RAdam),
+    *(torch.optim.RMSprop, torch.optim.Adagrad, torch.optim.Adadelta, torch.optim.ASGD, torch.optim.Rprop),
+)
+
 
 @dataclass(frozen=True)
 class OptimizerTraits:
@@ -22,6 +27,8 @@ class OptimizerTraits:
     """It updates in the backward pass, so a step is one micro-batch on one device."""
     paged: bool
     """Its state moves between GPU and main memory (bitsandbytes)."""
+    elementwise: bool
+    """It treats each number of a weight by itself, so that rows of a weight can be updated apart."""
 
     def check_strategy(self, key: str, trainer: Trainer) -> None:
         """Refuse to fuse where several processes sum up their gradients after the backward pass.
@@ -84,5 +91,8 @@ def optimizer_traits(key: str, optimizer: OptimizerCallable) -> OptimizerTraits:
     except (ValueError, TypeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"{key}: the optimizer cannot be built: {error}") from error
     return OptimizerTraits(
-        type(built).__name__, fused=isinstance(built, FusedOptimizer), paged=bool(getattr(built, "is_paged", False))
+        type(built).__name__,
+        fused=isinstance(built, FusedOptimizer),
+        paged=bool(getattr(built, "is_paged", False)),
+        elementwise=type(built) in _ELEMENTWISE,
     )

@@ -56,7 +56,9 @@ def was_due(checkpoint: Path | None) -> bool:
     """Whether a checkpoint lies between a step and the validation behind it."""
     if checkpoint is None:
         return False
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True).get(KEY)
+    from ift.training.checkpoints import read_checkpoint
+
+    state = read_checkpoint(checkpoint).get(KEY)
     return state is not None and bool(state["due"])
 
 

@@ -107,8 +107,12 @@ class RunFolderWriter(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Export the trained weights and close the manifest."""
-        if not trainer.is_global_zero:
-            return
+        module: Any = pl_module
+        with module.whole_weights():
+            if trainer.is_global_zero:
+                self._close(trainer, pl_module)
+
+    def _close(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._was_finished or self._manifest["steps"] != trainer.global_step:
             self._finish(trainer, pl_module)
         else:  # a finished run was continued, and nothing was left to do

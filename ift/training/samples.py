@@ -6,6 +6,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from ift.errors import UserError
 from ift.inference.generation import Decoding, generate
+from ift.training.engines import engine_of
 
 
 class SampleResponses(Callback):
@@ -22,23 +23,28 @@ class SampleResponses(Callback):
         self.num_samples, self.max_new_tokens = num_samples, max_new_tokens
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Generate greedily on the first rank and write the texts."""
+        """Generate greedily and write the texts from the first rank; the others generate only where they must."""
         experiment: Any = getattr(trainer.logger, "experiment", None)
         wanted = self.num_samples and trainer.state.fn == "fit" and pl_module.validation_result is not None
-        if not wanted or not trainer.is_global_zero or not hasattr(experiment, "add_text"):
+        wanted = bool(wanted and trainer.is_global_zero and hasattr(experiment, "add_text"))
+        engine = engine_of(pl_module)
+        if not (trainer.strategy.broadcast(wanted) if engine.in_step else wanted):
             return
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         encoder = datamodule.encoder
         pairs = datamodule.validation_prompts(self.num_samples)
         if not pairs:  # plain text without begin-of-text has no prompts
             return
-        responses = generate(
-            pl_module.model,
-            [prompt for prompt, _ in pairs],
-            decoding=Decoding(max_new_tokens=self.max_new_tokens),
-            stop_token_ids=encoder.stop_token_ids,
-            pad_token_id=encoder.pad_token_id,
-        )
+        with engine.together(pl_module.model):
+            responses = generate(
+                pl_module.model,
+                [prompt for prompt, _ in pairs],
+                decoding=Decoding(max_new_tokens=self.max_new_tokens),
+                stop_token_ids=encoder.stop_token_ids,
+                pad_token_id=encoder.pad_token_id,
+            )
+        if not trainer.is_global_zero:
+            return
         for number, ((prompt, reference), response) in enumerate(zip(pairs, responses, strict=True)):
             parts = {
                 "prompt": encoder.tokenizer.decode(prompt, skip_special_tokens=False),

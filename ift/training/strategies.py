@@ -1,4 +1,57 @@
-"""What `trainer.strategy` may be."""
+"""What `trainer.strategy` may be, and the strategies behind our names, with settings whose steps are exact here."""
 
-STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "DDPStrategy", "SingleDeviceStrategy")
+from datetime import timedelta
+from typing import Any
+
+from ift.errors import UserError, unknown_name
+
+STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "fsdp", "DDPStrategy", "SingleDeviceStrategy")
 """Strategies whose steps are exact here; a class path may give one of the classes with arguments."""
+
+_REFUSED = {
+    "FSDPStrategy": "the older FSDP cannot clip gradients by their norm. Take 'fsdp', which is FSDP2",
+    "ModelParallelStrategy": "its own sizes would split layers within a node, and its checkpoints hold the base model. "
+    "Take 'fsdp', which is this strategy with settings that are exact here",
+}
+"""Lightning's strategies that are not offered, and why."""
+
+
+def check_strategy_name(strategy: Any, command: str) -> None:
+    """Refuse a strategy whose steps are not exact here.
+
+    Args:
+        strategy: as the user gave it: a name, or a class path with arguments.
+        command: that is to run.
+
+    Raises:
+        UserError: with what to take.
+    """
+    named = strategy if isinstance(strategy, str) else strategy["class_path"].rpartition(".")[2]
+    if named in _REFUSED:
+        raise UserError(f"trainer.strategy: {named} is not possible; {_REFUSED[named]}.")
+    if named not in STRATEGIES:
+        raise unknown_name("trainer.strategy", named, STRATEGIES, hint="'auto' is one device, or ddp on several.")
+    if named == "fsdp" and command == "predict":
+        raise UserError(
+            "trainer.strategy: fsdp is for training; each rank answers prompts of its own, and needs all weights for "
+            "that. Set it to ddp."
+        )
+
+
+def build_strategy(chosen: Any, *, timeout: timedelta | None = None) -> Any:
+    """Return a strategy for Lightning's Trainer.
+
+    Args:
+        chosen: a checked `trainer.strategy`; a class path is an object already.
+        timeout: how long a process waits for the others; none for torch's own.
+    """
+    waits: dict[str, Any] = {"timeout": timeout} if timeout is not None else {}
+    if chosen == "fsdp":
+        from ift.training.sharded_strategy import ShardedStrategy
+
+        return ShardedStrategy(**waits)
+    if chosen == "ddp":
+        from lightning.pytorch.strategies import DDPStrategy
+
+        return DDPStrategy(find_unused_parameters=False, **waits)
+    return chosen

@@ -213,7 +213,8 @@ def test_whole_texts_and_adapters_before_the_text(base: Path, tmp_path: Path, mo
     same_as_the_finished_run(run, "perplexity", tmp_path / "out", monkeypatch, "--data", str(text), "--", *CPU)
 
 
-def test_two_ranks_ask_as_one(base: Path, quiz: Path, exact: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
+def test_two_ranks_ask_as_one(strategy: str, base: Path, quiz: Path, exact: Path, tmp_path: Path) -> None:
     plain = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}
     model = {"optimizer": plain, "adapter": {"class_path": "peft.LoraConfig", "init_args": {"r": 4}}}
     for name in ("one", "two"):
@@ -221,6 +222,7 @@ def test_two_ranks_ask_as_one(base: Path, quiz: Path, exact: Path, tmp_path: Pat
     one = fit(settings(tmp_path / "one", base, both(quiz, exact), model=model))
     path = settings(tmp_path / "two", base, both(quiz, exact), model=model)
     command = [sys.executable, "-m", "ift", "fit", "--config", str(path), "--trainer.devices=2"]
+    command.append(f"--trainer.strategy={strategy}")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr

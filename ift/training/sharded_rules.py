@@ -1,0 +1,64 @@
+"""What does not work, or would not be exact, with weights shared out among ranks; told before any are loaded."""
+
+from typing import Any
+
+from lightning.pytorch import Trainer
+from peft import AdaLoraConfig, XLoraConfig
+
+from ift.errors import UserError
+from ift.models.adapters import attach_empty, empty_model, peft_config_of
+from ift.models.base_weights import SampledLayers
+from ift.models.methods import Method
+from ift.models.quantization import is_quantized
+from ift.training.sharded_strategy import ShardedStrategy
+from ift.training.sharding import obstacle_to_sharding
+
+_TAKE = "Set trainer.strategy to ddp"
+
+
+def check_sharded(module: Any, trainer: Trainer, *, config: Any) -> None:
+    """Refuse what trainer.strategy fsdp cannot do; other strategies are none of its business.
+
+    Args:
+        module: an `InstructionModule`, checked, without its model.
+        trainer: of the run.
+        config: transformers' config of the base model, or `None` where it cannot be read.
+
+    Raises:
+        UserError: with the setting, the reason and what to take.
+    """
+    if not isinstance(trainer.strategy, ShardedStrategy):
+        return
+    if module.compiles:
+        raise UserError(f"model.compile: true, and trainer.strategy fsdp gathers weights between layers. {_TAKE}.")
+    if is_quantized(config, module.quantization):
+        raise UserError(
+            "model.quantization: quantized weights cannot be shared out by rows: their scales belong to blocks of a "
+            f"whole matrix. {_TAKE}, where each rank holds all of them in a quarter of the memory."
+        )
+    if not module.optimizer_traits.elementwise:
+        raise UserError(
+            f"model.optimizer: {module.optimizer_traits.name} is not known to be exact where a rank holds some rows of "
+            "each weight only. Take one of torch.optim that treats every number alone (AdamW, SGD and their kind), or "
+            "set trainer.strategy to ddp."
+        )
+    if reason := _obstacle(module.method, module.base, module.growth):
+        raise UserError(
+            f"model.adapter: {module.method.name} does not work with trainer.strategy fsdp: {reason}. {_TAKE}."
+        )
+
+
+def _obstacle(method: Method, base: str, growth: Any) -> str:
+    if isinstance(method.config, SampledLayers):
+        return "it trains other layers every few steps, and FSDP2 shares out once what is trained"
+    config: Any = peft_config_of(method)
+    if isinstance(config, AdaLoraConfig):
+        return "it weighs ranks by whole gradients, of which a rank has some rows"
+    if isinstance(config, XLoraConfig):
+        return "it makes passes through the model within passes, which was not tried"
+    for name in ("kasa_config", "monteclora_config", "auxiliary_loss_weight"):
+        if getattr(config, name, None):
+            return f"'{name}' adds to the loss what it computes from weights outside of a pass through the model"
+    model = empty_model(base, growth)
+    attached = attach_empty(method, model) if model is not None else None
+    return obstacle_to_sharding(attached) if attached is not None else ""

@@ -1,0 +1,153 @@
+"""`ift consolidate`: a checkpoint as one folder, equal to what the run itself wrote at its end."""
+
+import io
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rank_runs import run_on_ranks
+from safetensors.torch import load_file
+
+from ift.cli import main
+from ift.training.sharded_checkpoints import METADATA, save_sharded
+
+Config = Callable[..., Path]
+Fit = Callable[..., Path]
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = {}
+    for path in folder.glob("*.safetensors"):
+        found |= load_file(str(path))
+    return found
+
+
+def assert_same_folder(folder: Path, expected: Path) -> None:
+    ours, theirs = tensors(folder), tensors(expected)
+    assert ours.keys() == theirs.keys()
+    assert ours
+    assert all(torch.equal(ours[name], one) and ours[name].dtype == one.dtype for name, one in theirs.items())
+    plain = {
+        path.name: path.read_text(encoding="utf-8") for path in expected.glob("*.json") if "index" not in path.name
+    }
+    assert {name: (folder / name).read_text() for name in plain} == plain
+
+
+def consolidate(source: Path, output: Path, *options: str) -> Path:
+    assert main(["consolidate", str(source), "--output", str(output), *options, "--debug"]) == 0
+    return output
+
+
+def as_of_many_ranks(run: Path) -> Path:
+    """Rewrite a run's checkpoint of one file as a folder, as fsdp has it, and return that."""
+    (path,) = (run / "checkpoints").glob("*.ckpt")
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    path.unlink()
+    save_sharded(checkpoint, path)
+    return path
+
+
+def whole(**model: Any) -> dict[str, Any]:
+    return {"trainer": {"max_epochs": 1}, "model": {"adapter": None, **model}}
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {},
+        {"adapter": None},
+        {"adapter": {"class_path": "freeze", "init_args": {"num_layers": 1}}, "dtype": "bfloat16"},
+        {"adapter": {"class_path": "dora"}},
+        {"adapter": {"class_path": "pissa", "init_args": {"r": 4}}},
+    ],
+    ids=["lora", "full", "some_layers", "dora", "pissa"],
+)
+def test_equals_what_the_run_exported(config: Config, fit: Fit, tmp_path: Path, model: dict[str, Any]) -> None:
+    run = fit(config(trainer={"max_epochs": 1}, model=model))
+    exported = next(run / name for name in ("adapter", "model") if (run / name).is_dir())
+    assert_same_folder(consolidate(run, tmp_path / "of_file"), exported)
+    assert_same_folder(consolidate(as_of_many_ranks(run), tmp_path / "of_ranks", "--shard_size", "20KB"), exported)
+
+
+def test_two_ranks_leave_what_one_process_puts_together(config: Config, tmp_path: Path) -> None:
+    path = config(**whole())
+    (outcome,) = run_on_ranks(
+        tmp_path / "ranks", [["fit", "--config", str(path), "--trainer.devices=2", "--trainer.strategy=fsdp"]]
+    )
+    assert not outcome, outcome
+    run = path.with_suffix("")
+    (checkpoint,) = (run / "checkpoints").glob("*.ckpt")
+    assert len(list(checkpoint.glob("*.distcp"))) == 2
+    output = consolidate(run, tmp_path / "output", "--shard_size", "50KB")
+    assert len(list(output.glob("*.safetensors"))) > 1
+    assert_same_folder(output, run / "model")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    assert AutoModelForCausalLM.from_pretrained(str(output)).num_parameters() > 0
+    assert len(AutoTokenizer.from_pretrained(str(output))) > 0
+
+
+def test_nothing_is_executed_and_nothing_half_written_stays(
+    config: Config, fit: Fit, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = fit(config(**whole()))
+    checkpoint = as_of_many_ranks(run)
+    (checkpoint / METADATA).write_bytes(_planting(tmp_path / "planted"))
+    output = tmp_path / "output"
+    assert main(["consolidate", str(run), "--output", str(output)]) == 2
+    assert "cannot be read" in capsys.readouterr().err
+    assert not (tmp_path / "planted").exists()
+    assert [path.name for path in tmp_path.iterdir() if "output" in path.name] == []
+
+
+def _planting(path: Path) -> bytes:
+    class Planting:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (path,))
+
+    stream = io.BytesIO()
+    pickle.dump(Planting(), stream)
+    return stream.getvalue()
+
+
+def test_a_truncated_part_leaves_nothing(
+    config: Config, fit: Fit, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = as_of_many_ranks(fit(config(**whole())))
+    (part,) = checkpoint.glob("*.distcp")
+    part.write_bytes(part.read_bytes()[: part.stat().st_size // 20])  # weights come first in it
+    assert main(["consolidate", str(checkpoint), "--output", str(tmp_path / "output")]) == 2
+    assert "cannot be read as a checkpoint" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir() if "output" in path.name] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["{run}", "--output", "{run}"], "nothing is ever overwritten"),
+        (["{run}", "--output", "{new}", "--shard_size", "5"], "--shard_size: '5' is no size"),
+        (["{new}", "--output", "{new}"], "is neither a run folder"),
+        (["{run}/manifest.json", "--output", "{new}"], "does not lie in a run folder"),
+    ],
+)
+def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], told: str) -> None:
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "manifest.json").write_text("{}")
+    given = [one.format(run=run, new=tmp_path / "new") for one in arguments]
+    assert main(["consolidate", *given]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_another_method_is_refused(
+    config: Config, fit: Fit, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, other = fit(config("one", trainer={"max_epochs": 1})), fit(config("other", **whole()))
+    shutil.rmtree(one / "checkpoints")
+    shutil.copytree(other / "checkpoints", one / "checkpoints")
+    assert main(["consolidate", str(one), "--output", str(tmp_path / "output")]) == 2
+    assert "CHECKPOINT: the checkpoint is of another model or adapter" in capsys.readouterr().err
