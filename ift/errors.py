@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import ClassVar
 
-from ift.interruptions import received
+from ift.interruptions import defer, received
 from ift.launch import launch
 
 _PATIENCE_SECONDS = 5.0
@@ -72,6 +72,7 @@ def _tell(message: str) -> None:
     if place.is_first:
         print(f"error: {message}", file=sys.stderr, flush=True)
         return
+    defer(True)  # a SIGTERM, as srun sends it when another process fails, changes nothing of the exit code
     parent, deadline = os.getppid(), time.monotonic() + _PATIENCE_SECONDS
     while time.monotonic() < deadline:
         if received() or os.getppid() != parent:  # whoever started this process ends it; the first one has said it

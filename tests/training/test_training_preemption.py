@@ -150,14 +150,13 @@ def test_a_signal_while_data_are_prepared_ends_the_command_at_once(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(("strategy", "rank", "workers"), [("ddp", 0, 2), ("ddp", 1, 0), ("fsdp", 1, 0)])
 def test_a_signal_to_one_rank_ends_both(
-    config: Config, fit: Fit, start: Callable[..., Any], rank: int, workers: int
+    config: Config, start: Callable[..., Any], strategy: str, rank: int, workers: int
 ) -> None:
     """Under Lightning's own launcher, whose watchdog kills the first process when another fails."""
     settings = {**SETTINGS, "data": {"global_batch_size": 5, "num_workers": workers}}
-    two = {**SETTINGS["trainer"], "devices": 2}
+    two = {**SETTINGS["trainer"], "devices": 2, "strategy": strategy}
     process = start("fit", "--config", str(config("whole", **{**settings, "trainer": two})))
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output

@@ -204,4 +204,5 @@ def test_a_job_that_cannot_work_is_refused(
     job = submit(config("refused", **SETTINGS), *options, arguments=arguments)
     assert job.wait_for_end() == "FAILED"
     assert job.said().count(f"error: {message}") == (2 if "bash" in message else 1)
-    assert "Traceback" not in job.said() and job.show("ExitCode") == "2:0"
+    # Where the first task's 2 ends the other before that has come to the same, srun returns what was left of it.
+    assert "Traceback" not in job.said() and job.show("ExitCode") in ("2:0", "75:0", "143:0")
