@@ -11,7 +11,6 @@ program: while nothing is trained, there is nothing to save. While steps are tra
 import os
 import re
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -160,7 +159,10 @@ def _state_of(job: str) -> str:
     return found.group(1) if found else ""
 
 
-def _scontrol(*arguments: str) -> "subprocess.CompletedProcess[str] | None":
+def _scontrol(*arguments: str) -> Any:
+    """Return what SLURM's command has answered, or `None` where there is none."""
+    import subprocess
+
     try:
         return subprocess.run(["scontrol", *arguments], capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
