@@ -135,8 +135,7 @@ class InstructionDataModule(LightningDataModule):
         self.auto_micro_batch, self.row_layout = auto_micro_batch, row_layout
         self.row_layout_choice = GROUPED if row_layout == "auto" else RowLayoutChoice(row_layout, "asked for")
         """What steps are cut by. Data do not know the model; whoever does sets it, before the loaders are built."""
-        self.even_micro_batches = False
-        """Whether every rank computes as many micro-batches of a step, which some strategies ask for."""
+        self.even_micro_batches = False  # whether every rank computes as many of a step, as some strategies ask for
         self.template = resolve_template("data.template", template)
         self.template_options = template_options or {}
         self.train_on, self.over_long, self.mixing, self.text_blocks = train_on, over_long, mixing, text_blocks
@@ -145,11 +144,9 @@ class InstructionDataModule(LightningDataModule):
         check_streams(self.sources, mixing=mixing, deduplicate=deduplicate, num_benchmarks=len(self.filters.benchmarks))
         self.validation, self.max_rejected, self.shuffle_buffer = validation, max_rejected, shuffle_buffer
         self.cache_dir, self.num_workers, self.seed = Path(cache_dir).expanduser(), num_workers, seed
-        self.position = Position()
+        self.position, self.stream_counts, self._loaded = Position(), StreamCounts(), False
         self.streams: list[Stream] = []
-        self.stream_counts = StreamCounts()
         self._stream_states: tuple[dict[str, Any] | None, ...] = (None,) * len(self.sources)
-        self._loaded = False
 
     def load(self) -> None:
         """Load the tokenizer and the prepared examples, and check them. Needs no process group; does nothing twice.

@@ -23,6 +23,7 @@ from ift.data.micro_batches import collate
 from ift.data.steps import Step, TrainingSteps, examples_of
 from ift.errors import UserError
 from ift.training.objective import loss_sum
+from ift.training.optimizers import OptimizerTraits
 
 _REPAIR = (
     "Lower the learning rate (model.optimizer.init_args.lr), lengthen model.schedule.warmup, use model.dtype float32, "
@@ -49,12 +50,12 @@ class OnBadStep:
     most_in_a_row: int = 10
     """More bad steps in a row than this stop the run even with `skip`: then it is not the data."""
 
-    def check(self, key: str, *, fused: str | None) -> None:
+    def check(self, key: str, optimizer: OptimizerTraits) -> None:
         """Refuse settings that make no sense.
 
         Args:
             key: the configuration key of this object.
-            fused: name of the optimizer, where it updates weights before the whole gradient is known.
+            optimizer: of the run.
 
         Raises:
             UserError: with the setting.
@@ -63,10 +64,10 @@ class OnBadStep:
             raise UserError(f"{key}.spike_ratio: {self.spike_ratio} is not above 1, so half of all steps were spikes.")
         if self.window < 1 or self.most_in_a_row < 1:
             raise UserError(f"{key}: window ({self.window}) and most_in_a_row ({self.most_in_a_row}) are at least 1.")
-        if fused is not None and (self.action == "skip" or self.spike_ratio is not None):
+        if optimizer.fused and (self.action == "skip" or self.spike_ratio is not None):
             raise UserError(
-                f"{key}: {fused} updates weights before the whole gradient is known, so a step cannot be left out. "
-                "Set action to stop and spike_ratio to null, or take another optimizer."
+                f"{key}: {optimizer.name} updates weights before the whole gradient is known, so a step cannot be left "
+                "out. Set action to stop and spike_ratio to null, or take another optimizer."
             )
 
     def looks_at_each_step(self, device: torch.device) -> bool:
@@ -87,6 +88,40 @@ class BadSteps:
         """The steps that were left out: number, and why."""
         self._norms: deque[float] = deque(maxlen=settings.window)
         self._in_a_row = 0
+        self._first_infinite: torch.Tensor | None = None
+
+    def usable(self, module: Any, step: Step, *, loss: torch.Tensor, norm: torch.Tensor) -> bool:
+        """Return whether a step is to be used for an update; all ranks return the same.
+
+        Args:
+            module: an `InstructionModule` before the update of the step.
+            step: that was computed.
+            loss: summed cross-entropy of this rank.
+            norm: of the gradient of the whole step, before clipping; the same on all ranks.
+
+        Raises:
+            UserError: it is not, and the run is to stop.
+        """
+        if not self.settings.looks_at_each_step(module.device):
+            # A number on the device, looked at when weights are kept or losses told: no wait in every step.
+            first = torch.where(torch.isfinite(norm), 0, step.index + 1)
+            known = self._first_infinite
+            self._first_infinite = first if known is None else torch.where(known > 0, known, first)
+            return True
+        reason = self.judge(float(loss), float(norm))
+        if not module.trainer.strategy.reduce_boolean_decision(reason is not None, all=False):
+            return True
+        self.handle(module, step, reason or "its loss is infinite or not a number on another rank")
+        return False
+
+    def check_finite(self, module: Any) -> None:
+        """Stop a run whose gradient has left the numbers, before its weights are kept.
+
+        Raises:
+            UserError: a gradient was infinite or not a number.
+        """
+        if self._first_infinite is not None and (number := int(self._first_infinite)):
+            self._stop_late(module, number)
 
     def judge(self, loss: float, norm: float) -> str | None:
         """Return what is wrong with a step, or `None`; a step that is not bad is counted in for the next ones.
@@ -134,7 +169,7 @@ class BadSteps:
         if trainer.logger is not None:
             trainer.logger.log_metrics({"train/skipped_steps": len(self.skipped)}, step=number)
 
-    def stop_late(self, module: Any, number: int) -> None:
+    def _stop_late(self, module: Any, number: int) -> None:
         """Stop behind a step whose gradient was infinite, which nobody waited for.
 
         Raises:

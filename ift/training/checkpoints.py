@@ -97,6 +97,18 @@ def newest_checkpoint(run: RunFolder) -> Path | None:
     return max(found, key=lambda path: (found[path], path.name)) if found else None
 
 
+def steps_of(path: Path) -> int:
+    """Return after how many steps a checkpoint was written.
+
+    Raises:
+        UserError: it cannot be read, or is none.
+    """
+    checkpoint = read_checkpoint(path)
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("global_step"), int):
+        raise UserError(f"--ckpt_path: '{path}' was not written by ift fit. Move it out of the way.")
+    return int(checkpoint["global_step"])
+
+
 def read_checkpoint(path: Path) -> Any:
     """Return what a checkpoint holds: mapped, or of a folder that many ranks wrote, without its tensors' data.
 
@@ -113,18 +125,6 @@ def read_checkpoint(path: Path) -> Any:
             f"--ckpt_path: '{path}' cannot be read as a checkpoint: {reason} Move it out of the way; 'last' then takes "
             "the newest of the others."
         ) from error
-
-
-def steps_of(path: Path) -> int:
-    """Return the optimizer steps after which a checkpoint was written.
-
-    Raises:
-        UserError: it cannot be read, or is none.
-    """
-    checkpoint = read_checkpoint(path)
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("global_step"), int):
-        raise UserError(f"--ckpt_path: '{path}' was not written by ift fit. Move it out of the way.")
-    return int(checkpoint["global_step"])
 
 
 def resolve_checkpoint(ckpt_path: str | None, run: RunFolder, *, required: bool) -> Path | None:
@@ -162,7 +162,7 @@ def check_checkpoint(path: Path, base: str, *, resumes: bool = False) -> None:
     Raises:
         UserError: not a checkpoint of ift, a damaged one, or one of another base model.
     """
-    if not is_sharded_checkpoint(path):
+    if not is_sharded_checkpoint(path):  # whose parts have checks of their own
         check_seal("--ckpt_path", path)
     checkpoint = read_checkpoint(path)
     own = checkpoint.get(CHECKPOINT_KEY) if isinstance(checkpoint, dict) else None

@@ -94,7 +94,7 @@ class StepMetrics(Callback):
         )
         self.tokens, self.padded = self.tokens + self._tokens, self.padded + int(padded)
         loss = float(total) / max(1, step.num_supervised)
-        pl_module.check_finite()
+        pl_module.bad_steps.check_finite(pl_module)
         self.last = {
             "train/loss": loss,
             "train/perplexity": float(torch.tensor(loss).exp()),

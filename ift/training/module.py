@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from peft import AdaLoraConfig, PeftConfig
 
-from ift.data.encoding import IGNORE_INDEX
 from ift.data.steps import Step
 from ift.errors import UserError
 from ift.hub import check_base, fingerprint
@@ -40,7 +40,7 @@ from ift.training.course import MethodCourse, check_strategy
 from ift.training.engines import engine_of
 from ift.training.fused_optimizers import FusedOptimizer
 from ift.training.gradient import StepGradient
-from ift.training.objective import loss_sum, shifted_targets
+from ift.training.objective import validation_sums
 from ift.training.optimizers import optimizer_traits, without_paging
 from ift.training.parameter_groups import parameter_groups, spread_learning_rate
 from ift.training.recutting import Recutting
@@ -123,8 +123,7 @@ class InstructionModule(LightningModule):
         self.optimizer_callable, self.schedule = optimizer, schedule
         self.optimizer_traits = optimizer_traits("model.optimizer", optimizer)
         self.gradient_clip_norm, self.gradient_checkpointing = gradient_clip_norm, gradient_checkpointing
-        traits = self.optimizer_traits
-        on_bad_step.check("model.on_bad_step", fused=traits.name if traits.fused else None)
+        on_bad_step.check("model.on_bad_step", self.optimizer_traits)
         self.bad_steps, self.recutting = BadSteps(on_bad_step), Recutting(self)
         self.seed = seed
         self.automatic_optimization = False
@@ -136,9 +135,7 @@ class InstructionModule(LightningModule):
         self.merged_chain: list[MergedAdapter] = []
         self._validation_sums = torch.zeros(2, dtype=torch.float64)
         self.validation_result: ValidationResult | None = None
-        self._first_infinite: torch.Tensor | None = None
-        self.between_steps = True
-        """Whether weights, optimizer, schedule and position are those of the same step."""
+        self.between_steps = True  # weights, optimizer, schedule and position are those of the same step
         self._loaded_step = 0
         self.initial_values: dict[str, torch.Tensor] | None = None
         self.defers = False
@@ -298,8 +295,9 @@ class InstructionModule(LightningModule):
             )
         else:
             total = self.recutting.gradient(gradient, step, self._engine)
-            norm = self._clip()
-        usable = self._judge(step, total, norm)
+            limit = self.gradient_clip_norm or float("inf")
+            norm = self._engine.clip((p for p in self.parameters() if p.requires_grad), limit)
+        usable = self.bad_steps.usable(self, step, loss=total, norm=norm)
         group = optimizer.param_groups[0]
         learning_rate = float(group["lr"]) / group.get("ratio", 1.0)  # LoRA+: that of the A matrices
         self.between_steps = False
@@ -315,29 +313,6 @@ class InstructionModule(LightningModule):
         self.between_steps = True
         return {"loss_sum": total, "gradient_norm": norm, "learning_rate": learning_rate}
 
-    def _judge(self, step: Step, total: torch.Tensor, norm: torch.Tensor) -> bool:
-        """Return whether a step is to be used for an update; all ranks return the same."""
-        if not self.bad_steps.settings.looks_at_each_step(self.device):
-            # A number on the device, looked at when weights are kept or losses told: no wait in every step.
-            first = torch.where(torch.isfinite(norm), 0, step.index + 1)
-            known = self._first_infinite
-            self._first_infinite = first if known is None else torch.where(known > 0, known, first)
-            return True
-        reason = self.bad_steps.judge(float(total), float(norm))
-        if not self.trainer.strategy.reduce_boolean_decision(reason is not None, all=False):
-            return True
-        self.bad_steps.handle(self, step, reason or "its loss is infinite or not a number on another rank")
-        return False
-
-    def check_finite(self) -> None:
-        """Stop a run whose loss or gradient has left the numbers, before its weights are kept.
-
-        Raises:
-            UserError: a gradient was infinite or not a number.
-        """
-        if self._first_infinite is not None and (number := int(self._first_infinite)):
-            self.bad_steps.stop_late(self, number)
-
     def on_validation_epoch_start(self) -> None:
         """Start the sums anew."""
         self.validation_result = None
@@ -345,15 +320,8 @@ class InstructionModule(LightningModule):
 
     def validation_step(self, step: Step, batch_idx: int) -> None:
         """Add this rank's summed cross-entropy and number of supervised tokens."""
-        self._validation_sums += self.recutting.validation(self._sums, step)
-
-    def _sums(self, step: Step) -> torch.Tensor:
-        sums = torch.zeros_like(self._validation_sums)
-        for batch in step.micro_batches:
-            count = (shifted_targets(batch.labels) != IGNORE_INDEX).sum()
-            loss = loss_sum(self.model, batch, calling=self.calling)
-            sums += torch.stack((loss.double(), count.double()))
-        return sums
+        sums = partial(validation_sums, self.model, calling=self.calling)
+        self._validation_sums += self.recutting.validation(sums, step)
 
     def on_validation_epoch_end(self) -> None:
         """Log loss and perplexity per supervised token, over all ranks."""
@@ -378,7 +346,7 @@ class InstructionModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep trained weights only, and say which base model they belong to."""
-        self.check_finite()
+        self.bad_steps.check_finite(self)
         trained = set(self._trained)
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {name: value for name, value in state.items() if name in trained}
@@ -429,7 +397,3 @@ class InstructionModule(LightningModule):
         if self.initial_values is None and not self.method.trains_base and changes_base(self.model.active_peft_config):
             self.initial_values = initial_values(self.model)  # which are about to be replaced
         self._course.load_state(checkpoint[CHECKPOINT_KEY].get("method", {}))
-
-    def _clip(self) -> torch.Tensor:
-        limit = self.gradient_clip_norm if self.gradient_clip_norm is not None else float("inf")
-        return self._engine.clip((p for p in self.parameters() if p.requires_grad), limit)

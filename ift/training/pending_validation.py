@@ -1,5 +1,6 @@
 """A validation that was due when a checkpoint was written, and that a kill prevented, is made up for on resume."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ class PendingValidation(Callback):
         known = trainer.callback_metrics
         metrics = {name: float(known[name]) for name in METRICS if name in known}
         checkpoint[KEY] = {"due": is_due(trainer, pl_module), "metrics": metrics}
+        _count_begun_epochs(checkpoint["loops"]["fit_loop"], trainer.num_training_batches)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take over what the checkpoint says."""
@@ -50,6 +52,20 @@ class PendingValidation(Callback):
         trainer.validating = True
         loop.run()
         trainer.training = True
+
+
+def _count_begun_epochs(loop: dict[str, Any], num_steps: float) -> None:
+    """Count the epoch that a checkpoint lies in among those that have begun.
+
+    A run that Lightning has resumed at the end of an epoch counts one too few from then on, and resumed again it leaves
+    out a validation.
+    """
+    if math.isinf(num_steps) or not num_steps:
+        return
+    begun = -(-loop["epoch_loop.batch_progress"]["total"]["processed"] // int(num_steps))
+    for kind in ("total", "current"):
+        progress = loop["epoch_progress"][kind]
+        progress |= {name: max(progress[name], begun) for name in ("ready", "started")}
 
 
 def was_due(checkpoint: Path | None) -> bool:

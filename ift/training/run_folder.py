@@ -128,7 +128,7 @@ class RunFolderWriter(Callback):
         write_json(self._run.manifest, self._manifest)
 
     def _finish(self, trainer: Trainer, pl_module: Any) -> None:
-        pl_module.check_finite()
+        pl_module.bad_steps.check_finite(pl_module)
         self._export(pl_module, trainer.datamodule)  # type: ignore[attr-defined]
         self._manifest["status"] = "finished"
         self._manifest["steps"] = trainer.global_step

@@ -169,6 +169,17 @@ def test_the_monitored_checkpoints_are_those_of_an_uninterrupted_run(config: Con
     assert len(kept(path.with_suffix(""))) == 3
 
 
+def test_a_run_resumed_at_the_end_of_an_epoch_resumes_again(config: Config, tmp_path: Path) -> None:
+    """Trap: resumed there, Lightning counts one epoch too few; resumed again, it leaves out the next validation."""
+    settings = {**SETTINGS, "checkpoint": {"every_n_train_steps": 1}}
+    reference, path = config("reference", **settings), config("killed", **settings)
+    assert run_child(reference) == 0, output(reference)
+    for step in (7, 10):  # the end of the first epoch; and before the validation behind step 11
+        assert run_child(path, patch=lambda: _kill_in_step(step, tmp_path / str(step))) == -9, output(path)  # noqa: B023
+    assert run_child(path) == 0, output(path)
+    check_same(reference.with_suffix(""), path.with_suffix(""))
+
+
 def test_a_link_to_a_removed_checkpoint_is_no_checkpoint(config: Config, tmp_path: Path) -> None:
     """Trap: the last checkpoint is removed before the link to it is replaced, and a kill may come between."""
     settings = {**SETTINGS, "checkpoint": {"every_n_train_steps": 2, "save_last": "link"}}
@@ -257,3 +268,7 @@ def _kill_in_link(flag: Path) -> None:
         link(trainer, filepath, linkpath)
 
     RunCheckpoint._link_checkpoint = staticmethod(killing)  # type: ignore[method-assign]
+
+
+def _kill_in_step(step: int, flag: Path) -> None:
+    once_before(InstructionModule, "training_step", lambda *_: _[1].index == step, flag=flag)
