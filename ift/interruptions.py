@@ -71,11 +71,6 @@ def received() -> int:
     return _note.received
 
 
-def is_deferred() -> bool:
-    """Return whether signals are only noted now."""
-    return _note.is_deferred
-
-
 def defer(deferred: bool) -> None:
     """Begin, or end, a time in which signals are only noted."""
     _note.is_deferred = deferred

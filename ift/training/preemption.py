@@ -4,7 +4,6 @@ All ranks decide together, over a group of their own that needs no device: a sig
 and at another moment than the others. The same exchange is what notices a rank that is gone or stands still.
 """
 
-import shutil
 from datetime import timedelta
 from typing import Any
 
@@ -19,8 +18,8 @@ from ift.errors import UserError
 from ift.interruptions import SIGNALS, Interrupted
 from ift.training.run_folder import RunFolderWriter
 
-CHECKPOINT_NAME = "preempted.ckpt"
-"""In the run's checkpoint folder; the next interruption replaces it, and a newer checkpoint makes it superfluous."""
+CHECKPOINT_NAME = "preempted-step-{step:08d}.ckpt"
+"""In the run's checkpoint folder; a newer checkpoint makes it superfluous."""
 
 
 class Preemption(Callback):
@@ -32,10 +31,11 @@ class Preemption(Callback):
     """
 
     def __init__(self, run: RunFolder, timeout: timedelta) -> None:
-        self._checkpoint = run.checkpoints / CHECKPOINT_NAME
+        self._folder = run.checkpoints
         self._timeout = timeout
         self._group: Any = None
         self._resumed_at = 0
+        self._watches = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let signals wait for the end of a step from now on."""
@@ -44,6 +44,7 @@ class Preemption(Callback):
             self._group = distributed.new_group(backend="gloo", timeout=self._timeout)
             self._check_same_place(trainer)
         interruptions.defer(True)
+        self._watches = True  # on all ranks, whatever one of them has received
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -52,12 +53,13 @@ class Preemption(Callback):
         if signum := self._asked():
             self._leave(trainer, signum)
         if trainer.is_global_zero and self._resumed_at < _last_saved(trainer):
-            self._forget()
             self._resumed_at = trainer.global_step
+            for path in self._folder.glob("preempted-step-*.ckpt"):
+                trainer.strategy.remove_checkpoint(path)
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
         """Leave a validation: it is made again, from its beginning, before the next step."""
-        if trainer.sanity_checking or trainer.state.fn != "fit" or not interruptions.is_deferred():
+        if not self._watches:
             return
         if signum := self._asked():
             progress: Any = trainer.fit_loop.epoch_loop.batch_progress
@@ -69,6 +71,7 @@ class Preemption(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let signals end the export at once: it is made again."""
         interruptions.defer(False)
+        self._watches = False
 
     def _asked(self) -> int:
         """Return the signal that asks most of all ranks, or 0."""
@@ -81,10 +84,12 @@ class Preemption(Callback):
 
     def _leave(self, trainer: Trainer, signum: int) -> None:
         step = trainer.global_step
-        saved = _last_saved(trainer) == step
-        if not saved:
-            trainer.save_checkpoint(self._checkpoint)
-        told = interruptions.way_back(self._checkpoint.parent if saved else self._checkpoint, step)
+        if _last_saved(trainer) == step:
+            told = interruptions.way_back(self._folder, step)
+        else:
+            path = self._folder / CHECKPOINT_NAME.format(step=step)
+            trainer.save_checkpoint(path)
+            told = interruptions.way_back(path, step)
         if trainer.is_global_zero:
             _note_in_manifest(trainer, signum)
             told = f"{told} {interruptions.requeue(signum)}".strip()
@@ -92,12 +97,6 @@ class Preemption(Callback):
             # srun ends the job with the first process that fails: none may before the first one has asked SLURM.
             distributed.all_reduce(torch.zeros(1), group=self._group)
         raise Interrupted(signum, told, requeued=True)
-
-    def _forget(self) -> None:
-        if self._checkpoint.is_dir():  # one file per rank
-            shutil.rmtree(self._checkpoint)
-        else:
-            self._checkpoint.unlink(missing_ok=True)
 
     def _check_same_place(self, trainer: Trainer) -> None:
         """Refuse ranks that begin at different steps, as where a node does not see the run folder of the others."""
@@ -107,7 +106,7 @@ class Preemption(Callback):
         if len(set(steps)) > 1:
             raise UserError(
                 f"run_dir: the processes would go on at different steps ({', '.join(map(str, steps))} by rank), so "
-                f"they do not see the same '{self._checkpoint.parent}'. Put run_dir on a file system that all nodes "
+                f"they do not see the same '{self._folder}'. Put run_dir on a file system that all nodes "
                 "share."
             )
 
