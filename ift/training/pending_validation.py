@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from ift.training.checkpoints import read_checkpoint
+
 KEY = "ift_validation"
 METRICS = ("validation/loss", "validation/perplexity")
 
@@ -72,8 +74,6 @@ def was_due(checkpoint: Path | None) -> bool:
     """Whether a checkpoint lies between a step and the validation behind it."""
     if checkpoint is None:
         return False
-    from ift.training.checkpoints import read_checkpoint
-
     state = read_checkpoint(checkpoint).get(KEY)
     return state is not None and bool(state["due"])
 
