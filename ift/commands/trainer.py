@@ -48,6 +48,7 @@ from ift.training.checkpoints import (  # noqa: E402
 from ift.training.course import check_strategy  # noqa: E402
 from ift.training.event_files import keep_events  # noqa: E402
 from ift.training.kept_checkpoints import RunCheckpoint  # noqa: E402
+from ift.training.loss_record import LossRecord  # noqa: E402
 from ift.training.metrics import StepMetrics  # noqa: E402
 from ift.training.module import InstructionModule, ValidationResult  # noqa: E402
 from ift.training.pending_validation import PendingValidation, was_due  # noqa: E402
@@ -207,7 +208,8 @@ class TrainingCLI(IftCLI):
         settings["max_steps"] = [self.config_dump["trainer"][key] for key in ("max_epochs", "max_steps")]
         config = self.parser.dump(self.config, skip_none=False)
         writer = RunFolderWriter(self.run, config, settings, self.metrics)
-        return [*super().own_callbacks(), ProcessGroupTimeout(self.timeout), writer, PendingValidation()]
+        own = [ProcessGroupTimeout(self.timeout), writer, LossRecord(self.run), PendingValidation()]
+        return [*super().own_callbacks(), *own]
 
     def own_folder(self) -> Path | None:
         """Return the run folder."""
@@ -373,6 +375,8 @@ def prepare(command: str, arguments: list[str], *, tell: bool = True) -> Trainin
         base=cli.model.base,
         adapter=peft_config_of(cli.model.method),
         attention=cli.model.attention,
+        # Rows of any number of examples would be compiled anew each.
+        device=None if cli.model.compiles else cli.trainer.strategy.root_device.type,
     )
     if command == "fit":
         cli.model.optimizer_traits.check_strategy("model.optimizer", cli.trainer)

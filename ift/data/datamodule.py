@@ -135,7 +135,6 @@ class InstructionDataModule(LightningDataModule):
         self.auto_micro_batch, self.row_layout = auto_micro_batch, row_layout
         self.row_layout_choice = GROUPED if row_layout == "auto" else RowLayoutChoice(row_layout, "asked for")
         """What steps are cut by. Data do not know the model; whoever does sets it, before the loaders are built."""
-        self.even_micro_batches = False  # whether every rank computes as many of a step, as some strategies ask for
         self.template = resolve_template("data.template", template)
         self.template_options = template_options or {}
         self.train_on, self.over_long, self.mixing, self.text_blocks = train_on, over_long, mixing, text_blocks
@@ -375,7 +374,6 @@ class InstructionDataModule(LightningDataModule):
             row_layout=self.row_layout_choice,
             rank=rank,
             world_size=world_size,
-            even=self.even_micro_batches,
         )
 
     def _training_steps(self, rank: int, world_size: int) -> TrainingSteps | StreamSteps:

@@ -76,8 +76,6 @@ class StepPlan:
     """How a micro-batch's rows are laid out; the default is right for every model."""
     rank: int = 0
     world_size: int = 1
-    even: bool = False
-    """Every rank computes as many micro-batches of a step as the rank with the most; what is added counts nothing."""
 
 
 def make_step(store: ExampleStore, indices: IndexArray, plan: StepPlan, *, index: int) -> Step:
@@ -115,7 +113,7 @@ def _micro_batches(lengths: IndexArray, example_at: Callable[[int], Example], pl
     own, groups = shares[plan.rank], _cut_share(lengths, shares[plan.rank], plan)
     rows_of = [[[example_at(int(own[position])) for position in row] for row in group] for group in groups]
     # Every rank knows the shares of all, so that none has to ask.
-    number = max(len(_cut_share(lengths, one, plan)) for one in shares) if plan.even else 1
+    number = max(len(_cut_share(lengths, one, plan)) for one in shares) if plan.row_layout.even else 1
     if len(rows_of) < number:
         example = example_at(int(lengths.argmin()))
         weightless = Example(example.input_ids, np.full_like(example.labels, IGNORE_INDEX))

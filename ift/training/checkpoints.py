@@ -13,7 +13,7 @@ from ift.errors import UserError
 from ift.hub import fingerprint
 from ift.training.module import CHECKPOINT_KEY
 from ift.training.seals import SealedFile, check_seal
-from ift.training.sharded_checkpoints import is_sharded_checkpoint, read_facts, read_whole, remove_sharded
+from ift.training.sharded_checkpoints import check_whole, is_sharded_checkpoint, read_facts, read_whole, remove_sharded
 
 TEMPORARY = ".tmp"
 """Ends the name of what is being written; it is renamed when it is whole."""
@@ -165,6 +165,8 @@ def check_checkpoint(path: Path, base: str, *, resumes: bool = False) -> None:
     if not is_sharded_checkpoint(path):  # whose parts have checks of their own
         check_seal("--ckpt_path", path)
     checkpoint = read_checkpoint(path)
+    if path.is_dir():
+        check_whole(path)
     own = checkpoint.get(CHECKPOINT_KEY) if isinstance(checkpoint, dict) else None
     if own is None:
         raise UserError(f"--ckpt_path: '{path}' was not written by ift fit.")

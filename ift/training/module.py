@@ -1,7 +1,7 @@
 """`InstructionModule`: any base model plus an adapter, trained step by step."""
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,30 +18,30 @@ from ift.hub import check_base, fingerprint
 from ift.models.adapters import attach, check_can_go_on, check_method, num_trainable, peft_config_of, with_vocabulary
 from ift.models.attention import Attention, check_attention
 from ift.models.budget import Allotment, allot, check_budget, check_counted
-from ift.models.calling import calling_of
+from ift.models.calling import calling_of, with_fused_head
 from ift.models.compiling import check_compilable, compile_blocks
 from ift.models.encoder_decoder import check_encoder_decoder
 from ift.models.enlarging import enlarge
 from ift.models.families.normalized_head import settle_heads
 from ift.models.foundations import check_gone_on_with, check_merges_into, checked_chain
 from ift.models.initial_adapters import changes_base, initial_values
-from ift.models.loading import TrainingDtype, check_vocabulary, load_base_model, read_config
+from ift.models.loading import TrainingDtype, check_vocabulary, read_config
 from ift.models.merging import merge_adapters
 from ift.models.methods import Method, as_method
 from ift.models.packing import verify_row_layout
 from ift.models.quantization import Quantization, check_quantization, default_quantization
 from ift.models.rope import Rope, check_rope
-from ift.models.sharded_loading import can_defer
 from ift.models.support import check_supported
 from ift.models.trained_adapters import MergedAdapter
 from ift.models.vocabulary import Growth, Vocabulary, check_same_growth, enlarged_config
 from ift.training.bad_steps import BadSteps, OnBadStep
+from ift.training.base_model import load_base_of
 from ift.training.course import MethodCourse, check_strategy
 from ift.training.engines import engine_of
 from ift.training.fused_optimizers import FusedOptimizer
 from ift.training.gradient import StepGradient
 from ift.training.objective import validation_sums
-from ift.training.optimizers import optimizer_traits, without_paging
+from ift.training.optimizers import optimizer_traits, with_fused_update, without_paging
 from ift.training.parameter_groups import parameter_groups, spread_learning_rate
 from ift.training.recutting import Recutting
 from ift.training.schedule import Schedule, learning_rate_share
@@ -189,7 +189,8 @@ class InstructionModule(LightningModule):
         """Refuse what the strategy cannot do, and ask for steps as the optimizer takes them; before weights load."""
         device = self.trainer.strategy.root_device.type
         data: Any = getattr(self.trainer, "datamodule", None)
-        data.even_micro_batches = engine_of(self).in_step
+        if engine_of(self).in_step:
+            data.row_layout_choice = replace(data.row_layout_choice, even=True)
         check_sharded(self, self.trainer, config=read_config(self.base))
         check_attention(self.attention, config=read_config(self.base), dtype=self.dtype_name, device=device)
         if self.compiles:
@@ -208,8 +209,8 @@ class InstructionModule(LightningModule):
         if self.model is not None:
             return
         self.check()
-        self._engine = self.recutting.engine(engine_of(self))
-        model = enlarge(self._load_base(), self.growth)
+        self.engine = self.recutting.engine(engine_of(self))
+        model = enlarge(load_base_of(self), self.growth)
         datamodule: Any = getattr(self.trainer, "datamodule", None) if self._trainer is not None else None
         if datamodule is not None:
             check_vocabulary("model.base", model, datamodule.tokenizer)
@@ -222,38 +223,19 @@ class InstructionModule(LightningModule):
         if self.gradient_checkpointing:
             # The reentrant kind would need inputs that require gradients, and fails under DDP with unused parameters.
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        if self._engine.in_step and not self.method.trains_base and changes_base(model.active_peft_config):
+        if self.engine.in_step and not self.method.trains_base and changes_base(model.active_peft_config):
             self.initial_values = initial_values(model)  # which could not be read any more
-        self._engine.place(model)
+        self.engine.place(model)
         if datamodule is not None:
             datamodule.row_layout_choice = verify_row_layout(
                 "data.row_layout", datamodule.row_layout, choice=datamodule.row_layout_choice, model=model
             )
+        self.calling = with_fused_head(calling_of(model), model)
         if self.compiles:
             compile_blocks(model)
-        self.calling = calling_of(model)
         self._course = MethodCourse(model, self.method, seed=self.seed)
         self.model = model
         self._trained = [name for name, parameter in self.named_parameters() if parameter.requires_grad]
-
-    def _load_base(self) -> Any:
-        """Load the base model; where each rank is to keep its own rows only, leave the weights in their files."""
-        ranks = self._engine.keeps_rows
-        below: dict[str, Any] = {"quantization": self.quantization, "merged": bool(self.merged_chain)}
-        deferred = (ranks or self.defers) and can_defer(
-            "model.base", self.base, method=self.method, ranks=ranks, **below
-        )
-        # What has to be loaded whole may be too large for the device of a rank that keeps a part of it.
-        with torch.device("cpu") if ranks and not deferred else nullcontext():
-            return load_base_model(
-                "model.base",
-                self.base,
-                self.dtype_name,
-                quantization=self.quantization,
-                attention=self.attention,
-                rope=self.rope,
-                deferred=deferred,
-            )
 
     def _num_steps(self, datamodule: Any) -> int | None:
         """Return the optimizer steps of the whole run, where it has an end."""
@@ -271,7 +253,7 @@ class InstructionModule(LightningModule):
                 "became, not the network that wrote them. Begin a new one, or go on with --ckpt_path."
             )
         optimizer = self.optimizer_callable(parameter_groups(named, ratio=self.method.learning_rate_ratio))
-        optimizer = without_paging(optimizer, self.trainer.strategy.root_device)
+        optimizer = with_fused_update(without_paging(optimizer, self.trainer.strategy.root_device))
         spread_learning_rate(optimizer)
         num_steps = int(self.trainer.estimated_stepping_batches)
         scheduler = torch.optim.lr_scheduler.LambdaLR(
@@ -288,22 +270,22 @@ class InstructionModule(LightningModule):
         """
         optimizer: Any = self.optimizers()
         self._course.before_step(step.index, optimizer.optimizer)
-        gradient = StepGradient(self.model, self.calling, self._course, self._engine, self.seed, self.global_rank)
+        gradient = StepGradient(self.model, self.calling, self._course, self.engine, self.seed, self.global_rank)
         if isinstance(optimizer.optimizer, FusedOptimizer):
             total, norm = optimizer.optimizer.fused_backward(
                 lambda: gradient(step), self.parameters(), clip_norm=self.gradient_clip_norm
             )
         else:
-            total = self.recutting.gradient(gradient, step, self._engine)
+            total = self.recutting.gradient(gradient, step, self.engine)
             limit = self.gradient_clip_norm or float("inf")
-            norm = self._engine.clip((p for p in self.parameters() if p.requires_grad), limit)
+            norm = self.engine.clip((p for p in self.parameters() if p.requires_grad), limit)
         usable = self.bad_steps.usable(self, step, loss=total, norm=norm)
         group = optimizer.param_groups[0]
         learning_rate = float(group["lr"]) / group.get("ratio", 1.0)  # LoRA+: that of the A matrices
         self.between_steps = False
         if not usable:
             optimizer.zero_grad()  # without gradients, optimizers change nothing, and the step is counted all the same
-        self._engine.update(optimizer)
+        self.engine.update(optimizer)
         if usable:
             self._course.after_update(step.index)
         optimizer.zero_grad()
@@ -342,7 +324,7 @@ class InstructionModule(LightningModule):
 
     def whole_weights(self) -> AbstractContextManager[Any]:
         """Let the first rank find whole trained weights in the model; all ranks must enter it."""
-        return self._engine.whole(self.model)
+        return self.engine.whole(self.model)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep trained weights only, and say which base model they belong to."""

@@ -9,10 +9,20 @@ from ift.errors import UserError
 from ift.models.adapters import attach_empty, empty_model, peft_config_of
 from ift.models.base_weights import SampledLayers
 from ift.models.methods import Method
-from ift.models.quantization import is_quantized
+from ift.models.quantization import is_quantized, stored_quantization
+from ift.models.targets import peft_type
 from ift.training.sharded_strategy import ShardedStrategy
 from ift.training.sharding import obstacle_to_sharding
 
+# fmt: off
+_BESIDE_QUANTIZED = frozenset([
+    "ADAPTION_PROMPT", "BEFT", "BOFT", "BOTTLENECK", "C3A", "CARTRIDGE", "FOURIERFT", "GRALORA", "IA3", "LN_TUNING",
+    "LORA", "MISS", "MULTITASK_PROMPT_TUNING", "OFT", "POLY", "PREFIX_TUNING", "PROMPT_TUNING", "PVERA", "P_TUNING",
+    "RANDLORA", "ROAD", "TRAINABLE_TOKENS", "VERA", "WAVEFT",
+])
+# fmt: on
+"""PEFT's types whose steps beside nf4 and int8 weights were those of DDP, bit for bit or up to rounding; all others
+read the weights of a layer as a matrix, which packed ones are not."""
 _TAKE = "Set trainer.strategy to ddp"
 
 
@@ -31,11 +41,8 @@ def check_sharded(module: Any, trainer: Trainer, *, config: Any) -> None:
         return
     if module.compiles:
         raise UserError(f"model.compile: true, and trainer.strategy fsdp gathers weights between layers. {_TAKE}.")
-    if is_quantized(config, module.quantization):
-        raise UserError(
-            "model.quantization: quantized weights cannot be shared out by rows: their scales belong to blocks of a "
-            f"whole matrix. {_TAKE}, where each rank holds all of them in a quarter of the memory."
-        )
+    if is_quantized(config, module.quantization) and (reason := _obstacle_beside_quantized(config, module)):
+        raise UserError(f"model.quantization: with trainer.strategy fsdp, {reason}. {_TAKE}.")
     if not module.optimizer_traits.elementwise:
         raise UserError(
             f"model.optimizer: {module.optimizer_traits.name} is not known to be exact where a rank holds some rows of "
@@ -46,6 +53,18 @@ def check_sharded(module: Any, trainer: Trainer, *, config: Any) -> None:
         raise UserError(
             f"model.adapter: {module.method.name} does not work with trainer.strategy fsdp: {reason}. {_TAKE}."
         )
+
+
+def _obstacle_beside_quantized(config: Any, module: Any) -> str:
+    stored = stored_quantization(config) if config is not None else None
+    if stored is not None and stored.get("quant_method") != "bitsandbytes":
+        return f"weights of {stored.get('quant_method')} are not shared out, only those of bitsandbytes"
+    adapter: Any = peft_config_of(module.method)
+    if adapter is None:
+        return f"{module.method.name} would save the quantized weights, which are not put together again"
+    if peft_type(adapter) not in _BESIDE_QUANTIZED or getattr(adapter, "use_dora", False):
+        return f"{module.method.name} reads the base model's weights themselves, or was not seen to be exact"
+    return ""
 
 
 def _obstacle(method: Method, base: str, growth: Any) -> str:

@@ -1,6 +1,7 @@
 """Steps: exact counts, an order that only the seed decides, and cuts that change nothing."""
 
 from collections import Counter
+from dataclasses import replace
 from itertools import accumulate, pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -135,6 +136,26 @@ def test_steps_per_epoch_are_exact(base: Path, tmp_path: Path) -> None:
     assert [step.index for step in epoch_of(module, 3)] == list(range(21, 28))
     counts = examples_in(steps)
     assert sorted(counts.values()) == [1] * 21 + [2] * 6 + [3] * 6
+
+
+@pytest.mark.parametrize(("world_size", "size"), [(2, 7), (3, 7), (11, 20)])
+@pytest.mark.parametrize("row_layout", ["packed", "flattened", "grouped"])
+def test_every_rank_makes_as_many_passes_where_a_strategy_asks(
+    world_size: int, size: int, row_layout: str, base: Path, tmp_path: Path
+) -> None:
+    options = {"micro_batch_tokens": 256, "row_layout": row_layout, "validation": 10, "global_batch_size": size}
+    modules = [module_of(base, tmp_path, rank, world_size, **options) for rank in range(world_size)]
+    uneven = list(zip(*map(epoch_of, modules), strict=True))
+    for module in modules:
+        module.row_layout_choice = replace(module.row_layout_choice, even=True)
+    even = list(zip(*map(epoch_of, modules), strict=True))
+    even += zip(*(list(module.val_dataloader()) for module in modules), strict=True)
+    assert any(len({len(part.micro_batches) for part in parts}) > 1 for parts in uneven)
+    for parts in even:
+        assert len({len(part.micro_batches) for part in parts}) == 1
+    for parts, before in zip(even, uneven, strict=False):
+        assert len(parts[0].micro_batches) == max(len(part.micro_batches) for part in before)
+        assert examples_in(list(parts)) == examples_in(list(before))
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 11])

@@ -5,14 +5,29 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 ARGUMENTS = "arguments"
 
 
-def run_on_ranks(folder: Path, runs: Sequence[Sequence[str]], *, ranks: int = 2, timeout: float = 240) -> list[str]:
+def run_on_ranks(
+    folder: Path,
+    runs: Sequence[Sequence[str]],
+    *,
+    ranks: int = 2,
+    timeout: float = 240,
+    kill_when: Callable[[], bool] | None = None,
+) -> list[str]:
     """Run `ift` with each list of arguments on several ranks.
+
+    Args:
+        folder: for what the ranks say.
+        runs: arguments of each.
+        ranks: processes.
+        timeout: seconds after which all of them are killed.
+        kill_when: says whether to kill all of them now; asked again and again.
 
     Returns:
         Per run what its ranks said; empty where all of them ended well. A run on which one fails is the last.
@@ -37,11 +52,12 @@ def run_on_ranks(folder: Path, runs: Sequence[Sequence[str]], *, ranks: int = 2,
         log = (folder / f"rank-{rank}.log").open("w", encoding="utf-8")
         command = [sys.executable, __file__, str(folder)]
         processes.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment))
+    end = time.monotonic() + timeout
     try:
-        for process in processes:
-            process.wait(timeout=timeout)
-    except subprocess.TimeoutExpired:
-        pass  # told by what is missing
+        while any(process.poll() is None for process in processes) and time.monotonic() < end:
+            if kill_when is not None and kill_when():
+                break  # told by what is missing
+            time.sleep(0.02)
     finally:
         for process in processes:
             process.kill()

@@ -52,7 +52,8 @@ def samples(run: Path) -> list[str]:
 def check_pairs(cases: dict[str, dict[str, Any]], config: Config, fit: Fit, tmp_path: Path) -> list[tuple[Path, Path]]:
     """Run each case on two ranks and on one, and return the folders of both."""
     pairs = [(config(f"{name}1", **case), config(f"{name}2", **case)) for name, case in cases.items()]
-    outcomes = run_on_ranks(tmp_path / "ranks", [["fit", "--config", str(two), *FSDP] for _, two in pairs])
+    commands = [["fit", "--config", str(two), *FSDP] for _, two in pairs]
+    outcomes = run_on_ranks(tmp_path / "ranks", commands, timeout=120 * len(commands))
     found = []
     for (one, two), outcome in zip(pairs, outcomes, strict=True):
         assert not outcome, outcome
@@ -102,6 +103,8 @@ def test_two_ranks_train_every_kind_of_method_as_one(
         "freeze": {"model": method("freeze", num_layers=1)},
         "embeddings": {"model": method("embeddings")},
         "sadapter_h": {"model": method("sadapter_h", bottleneck_size=8)},
+        "qlora": {"model": method("qlora", r=4, lora_dropout=0.0)},
+        "int8": {"model": {**lora, "quantization": {"scheme": "int8"}}},
         "t5": {"model": {"base": str(make_t5(tmp_path / "t5", "t5_1_1", dropout_rate=0.0)), "optimizer": SLOW}},
         "t5_full": {"model": {"base": str(make_t5(tmp_path / "t5f", dropout_rate=0.0)), **FULL, "optimizer": SLOW}},
         "stream": {
@@ -122,7 +125,14 @@ def test_two_ranks_train_every_kind_of_method_as_one(
             {"model": {"adapter": {"class_path": "peft.VBLoRAConfig", "init_args": {"vector_length": 8}}}},
             "share one tensor",
         ),
-        ({"model": {"adapter": "qlora"}}, "model.quantization: quantized weights"),
+        (
+            {"model": {"adapter": "dora", "quantization": {"scheme": "int8"}}},
+            "model.quantization: with trainer.strategy fsdp, dora reads",
+        ),
+        (
+            {"model": {"adapter": {"class_path": "peft.OSFConfig", "init_args": {"effective_rank": 8}}}},
+            "the gradient of",
+        ),
         ({"model": {"compile": True}}, "model.compile: true"),
         ({"model": {"optimizer": {"class_path": "torch.optim.Adafactor", "init_args": {"lr": 0.1}}}}, "Adafactor"),
     ],

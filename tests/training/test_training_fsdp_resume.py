@@ -1,8 +1,10 @@
 """Checkpoints under `fsdp`: whole or not there, gone on with exactly, by any number of ranks and other strategies."""
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -17,7 +19,7 @@ ADAM = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.01, "eps": 0.00
 STEPS = {"trainer": {"max_steps": 7, "max_epochs": -1}, "checkpoint": {"every_n_train_steps": 3, "save_top_k": -1}}
 
 
-@pytest.mark.parametrize("whole", [False, True], ids=["lora", "full"])
+@pytest.mark.parametrize("whole", [pytest.param(False, marks=pytest.mark.slow), True], ids=["lora", "full"])
 def test_a_run_goes_on_from_a_checkpoint_of_any_strategy(whole: bool, config: Config, fit: Fit, tmp_path: Path) -> None:
     model: dict[str, Any] = {"optimizer": ADAM, **({"adapter": None} if whole else {})}
     paths = {
@@ -50,3 +52,52 @@ def test_a_run_goes_on_from_a_checkpoint_of_any_strategy(whole: bool, config: Co
     said = (tmp_path / "ranks/rank-0.log").read_text().strip().splitlines()[-1]
     manifest = json.loads((folders["sharded"] / "manifest.json").read_text())
     assert json.loads(said)["step"] == 3 and manifest["steps"] == 7
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("whole", [False, True], ids=["lora", "full"])
+def test_a_killed_run_ends_as_one_that_was_not(whole: bool, config: Config, tmp_path: Path) -> None:
+    model: dict[str, Any] = {"optimizer": ADAM, **({"adapter": None} if whole else {})}
+    often = {**STEPS, "checkpoint": {"every_n_train_steps": 1, "save_top_k": 2, "monitor": "step", "mode": "max"}}
+    reference, path = (config(name, model=model, **often) for name in ("reference", "killed"))
+    assert not any(run_on_ranks(tmp_path / "ranks", [["fit", "--config", str(reference), *FSDP]]))
+    command = ["fit", "--config", str(path), *FSDP, "--ckpt_path", "last"]
+    random, run = Random(0), path.with_suffix("")
+    kills, outcome = 0, "killed"
+    for attempt in range(12):
+        # After the first steps, at any moment: within a step, a validation, or the writing of a checkpoint.
+        limit = None if attempt == 11 else _until(run / "checkpoints", random)
+        (outcome,) = run_on_ranks(tmp_path / f"ranks{attempt}", [command], kill_when=limit)
+        if not outcome:
+            break
+        kills += 1
+    assert not outcome, outcome
+    assert kills >= 3
+    assert largest_difference(reference.with_suffix(""), run) == 0
+
+
+def _until(checkpoints: Path, random: Random) -> Callable[[], bool]:
+    """Return what says whether to kill now: some time after a checkpoint that was not there before."""
+    seen, delay, since = set(checkpoints.glob("*")), random.uniform(0, 0.5), 0.0
+
+    def now() -> bool:
+        nonlocal since
+        if not since and set(checkpoints.glob("*")) - seen:
+            since = time.monotonic()
+        return bool(since) and time.monotonic() - since > delay
+
+    return now
+
+
+@pytest.mark.slow
+def test_four_ranks_and_one_go_on_from_two(config: Config, tmp_path: Path) -> None:
+    names = ("two", "four", "alone")
+    paths = {name: config(name, model={"optimizer": ADAM, "adapter": None}, **STEPS) for name in names}
+    checkpoint = str(paths["two"].with_suffix("") / "checkpoints/step-00000003.ckpt")
+    for name, ranks in (("two", 2), ("four", 4), ("alone", 1)):
+        command = ["fit", "--config", str(paths[name]), f"--trainer.devices={ranks}", "--trainer.strategy=fsdp"]
+        command += ["--ckpt_path", checkpoint] if name != "two" else []
+        (outcome,) = run_on_ranks(tmp_path / f"ranks-{name}", [command], ranks=ranks)
+        assert not outcome, outcome
+    for name in ("four", "alone"):
+        assert largest_difference(paths["two"].with_suffix(""), paths[name].with_suffix("")) < 2e-6, name

@@ -1,0 +1,174 @@
+"""The tensors of a sharded checkpoint, by torch.distributed.checkpoint; nothing that a file says is executed."""
+
+import io
+import pickle
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+
+from ift.errors import UserError
+from ift.models.deferred import Deferred
+from ift.training.sharded_checkpoints import METADATA
+
+_PLAIN = {
+    "collections": {"OrderedDict"},
+    "pathlib": {"Path", "PosixPath", "PurePosixPath", "WindowsPath"},
+    "torch": {"Size", "device"},
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+    "torch.distributed.checkpoint.metadata": {
+        "BytesStorageMetadata",
+        "ChunkStorageMetadata",
+        "Metadata",
+        "MetadataIndex",
+        "StorageMeta",
+        "TensorProperties",
+        "TensorStorageMetadata",
+        "_MEM_FORMAT_ENCODING",
+    },
+    "torch.serialization": {"_get_layout"},
+}
+"""What `.metadata` is made of, by module; also every `torch` dtype."""
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Makes nothing that does not belong into a table of tensors."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if name in _PLAIN.get(module, ()) or (
+            module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        ):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"it names {module}.{name}, which is no part of a table of tensors")
+
+
+class _Reader(FileSystemReader):
+    """Reads the table without executing what it says."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        return _read_table(Path(self.path))
+
+
+def write_tensors(tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
+    """Write tensors into a new folder; all ranks must call it, and sharded ones are written by those who have them.
+
+    Raises:
+        CheckpointException: on every rank, if any of them could not write.
+    """
+    save(cast(dict[str, Any], tensors), storage_writer=FileSystemWriter(folder, single_file_per_rank=True))
+
+
+def read_tensors(path: Path, targets: Mapping[str, torch.Tensor]) -> None:
+    """Read tensors into others of their shapes, of which each rank may hold some rows only; nobody is waited for.
+
+    Args:
+        path: of the checkpoint.
+        targets: by their names in the checkpoint.
+
+    Raises:
+        UserError: the folder is damaged.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            load(cast(dict[str, Any], targets), storage_reader=_Reader(path), no_dist=True)
+    except UserError:
+        raise
+    except (Exception, CheckpointException) as error:  # torch raises many types for what is damaged
+        raise UserError(f"--ckpt_path: '{path}' cannot be read as a checkpoint: {_reason(error)}") from error
+
+
+def deferred_weights(path: Path, likes: Mapping[str, torch.Tensor]) -> dict[str, Deferred]:
+    """Return the weights of a checkpoint, each of which is read when it is asked for.
+
+    Args:
+        path: of the checkpoint.
+        likes: its weights without data, by name.
+
+    Raises:
+        UserError: its table is damaged, or names what is none of a table's.
+    """
+    table = _read_table(path)
+
+    def deferred(name: str, like: torch.Tensor) -> Deferred:
+        def rows(start: int, stop: int) -> torch.Tensor:
+            whole = _read_one(path, f"state_dict.{name}", like, table=table)
+            return whole[start:stop] if whole.ndim else whole
+
+        return Deferred(like, rows, by_rows=False)
+
+    return {name: deferred(name, like) for name, like in likes.items()}
+
+
+def _read_one(path: Path, name: str, like: torch.Tensor, *, table: Metadata) -> torch.Tensor:
+    """Read one tensor, part by part; torch's own reading leaves what it read to the garbage collector.
+
+    Raises:
+        UserError: the files are damaged, or hold less than the tensor.
+    """
+    found = torch.empty(like.shape, dtype=like.dtype)
+    missing = found.numel()
+    try:
+        for chunk in table.state_dict_metadata[name].chunks:  # type: ignore[union-attr]
+            place = table.storage_data[MetadataIndex(name, chunk.offsets)]
+            with (path / place.relative_path).open("rb") as file:
+                file.seek(place.offset)
+                part = torch.load(io.BytesIO(file.read(place.length)), map_location="cpu", weights_only=True)
+            target = found
+            for dim, (offset, size) in enumerate(zip(chunk.offsets, chunk.sizes, strict=True)):
+                target = target.narrow(dim, offset, size)
+            if part.shape != target.shape or part.dtype != target.dtype:
+                raise ValueError(f"a part of '{name}' is {tuple(part.shape)} {part.dtype}")
+            target.copy_(part)
+            missing -= part.numel()
+    except Exception as error:  # torch raises many types for what is damaged
+        raise UserError(f"--ckpt_path: '{path}' cannot be read as a checkpoint: {_reason(error)}") from error
+    if missing:
+        raise UserError(f"--ckpt_path: '{path}' cannot be read as a checkpoint: '{name}' lacks {missing} values.")
+    return found
+
+
+def check_files(path: Path) -> None:
+    """Refuse a folder whose files are not as long as its table says.
+
+    Raises:
+        UserError: with the file.
+    """
+    for place in _read_table(path).storage_data.values():
+        file = path / place.relative_path
+        if not file.is_file() or file.stat().st_size < place.offset + place.length:
+            raise UserError(f"--ckpt_path: '{file}' is missing or was cut off. Resume from an earlier checkpoint.")
+
+
+def _read_table(path: Path) -> Metadata:
+    try:
+        table = _PlainUnpickler(io.BytesIO((path / METADATA).read_bytes())).load()
+    except Exception as error:  # of a damaged pickle, nearly any
+        raise UserError(f"--ckpt_path: '{path / METADATA}' cannot be read: {_one_line(error)}") from error
+    if not isinstance(table, Metadata) or not table.storage_data:
+        raise UserError(f"--ckpt_path: '{path / METADATA}' is no table of tensors.")
+    for name, one in table.state_dict_metadata.items():
+        if not isinstance(one, TensorStorageMetadata):
+            raise UserError(f"--ckpt_path: '{path / METADATA}' names '{name}', which is no tensor.")
+    for place in table.storage_data.values():
+        if Path(place.relative_path).name != place.relative_path:
+            raise UserError(f"--ckpt_path: '{path / METADATA}' names a file outside of its folder.")
+    return table
+
+
+def _reason(error: BaseException) -> str:
+    """Return why reading failed; torch packs that into an exception which `except Exception` does not catch."""
+    failures = list(error.failures.values()) if isinstance(error, CheckpointException) else []
+    first = failures[0][0] if failures else error
+    return _one_line(first) or type(first).__name__
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]
