@@ -3,28 +3,36 @@
 import json
 import logging
 import shutil
+import signal
 import sys
 import warnings
 from contextlib import suppress
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it reports kernels that are not needed here at import
 
 import yaml  # noqa: E402
+from jsonargparse.typing import PositiveInt  # noqa: E402
 from lightning.fabric.utilities.exceptions import MisconfigurationException  # noqa: E402
 from lightning.pytorch import Trainer  # noqa: E402
 from lightning.pytorch.callbacks import Callback  # noqa: E402
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI  # noqa: E402
 from lightning.pytorch.loggers import TensorBoardLogger  # noqa: E402
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher  # noqa: E402
 
+from ift import interruptions  # noqa: E402
 from ift.artifacts import RunFolder  # noqa: E402
+from ift.commands.cluster import cluster_plugins, settle_devices  # noqa: E402
 from ift.commands.config import ConfigParser  # noqa: E402
+from ift.commands.meeting import Meeting  # noqa: E402
 from ift.commands.stage_config import has_stages  # noqa: E402
 from ift.commands.trainer_settings import check_trainer  # noqa: E402
 from ift.data.datamodule import InstructionDataModule  # noqa: E402
 from ift.errors import UserError  # noqa: E402
+from ift.launch import launch  # noqa: E402
 from ift.models.adapters import check_can_go_on, num_virtual_tokens, peft_config_of  # noqa: E402
 from ift.models.loading import max_positions, read_config  # noqa: E402
 from ift.models.packing import choose_row_layout  # noqa: E402
@@ -47,6 +55,13 @@ from ift.training.loss_record import LossRecord  # noqa: E402
 from ift.training.metrics import StepMetrics  # noqa: E402
 from ift.training.module import InstructionModule, ValidationResult  # noqa: E402
 from ift.training.pending_validation import PendingValidation, was_due  # noqa: E402
+from ift.training.preemption import Preemption, take_signals_from_lightning  # noqa: E402
+from ift.training.process_groups import (  # noqa: E402
+    LONGEST_WAIT_SECONDS,
+    ProcessGroupTimeout,
+    lost_process,
+    set_timeout,
+)
 from ift.training.progress import RunProgress  # noqa: E402
 from ift.training.run_folder import RunFolderWriter  # noqa: E402
 from ift.training.samples import SampleResponses  # noqa: E402
@@ -110,7 +125,8 @@ class IftCLI(LightningCLI):
         else:
             options["callbacks"] = list(chosen.get("callbacks") or [])
         options["callbacks"] += self.own_callbacks()
-        options["plugins"] = [*(chosen.get("plugins") or []), AtomicCheckpointIO(self.own_folder())]
+        plugins = [*cluster_plugins(), AtomicCheckpointIO(self.own_folder())]
+        options["plugins"] = [*(chosen.get("plugins") or []), *plugins]
         options["strategy"] = build_strategy(chosen.get("strategy"))
         if isinstance(options["strategy"], (ShardedStrategy, ZeroStrategy)):
             # FSDP2 keeps the buffers that it gathers into, and one made in inference mode could never be trained with.
@@ -118,11 +134,13 @@ class IftCLI(LightningCLI):
         # Its install tips are no news of the run.
         logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
         try:
-            return super().instantiate_trainer(**options)
+            trainer = super().instantiate_trainer(**options)
         except UserError:
             raise
         except (MisconfigurationException, ValueError) as error:  # what Lightning's Trainer refuses
             raise UserError(f"trainer: {error}") from error
+        take_signals_from_lightning(trainer)
+        return trainer
 
 
 class TrainingCLI(IftCLI):
@@ -142,6 +160,12 @@ class TrainingCLI(IftCLI):
         parser.add_argument(
             "--ckpt_path", type=str | None, default=None, help="checkpoint to resume from, or 'last' for the newest"
         )
+        parser.add_argument(
+            "--process_group_timeout_seconds",
+            type=PositiveInt,
+            default=LONGEST_WAIT_SECONDS,
+            help="how long processes wait for one that stands still or cannot be reached, before the run ends",
+        )
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.add_lightning_class_args(SampleResponses, "samples")
         parser.set_defaults(
@@ -156,6 +180,8 @@ class TrainingCLI(IftCLI):
     def before_instantiate_classes(self) -> None:
         """Refuse what cannot be, before anything is loaded."""
         check_trainer(self.config["trainer"], self.command)
+        settle_devices(self.config["trainer"])
+        self.timeout = timedelta(seconds=self.config["process_group_timeout_seconds"])
         self.begun_before = Path(self.config["run_dir"]).expanduser().exists()
         self.run = RunFolder(self.config["run_dir"])
         self.checkpoint = resolve_checkpoint(self.config["ckpt_path"], self.run, required=self.command != "fit")
@@ -179,13 +205,14 @@ class TrainingCLI(IftCLI):
     def own_callbacks(self) -> list[Callback]:
         """Add what writes the run folder."""
         if self.command != "fit":
-            return super().own_callbacks()
+            return [*super().own_callbacks(), ProcessGroupTimeout(self.timeout)]
         self._dump_config()
         settings = {key: self.config_dump[key] for key in ("seed_everything", "model", "data")}
         settings["max_steps"] = [self.config_dump["trainer"][key] for key in ("max_epochs", "max_steps")]
         config = self.parser.dump(self.config, skip_none=False)
-        writers = [RunFolderWriter(self.run, config, settings, self.metrics), LossRecord(self.run)]
-        return [*super().own_callbacks(), *writers, PendingValidation()]
+        writer = RunFolderWriter(self.run, config, settings, self.metrics)
+        own = [ProcessGroupTimeout(self.timeout), writer, LossRecord(self.run), PendingValidation()]
+        return [*super().own_callbacks(), *own]
 
     def own_folder(self) -> Path | None:
         """Return the run folder."""
@@ -204,14 +231,18 @@ class TrainingCLI(IftCLI):
                 keep_events(folder, step=step, validated=not was_due(self.checkpoint))
             options["logger"] = TensorBoardLogger(str(folder.parent), name=folder.name, version="")
         options["default_root_dir"] = str(self.run.root)
-        return super().instantiate_trainer(**options)
+        trainer = super().instantiate_trainer(**options)
+        set_timeout(trainer.strategy, self.timeout)
+        if self.command == "fit":
+            # Behind those that log and save what a step has brought, and checkpoints are always the last in a list.
+            trainer.callbacks.append(Preemption(self.run, self.timeout))  # type: ignore[attr-defined]
+        self.meeting = Meeting(trainer._accelerator_connector.cluster_environment)
+        return trainer
 
 
 def is_first_process() -> bool:
     """Whether this is the process of rank 0, known before any process group is."""
-    from lightning.fabric.utilities import rank_zero
-
-    return getattr(rank_zero.rank_zero_only, "rank", 0) == 0
+    return launch().is_first
 
 
 def _tokenizer_settings(vocabulary: Any) -> dict[str, Any] | None:
@@ -232,6 +263,12 @@ def _remove_unbegun(run: RunFolder, *, was_there: bool) -> None:
         shutil.rmtree(run.tensorboard, ignore_errors=True)
         with suppress(OSError):  # absent, or not empty
             run.root.rmdir()
+
+
+def _end_others(trainer: Trainer, interrupted: interruptions.Interrupted) -> None:
+    """Pass on a signal that has reached only the process which has started the others, before they train."""
+    if not interrupted.requeued and isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher):
+        trainer.strategy.launcher.kill(signal.SIGTERM)
 
 
 def _check_data(cli: TrainingCLI) -> None:
@@ -371,13 +408,23 @@ def run_once(command: str, arguments: list[str], *, tell: bool = True) -> tuple[
     """
     cli = prepare(command, arguments, tell=tell)
     checkpoint = str(cli.checkpoint) if cli.checkpoint is not None else None
+    interruptions.defer(False)  # of the stage before
     try:
+        cli.meeting.wait()
         if command == "validate":
             cli.trainer.validate(cli.model, cli.datamodule, ckpt_path=checkpoint, weights_only=True, verbose=False)
             return cli, cli.model.validation_result
         cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=checkpoint, weights_only=True)
     except MisconfigurationException as error:
         raise UserError(f"trainer: {error}") from error
+    except RuntimeError as error:
+        if lost := lost_process(error, timeout_seconds=cli.timeout.total_seconds()):
+            raise lost from error
+        raise
+    except interruptions.Interrupted as interrupted:
+        interruptions.defer(True)
+        _end_others(cli.trainer, interrupted)
+        raise
     finally:
         if command == "fit" and cli.trainer.is_global_zero:
             _remove_unbegun(cli.run, was_there=cli.begun_before)

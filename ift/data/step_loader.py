@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ift.data.steps import EpochSampler, Step
 from ift.errors import UserError
+from ift.interruptions import ignore_in_worker
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class StepLoader(DataLoader[Step]):
             collate_fn=_identity,
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
+            worker_init_fn=ignore_in_worker,
         )
 
     def __iter__(self) -> Any:

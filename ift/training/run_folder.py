@@ -128,22 +128,33 @@ class RunFolderWriter(Callback):
             self._manifest["status"] = "finished"
         write_json(self._run.manifest, self._manifest)
 
+    def interrupt(self, trainer: Trainer, status: str) -> None:
+        """Close the session of a run that was asked to end before its time."""
+        self._manifest["status"] = status
+        self._manifest.pop("steps", None)  # of a finished run that was continued
+        self._manifest["sessions"][-1] |= {"status": status, "to_step": trainer.global_step} | self._measured(trainer)
+        write_json(self._run.manifest, self._manifest)
+
     def _finish(self, trainer: Trainer, pl_module: Any) -> None:
         pl_module.bad_steps.check_finite(pl_module)
         self._export(pl_module, trainer.datamodule)  # type: ignore[attr-defined]
-        seconds = time.monotonic() - self._started
         self._manifest["status"] = "finished"
         self._manifest["steps"] = trainer.global_step
         self._manifest["skipped_steps"] = pl_module.bad_steps.skipped
         self._manifest["out_of_memory"] = pl_module.recutting.events
         if trainer.datamodule.streams:  # type: ignore[attr-defined]
             self._manifest["data"]["streams"] = trainer.datamodule.describe_streams()  # type: ignore[attr-defined]
-        self._manifest["sessions"][-1] |= {
+        self._manifest["sessions"][-1] |= self._measured(trainer)
+        self._manifest["last_logged"] = {"step": self._metrics.last_step, **self._metrics.last}
+
+    def _measured(self, trainer: Trainer) -> dict[str, Any]:
+        """Return when the session ended, and how fast it was."""
+        seconds = time.monotonic() - self._started
+        return {
             "ended": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": round(seconds, 3),
             **self._metrics.describe(trainer.world_size),
         }
-        self._manifest["last_logged"] = {"step": self._metrics.last_step, **self._metrics.last}
 
     def _new_manifest(self, pl_module: Any, datamodule: Any, initial: str) -> dict[str, Any]:
         data = datamodule.describe()
