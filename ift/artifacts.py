@@ -9,6 +9,7 @@ RUN/adapter_initial/   the adapter before the first step, where its first value 
 RUN/model/             the model and its tokenizer, in transformers' layout
 RUN/checkpoints/       trainable weights, optimizer, schedule and data position, for resuming
 RUN/tensorboard/       TensorBoard's log
+RUN/losses.jsonl       the exact loss of every optimizer step
 RUN/rejects.jsonl      rows that could not be used, with file, line and reason
 RUN/removed.jsonl      rows that were asked to be left out (duplicates, contaminated ones), where there are any
 """
@@ -24,7 +25,18 @@ from typing import Any
 
 from ift.errors import UserError
 
-PACKAGES = ("ift", "torch", "lightning", "transformers", "peft", "datasets", "tokenizers", "safetensors", "numpy")
+PACKAGES = (
+    "ift",
+    "torch",
+    "lightning",
+    "transformers",
+    "peft",
+    "bitsandbytes",
+    "datasets",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+)
 DECISIVE = ("seed_everything", "model.", "data.")
 CHANGEABLE = frozenset(
     {
@@ -59,6 +71,7 @@ class RunFolder:
         self.model = self.root / "model"
         self.checkpoints = self.root / "checkpoints"
         self.tensorboard = self.root / "tensorboard"
+        self.losses = self.root / "losses.jsonl"
         self.rejects = self.root / "rejects.jsonl"
         self.removed = self.root / "removed.jsonl"
 
@@ -129,7 +142,7 @@ class RunFolder:
 
         sessions = {int(path.stem.rpartition("-")[2]): path for path in self.root.glob("config.session-*.yaml")}
         last = sessions[max(sessions)] if sessions else self.config
-        then, now = _flat(yaml.safe_load(last.read_text(encoding="utf-8"))), _flat(config)
+        then, now = flat(yaml.safe_load(last.read_text(encoding="utf-8"))), flat(config)
         for key in DURATION:
             if then.get(key) != now.get(key):
                 raise UserError(
@@ -154,16 +167,14 @@ class RunFolder:
 
 def flat_decisive(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that decide a run's result, by dotted key; without how long it trains."""
-    return {key: one for key, one in _flat(config).items() if key.startswith(DECISIVE) and key not in CHANGEABLE}
+    return {key: one for key, one in flat(config).items() if key.startswith(DECISIVE) and key not in CHANGEABLE}
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
     """Return nested mappings as one, with dotted keys."""
     if not isinstance(value, Mapping):
         return {prefix: value}
-    return {
-        key: one for name, part in value.items() for key, one in _flat(part, f"{prefix}.{name}".lstrip(".")).items()
-    }
+    return {key: one for name, part in value.items() for key, one in flat(part, f"{prefix}.{name}".lstrip(".")).items()}
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -193,6 +204,15 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             found[name] = "not installed"
     return found
+
+
+def fingerprints(parts: Mapping[str, Any]) -> dict[str, str]:
+    """Return a sha256 of each named part of a run, and under `total` one over all of them.
+
+    Two runs with the same total should agree bit for bit; where they do not agree, the parts say what differed.
+    """
+    found = {name: fingerprint({name: part}) for name, part in parts.items()}
+    return {**found, "total": fingerprint(found)}
 
 
 def fingerprint(parts: Mapping[str, Any]) -> str:

@@ -15,6 +15,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "data": ("ift.commands.data", "look at instruction data: collections, audits, duplicates, contamination"),
     "predict": ("ift.commands.predict", "answer prompts, or rank given options, with a run or a base model"),
     "merge": ("ift.commands.merge", "merge a run into a plain model folder, with a certificate and a model card"),
+    "check": ("ift.commands.check", "hold this machine, or a run's configuration, to what must stay true"),
+    "diff": ("ift.commands.diff", "name what differed between two runs, and where their losses part"),
     "consolidate": ("ift.commands.consolidate", "write a checkpoint as one model folder or adapter, without its ranks"),
     "convert": ("ift.commands.convert", "rewrite a base model of 2023 as a plain one, or back; or an adapter of one"),
 }
@@ -48,7 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: of the command line, without the program's name.
 
     Returns:
-        The exit code: 0, 2 for a mistake that the user can repair, 130 after an interruption.
+        The exit code: 0; 1 where a check or comparison says no; 2 for a mistake that the user can repair; 130 after an
+        interruption.
     """
     given = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in given
@@ -68,6 +71,8 @@ def main(arguments: list[str] | None = None) -> int:
     # a file there takes the place of no installed package.
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
+    # Torch looks at it once: large tensors lie in large pages of memory, so that a step takes fewer page faults.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     return exit_code(lambda: _imported(module).run(command, rest), debug=debug)
 
 

@@ -29,18 +29,18 @@ def unknown_name(key: str, value: str, known: Iterable[str], *, hint: str = "") 
     return UserError(f"{key}: unknown name '{value}'.{suggestion} Known: {', '.join(names)}.{tail}")
 
 
-def exit_code(run: Callable[[], None], *, debug: bool) -> int:
+def exit_code(run: Callable[[], int | None], *, debug: bool) -> int:
     """Run a command and return its exit code, with one line on stderr for what the user can repair.
 
     Args:
-        run: the command.
+        run: the command; may return an exit code, and none is 0.
         debug: whether to let errors through with their traceback.
 
     Returns:
-        0; 2 for a `UserError` or a file that cannot be read or written; 130 after an interruption.
+        That of the command; 2 for a `UserError` or a file that cannot be read or written; 130 after an interruption.
     """
     try:
-        run()
+        return run() or 0
     except (UserError, OSError) as error:  # OSError: a full disk, a read-only folder, a vanished mount
         if debug:
             raise
@@ -49,4 +49,3 @@ def exit_code(run: Callable[[], None], *, debug: bool) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    return 0

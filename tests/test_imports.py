@@ -14,7 +14,8 @@ LAYERS = {
     "models": {"data", "models"},
     "inference": {"data", "models", "inference"},
     "training": {"data", "models", "inference", "training"},
-    "commands": {"data", "models", "inference", "training", "commands"},
+    "checks": {"data", "models", "inference", "training", "checks"},
+    "commands": {"data", "models", "inference", "training", "checks", "commands"},
 }
 """Package of `ift` to those it may import; beside them, all may import the single modules below all layers."""
 BELOW = {"deferred_imports", "errors", "records", "artifacts", "hub", "seeds"}
@@ -131,8 +132,13 @@ LIGHT = [
     "ift.commands.data_contamination",
     "ift.commands.merge",
     "ift.commands.convert",
+    "ift.commands.consolidate",
     "ift.commands.stage_config",
     "ift.commands.forgetting",
+    "ift.commands.diff",
+    "ift.commands.check",
+    "ift.checks.findings",
+    "ift.checks.run_difference",
     "eval.__main__",
     "tokenizer.__main__",
 ]

@@ -17,10 +17,11 @@ def readme_commands() -> list[list[str]]:
     return [shlex.split(line, comments=True) for block in blocks for line in block.splitlines() if line.strip()]
 
 
-OTHERS = ("data", "merge", "convert")
+OTHERS = ("data", "merge", "convert", "consolidate")
 IFT = [command[1:] for command in readme_commands() if command[0] == "ift" and command[1] not in OTHERS]
 MERGE = [command[2:] for command in readme_commands() if command[:2] == ["ift", "merge"]]
 CONVERT = [command[2:] for command in readme_commands() if command[:2] == ["ift", "convert"]]
+CONSOLIDATE = [command[2:] for command in readme_commands() if command[:2] == ["ift", "consolidate"]]
 TOKENIZER = [command[3:] for command in readme_commands() if command[:3] == ["python", "-m", "tokenizer"]]
 DATA = [command[1:] for command in readme_commands() if command[:2] == ["ift", "data"]]
 DATA_README = (ROOT / "ift" / "data" / "README.md").read_text(encoding="utf-8")
@@ -54,6 +55,13 @@ def test_every_merge_command_parses(arguments: list[str]) -> None:
 @pytest.mark.parametrize("arguments", CONVERT, ids=" ".join)
 def test_every_convert_command_parses(arguments: list[str]) -> None:
     from ift.commands.convert import parser
+
+    assert parser().parse(arguments).output.startswith("runs/")
+
+
+@pytest.mark.parametrize("arguments", CONSOLIDATE, ids=" ".join)
+def test_every_consolidate_command_parses(arguments: list[str]) -> None:
+    from ift.commands.consolidate import parser
 
     assert parser().parse(arguments).output.startswith("runs/")
 

@@ -8,7 +8,7 @@ from ift.data.datamodule import InstructionDataModule
 from ift.errors import UserError
 
 
-class _InspectCLI(TrainingCLI):
+class InspectCLI(TrainingCLI):
     """The parser of `ift fit` alone."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -40,6 +40,6 @@ def configured_data(arguments: list[str]) -> InstructionDataModule:
             "stages: each stage has data of its own. 'ift fit --config ... --print_config' shows the configuration of "
             "every stage; give that of one."
         )
-    cli = _InspectCLI("fit", arguments)
+    cli = InspectCLI("fit", arguments)
     data: InstructionDataModule = cli.datamodule
     return data

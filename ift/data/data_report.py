@@ -45,9 +45,9 @@ def check_rejected(key: str, store: ExampleStore, *, max_rejected: float) -> Non
 
 
 def describe_store(store: ExampleStore) -> dict[str, Any]:
-    """Return the counts, the audit and the key of a store, for the manifest."""
+    """Return the counts, the audit, the key and the hash of the labels of a store, for the manifest."""
     sources = [counts.describe() for counts in store.counts]
-    return {"sources": sources, "audit": audit(store).describe(), "prepared": store.key}
+    return {"sources": sources, "audit": audit(store).describe(), "prepared": store.key, "labels": store.labels_hash}
 
 
 def choose_held_out(asked: int | float, size: int, *, seed: int) -> IndexArray:

@@ -3,7 +3,8 @@
 There are three row layouts. They differ in padding and in what the model must be able to do, never in the result:
 
 packed      several rows, each with examples end to end; the model must keep the examples of a row apart
-flattened   one row without any padding, as the variable-length kernels of FlashAttention want it
+flattened   one row without any padding, as the variable-length kernels of FlashAttention want it, and attention
+            that is computed example by example
 grouped     one example per row, rows of similar length; right for every causal model
 """
 
@@ -38,6 +39,8 @@ class RowLayoutChoice:
     """Why so, for people."""
     square_cost_length: int = 8192
     """Row length at which attention, whose cost grows with the square of the row, costs as much as all else."""
+    by_example: bool = False
+    """The model computes attention example by example, so that a long row costs no more than its examples."""
     whole_step: bool = False
     """A rank's share of a training step goes through the model at once, whatever its size."""
     even: bool = False

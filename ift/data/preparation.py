@@ -188,6 +188,7 @@ class _Builder:
             "sources": [counts.describe() for counts in all_counts],
             "files": list(self._files),
             "end_token_id": self._encoder.end_token_id,
+            "labels": self._sink.labels.hexdigest(end_token_id=self._encoder.end_token_id),
             "seconds": time.monotonic() - started,
         }
         (self._folder / "counts.json").write_text(json.dumps(described, indent=1), encoding="utf-8")

@@ -1,5 +1,6 @@
 """The store of examples: one fixed Arrow schema on disk, mapped into memory, read at any place in constant time."""
 
+import hashlib
 import json
 import mmap
 from collections import OrderedDict
@@ -39,6 +40,23 @@ def schema() -> Any:
     )
 
 
+class LabelsDigest:
+    """A hash of ids and labels of examples in their order, however many come at a time."""
+
+    def __init__(self) -> None:
+        self._columns = [hashlib.sha256() for _ in range(3)]
+
+    def add(self, batch: EncodedBatch) -> None:
+        """Add examples."""
+        for digest, column in zip(self._columns, (batch.input_ids, batch.loss, batch.num_tokens), strict=True):
+            digest.update(np.ascontiguousarray(column).data)
+
+    def hexdigest(self, *, end_token_id: int) -> str:
+        """Return the hash of what was added; `end_token_id` is the label of tokens that stand for it."""
+        parts = [*(digest.hexdigest() for digest in self._columns), end_token_id]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
 class ExampleSink:
     """Writes examples into an Arrow file.
 
@@ -54,11 +72,13 @@ class ExampleSink:
         self._writer = pa.ipc.new_file(str(path), self._schema)
         self._waiting: list[Any] = []
         self._num_waiting = 0
+        self.labels = LabelsDigest()
 
     def add(self, batch: EncodedBatch, *, source: int, files: list[int], lines: list[int]) -> None:
         """Write a batch; `files` and `lines` say where each example comes from."""
         if not len(batch):
             return
+        self.labels.add(batch)
         pa, field = self._pa, self._schema.field
         offsets = _array(batch.starts, pa.int32())
         columns = [
@@ -104,6 +124,8 @@ class ExampleStore:
         self.counts = [SourceCounts(**counts) for counts in described["sources"]]
         self.preparation_seconds: float = described["seconds"]
         self.end_token_id: int = described["end_token_id"]
+        self.labels_hash: str = described["labels"]
+        """Of all ids and labels, in their order."""
         self.files: list[str] = described["files"]
         self.folder, self.key = folder, folder.name
         self.rejects_path, self.removed_path = folder / "rejects.jsonl", folder / "removed.jsonl"

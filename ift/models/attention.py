@@ -47,8 +47,8 @@ def check_attention(attention: Attention | None, *, config: Any, dtype: str, dev
     if attention is None or config is None:
         return
     made_of = model_class(config)
-    if made_of is not None and not _has(made_of, attention):
-        others = [one for one in ("sdpa", "eager") if one != attention and _has(made_of, one)]
+    if made_of is not None and not has_attention(made_of, attention):
+        others = [one for one in ("sdpa", "eager") if one != attention and has_attention(made_of, one)]
         raise UserError(
             f"{KEY}: {made_of.__name__} has no '{attention}' attention in transformers. Set it to {others[0]}, or to "
             "null for the fastest that is certain to work."
@@ -72,7 +72,8 @@ def _stated(config: Any) -> Attention | None:
     return next((one for one in get_args(Attention) if one == stated), None)
 
 
-def _has(made_of: type[Any], attention: str) -> bool:
+def has_attention(made_of: type[Any], attention: str) -> bool:
+    """Return whether a class of transformers has an attention implementation."""
     if attention == "eager":
         return True
     if attention == "sdpa":

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast
 
 import torch
@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from ift.errors import UserError
 from ift.models.encoder_decoder import Split, is_encoder_decoder
+from ift.models.fused_head import FusedHead, fusable_head
 from ift.models.targets import peft_type
 
 _KEYS_AND_VALUES = ("PREFIX_TUNING", "CARTRIDGE")
@@ -50,6 +51,25 @@ class Calling:
     """Of an encoder-decoder model: how a text is split between the two."""
     both_ways: ReadsBothWays | None = None
     """The base model, where it reads prompts in both directions."""
+    head: FusedHead | None = None
+    """Its head, where that gives the loss at once; the result is the same without, but slower and larger."""
+
+    def loss_sum(
+        self, model: Any, inputs: dict[str, Any], keep: torch.Tensor, *, targets: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the summed cross-entropy at the kept positions, a float32 scalar in nats.
+
+        Args:
+            model: a language model of transformers, wrapped by PEFT or not.
+            inputs: for the forward of a causal one, `input_ids` among them.
+            keep: positions of the text, bool `(batch, length)`, as for `logits`.
+            targets: int64, `(kept,)`.
+        """
+        if self.head is None:
+            logits = self.logits(model, inputs, keep)
+            return F.cross_entropy(logits.float(), targets, reduction="sum")
+        with self.head.giving_loss(targets):
+            return self.head.loss(self._output(model, inputs, keep))
 
     def logits(self, model: Any, inputs: dict[str, Any], keep: torch.Tensor) -> torch.Tensor:
         """Return logits `(kept, vocabulary)`.
@@ -60,6 +80,11 @@ class Calling:
             keep: positions of the text, bool `(batch, length)`; of an encoder-decoder model, the first of a row is the
                 last token of its prompt.
         """
+        kept = self._output(model, inputs, keep)
+        return kept.view(-1, kept.shape[-1])
+
+    def _output(self, model: Any, inputs: dict[str, Any], keep: torch.Tensor) -> torch.Tensor:
+        """Return what the head makes of the kept positions."""
         if self.split is not None:
             inputs, keep = self.split.apply(inputs, keep)
         inputs = {**inputs, **self.task(len(keep), keep.device)}
@@ -69,7 +94,7 @@ class Calling:
             kept = model(**inputs, logits_to_keep=F.pad(keep, (self.num_virtual_tokens, 0))).logits
         else:
             kept = model(**inputs).logits[:, self.num_virtual_tokens :][keep]
-        return cast(torch.Tensor, kept.view(-1, kept.shape[-1]))
+        return cast(torch.Tensor, kept)
 
     def settled_length(self, ids: Sequence[int]) -> int:
         """Return the number of first ids of a text that must be run together; 0 where each reads what is before it."""
@@ -122,3 +147,38 @@ def calling_of(model: Any) -> Calling:
         names_task=kind in ("POLY", "MULTITASK_PROMPT_TUNING"),
         both_ways=both_ways,
     )
+
+
+def with_fused_head(calling: Calling, model: Any) -> Calling:
+    """Return how to call a loaded model for its loss: through a fused head, where that is seen to give the same.
+
+    Args:
+        calling: of `calling_of(model)`.
+        model: of transformers, wrapped by PEFT or not; without its weights (on the meta device), it is believed.
+    """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    head = fusable_head(base) if calling.keep_only and calling.split is None and calling.both_ways is None else None
+    if head is None:
+        return calling
+    fused = replace(calling, head=head)
+    embedding = model.get_input_embeddings().weight
+    if any(parameter.is_meta for parameter in model.parameters()) or _same_loss(model, embedding, calling, fused):
+        return fused
+    return calling
+
+
+@torch.no_grad()
+def _same_loss(model: Any, embedding: torch.Tensor, calling: Calling, fused: Calling) -> bool:
+    """Whether two ways of calling a model give the same loss, in a trial."""
+    ids = torch.linspace(0, len(embedding) - 1, 20, device=embedding.device).long()[None]
+    keep = torch.arange(20, device=ids.device)[None] % 3 > 0
+    training = model.training
+    model.eval()
+    try:
+        one, other = (
+            way.loss_sum(model, {"input_ids": ids, "use_cache": False}, keep, targets=ids.flip(1)[keep])
+            for way in (calling, fused)
+        )
+    finally:
+        model.train(training)
+    return bool((one - other).abs() <= max(1e-5, torch.finfo(embedding.dtype).eps) * one.abs())

@@ -97,7 +97,7 @@ class Deferred(torch.Tensor):
         if func is _aten._to_copy.default:
             return _cast(args[0], named)
         if func in _SAME:
-            return _like(args[0], args[0].rows)
+            return _like(args[0], func(_without_data(args[0]), **named))
         if func in _BY_ROWS:
             return _pieces(func, args, named)
         if func in _JOINED and all(isinstance(one, Deferred) for one in args[0]):
@@ -144,8 +144,8 @@ def read_for_good(module: nn.Module) -> None:
             setattr(module.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], one.in_memory())
 
 
-def _like(one: Deferred, rows: Rows) -> Deferred:
-    return Deferred(_without_data(one), rows, device=one.device, by_rows=one.by_rows)
+def _like(one: Deferred, like: torch.Tensor) -> Deferred:
+    return Deferred(like, one.rows, device=one.device, by_rows=one.by_rows)
 
 
 def _without_data(value: Any) -> Any:
@@ -162,8 +162,9 @@ def _read(value: Any) -> Any:
 
 
 def _all_rows(one: Deferred) -> torch.Tensor:
-    """Return all of a tensor on the CPU."""
-    return one.rows(0, len(one) if one.ndim else 1)
+    """Return all of a tensor on the CPU, in the order that it says it lies in."""
+    found = one.rows(0, len(one) if one.ndim else 1)
+    return found if found.stride() == one.stride() else torch.empty_like(_without_data(one), device="cpu").copy_(found)
 
 
 def _cast(one: Deferred, named: Mapping[str, Any]) -> torch.Tensor:

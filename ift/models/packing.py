@@ -14,9 +14,10 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from ift.data.micro_batches import GROUPED, RowLayoutChoice, RowLayoutSetting
 from ift.errors import UserError
-from ift.models.attention import Attention
+from ift.models.attention import Attention, has_attention, model_class
 from ift.models.encoder_decoder import is_encoder_decoder
 from ift.models.loading import read_config
+from ift.models.record_attention import NAME, attend_by_example, attend_by_row
 
 # fmt: off
 EXACT_FAMILIES = frozenset([
@@ -51,7 +52,13 @@ FLASH = ("flash_attention_2", "flash_attention_3")
 
 
 def choose_row_layout(
-    key: str, asked: RowLayoutSetting, *, base: str, adapter: Any, attention: Attention | None = None
+    key: str,
+    asked: RowLayoutSetting,
+    *,
+    base: str,
+    adapter: Any,
+    attention: Attention | None = None,
+    device: str | None = None,
 ) -> RowLayoutChoice:
     """Return the row layout for a base model, from its config alone.
 
@@ -61,6 +68,7 @@ def choose_row_layout(
         base: folder or hub id of the base model.
         adapter: a `peft.PeftConfig`, or `None`.
         attention: `model.attention`; none for what the config says, or transformers' choice.
+        device: type of the device that the model will be on; `None` where attention must be as transformers has it.
 
     Raises:
         UserError: the asked layout would not be exact.
@@ -74,15 +82,29 @@ def choose_row_layout(
         best = replace(best, reason="an encoder-decoder model reads one prompt per row")
     # Per token, matrices cost 24 x width^2 operations and attention 4 x width x length, at about 2/3 of the speed.
     best = replace(best, square_cost_length=max(1024, 4 * getattr(config, "hidden_size", 2048)))
-    if asked in ("auto", best.layout):
-        return best
+    fastest = _by_example(best, config, attention=computed) if device == "cpu" else best
+    if asked in ("auto", fastest.layout):
+        return fastest
     if asked == "grouped":
         return replace(best, layout="grouped", reason=f"asked for; {best.layout} would be exact: {best.reason}")
+    if asked == best.layout:
+        return best
     if best.layout == "grouped":
         raise UserError(f"{key}: '{asked}' is not exact here: {best.reason}. Set it to auto or grouped.")
     if asked == "packed":
         raise UserError(f"{key}: 'packed' is not exact here: {best.reason}. Set it to auto or flattened.")
     return replace(best, layout="flattened", reason=f"asked for; {best.reason}")
+
+
+def _by_example(best: RowLayoutChoice, config: Any, *, attention: str) -> RowLayoutChoice:
+    """Return the layout for attention that is computed example by example, where a model can have that."""
+    made_of, unfit = model_class(config), ATTENTION_WITHOUT_POSITIONS | WITHOUT_FLASH
+    if best.layout != "packed" or attention != "sdpa" or config.model_type in unfit:
+        return best
+    if made_of is None or not has_attention(made_of, "sdpa"):
+        return best
+    reason = f"{best.reason}, and on a CPU sdpa is called once per example, so that nothing is padded"
+    return replace(best, layout="flattened", by_example=True, reason=reason)
 
 
 def row_layout_for(model_type: str, attention: str, *, adapter: Any = None) -> RowLayoutChoice:
@@ -120,14 +142,21 @@ def obstacle_in(adapter: Any) -> str:
     return ""
 
 
-def verify_row_layout(
-    key: str, asked: RowLayoutSetting, *, choice: RowLayoutChoice, model: torch.nn.Module
-) -> RowLayoutChoice:
+def verify_row_layout(key: str, asked: RowLayoutSetting, *, choice: RowLayoutChoice, model: Any) -> RowLayoutChoice:
     """Try on the loaded model what the choice takes for granted; fall back to grouped rows, with a warning.
+
+    Where the choice is to attend example by example, the model does so from then on.
 
     Raises:
         UserError: the model mixes examples, and the layout was asked for.
     """
+    if choice.by_example and model.config._attn_implementation in ("sdpa", NAME):
+        attend_by_example(model)
+        if not _can_run(model) or keeps_examples_apart(model):
+            return choice
+        attend_by_row(model)
+    if choice.by_example:  # a mask over long rows is dear
+        choice = replace(choice, layout="packed" if asked == "auto" else choice.layout, by_example=False)
     if choice.layout == "grouped" or not _can_run(model) or keeps_examples_apart(model):
         return choice
     reason = "in a trial with the loaded model, an example saw the one before it in its row"

@@ -14,8 +14,6 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
-from torch.distributed.tensor import DTensor
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from ift.models.base_files import base_folder
 from ift.models.deferred import Deferred, in_place, read_into
@@ -56,8 +54,8 @@ def can_defer(
         rank_zero_info(f"{key}: every rank reads its own rows of the weights, and none holds the whole model")
         return True
     rank_zero_warn(
-        f"{key}: every rank loads all of '{base}' before it keeps its share, as {reason}; each needs host memory for "
-        "the whole model."
+        f"{key}: every rank loads all of '{base}' before it keeps its share, as {reason}; each needs memory for all of "
+        "it at first."
     )
     return False
 
@@ -104,7 +102,7 @@ def _take_weights_away(model: nn.Module, device: torch.device) -> list[tuple[Def
     places: dict[int, tuple[torch.Tensor, _Where]] = {}
     for module in model.modules():
         for name, one in [*module._parameters.items(), *module._buffers.items()]:
-            elsewhere = isinstance(one, nn.Parameter) and one.device.type != device.type
+            elsewhere = type(one) is nn.Parameter and one.device.type != device.type  # others hold more than values
             if one is not None and (elsewhere or isinstance(one, Deferred)):
                 places.setdefault(id(one), (one, []))[1].append((module, name))
     for one, where in places.values():
@@ -128,6 +126,9 @@ def _the_one(where: _Where) -> torch.Tensor:
 @torch.no_grad()
 def _read_own_part(weight: torch.Tensor, source: Deferred) -> int:
     """Fill the part of a weight that this rank has, and return its bytes."""
+    from torch.distributed.tensor import DTensor
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
     if not isinstance(weight, DTensor):
         read_into(weight, source)
         return weight.nbytes

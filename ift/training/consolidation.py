@@ -23,8 +23,8 @@ from ift.models.initial_adapters import save_adapter
 from ift.models.original_layout import write_shards
 from ift.training.checkpoints import read_checkpoint
 from ift.training.module import CHECKPOINT_KEY, InstructionModule
-from ift.training.sharded_checkpoints import is_sharded_checkpoint
-from ift.training.sharded_tensors import tensors_in
+from ift.training.sharded_checkpoints import check_whole, is_sharded_checkpoint
+from ift.training.sharded_tensors import deferred_weights
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,11 @@ def open_checkpoint(key: str, path: Path) -> StoredCheckpoint:
     found = read_checkpoint(path)
     if not isinstance(found, dict) or CHECKPOINT_KEY not in found:
         raise UserError(f"{key}: '{path}' was not written by ift fit.")
-    weights = (
-        tensors_in(path, found["state_dict"])
-        if is_sharded_checkpoint(path)
-        else {name: in_place(one) for name, one in found["state_dict"].items()}
-    )
+    if is_sharded_checkpoint(path):
+        check_whole(path)
+        weights = deferred_weights(path, found["state_dict"])
+    else:
+        weights = {name: in_place(one) for name, one in found["state_dict"].items()}
     return StoredCheckpoint(path, int(found["global_step"]), weights, found[CHECKPOINT_KEY])
 
 

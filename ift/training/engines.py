@@ -1,5 +1,6 @@
 """How the gradients of a step are exchanged between ranks, clipped and applied; one engine per kind of strategy."""
 
+import math
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -60,7 +61,13 @@ class Engine:
             parameters: that are trained.
             limit: may be infinite, which changes nothing.
         """
-        return torch.nn.utils.clip_grad_norm_(list(parameters), limit)
+        trained = list(parameters)
+        norm = torch.nn.utils.get_total_norm([one.grad for one in trained if one.grad is not None])
+        # Times 1 is a pass over all gradients; whether it is, can be seen without a wait on a CPU only.
+        seen = type(norm) is torch.Tensor and norm.device.type == "cpu"
+        if not (seen and math.isfinite(norm) and norm + 1e-6 <= limit):
+            torch.nn.utils.clip_grads_with_norm_(trained, limit, norm)
+        return norm
 
     def update(self, optimizer: Any) -> None:
         """Let Lightning's wrapper of the optimizer take its step."""

@@ -72,7 +72,8 @@ class StepMetrics(Callback):
     def _log(self, trainer: Trainer, pl_module: Any) -> None:
         assert self._pending is not None
         outputs, step = self._pending
-        total: Any = trainer.strategy.reduce(outputs["loss_sum"], reduce_op="sum")
+        # A copy, as it is reduced in place, and others read what this rank summed up.
+        total: Any = trainer.strategy.reduce(outputs["loss_sum"].clone(), reduce_op="sum")
         padded: Any = trainer.strategy.reduce(
             torch.tensor(self._padded, dtype=torch.int64, device=pl_module.device), reduce_op="sum"
         )

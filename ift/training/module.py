@@ -1,7 +1,6 @@
 """`InstructionModule`: any base model plus an adapter, trained step by step."""
 
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,29 +17,29 @@ from ift.hub import check_base, fingerprint
 from ift.models.adapters import attach, check_can_go_on, check_method, num_trainable, peft_config_of, with_vocabulary
 from ift.models.attention import Attention, check_attention
 from ift.models.budget import Allotment, allot, check_budget, check_counted
-from ift.models.calling import calling_of
+from ift.models.calling import calling_of, with_fused_head
 from ift.models.compiling import check_compilable, compile_blocks
 from ift.models.encoder_decoder import check_encoder_decoder
 from ift.models.enlarging import enlarge
 from ift.models.families.normalized_head import settle_heads
 from ift.models.foundations import check_gone_on_with, check_merges_into, checked_chain
 from ift.models.initial_adapters import changes_base, initial_values
-from ift.models.loading import TrainingDtype, check_vocabulary, load_base_model, read_config
+from ift.models.loading import TrainingDtype, check_vocabulary, read_config
 from ift.models.merging import merge_adapters
 from ift.models.methods import Method, as_method
 from ift.models.packing import verify_row_layout
 from ift.models.quantization import Quantization, check_quantization, default_quantization
 from ift.models.rope import Rope, check_rope
-from ift.models.sharded_loading import can_defer
 from ift.models.support import check_supported
 from ift.models.trained_adapters import MergedAdapter
 from ift.models.vocabulary import Growth, Vocabulary, check_same_growth, enlarged_config
+from ift.training.base_model import load_base_of
 from ift.training.course import MethodCourse, check_strategy
 from ift.training.engines import engine_of
 from ift.training.fused_optimizers import FusedOptimizer
 from ift.training.gradient import StepGradient
 from ift.training.objective import loss_sum, shifted_targets
-from ift.training.optimizers import optimizer_traits, without_paging
+from ift.training.optimizers import optimizer_traits, with_fused_update, without_paging
 from ift.training.parameter_groups import parameter_groups, spread_learning_rate
 from ift.training.schedule import Schedule, learning_rate_share
 from ift.training.sharded_rules import check_sharded
@@ -202,8 +201,8 @@ class InstructionModule(LightningModule):
         if self.model is not None:
             return
         self.check()
-        self._engine = engine_of(self)
-        model = enlarge(self._load_base(), self.growth)
+        self.engine = engine_of(self)
+        model = enlarge(load_base_of(self), self.growth)
         datamodule: Any = getattr(self.trainer, "datamodule", None) if self._trainer is not None else None
         if datamodule is not None:
             check_vocabulary("model.base", model, datamodule.tokenizer)
@@ -216,38 +215,19 @@ class InstructionModule(LightningModule):
         if self.gradient_checkpointing:
             # The reentrant kind would need inputs that require gradients, and fails under DDP with unused parameters.
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        if self._engine.in_step and not self.method.trains_base and changes_base(model.active_peft_config):
+        if self.engine.in_step and not self.method.trains_base and changes_base(model.active_peft_config):
             self.initial_values = initial_values(model)  # which could not be read any more
-        self._engine.place(model)
+        self.engine.place(model)
         if datamodule is not None:
             datamodule.row_layout_choice = verify_row_layout(
                 "data.row_layout", datamodule.row_layout, choice=datamodule.row_layout_choice, model=model
             )
+        self._calling = with_fused_head(calling_of(model), model)
         if self.compiles:
             compile_blocks(model)
-        self._calling = calling_of(model)
         self._course = MethodCourse(model, self.method, seed=self.seed)
         self.model = model
         self._trained = [name for name, parameter in self.named_parameters() if parameter.requires_grad]
-
-    def _load_base(self) -> Any:
-        """Load the base model; where each rank is to keep its own rows only, leave the weights in their files."""
-        ranks = self._engine.keeps_rows
-        below: dict[str, Any] = {"quantization": self.quantization, "merged": bool(self.merged_chain)}
-        deferred = (ranks or self.defers) and can_defer(
-            "model.base", self.base, method=self.method, ranks=ranks, **below
-        )
-        # What has to be loaded whole may be too large for the device of a rank that keeps a part of it.
-        with torch.device("cpu") if ranks and not deferred else nullcontext():
-            return load_base_model(
-                "model.base",
-                self.base,
-                self.dtype_name,
-                quantization=self.quantization,
-                attention=self.attention,
-                rope=self.rope,
-                deferred=deferred,
-            )
 
     def _num_steps(self, datamodule: Any) -> int | None:
         """Return the optimizer steps of the whole run, where it has an end."""
@@ -265,9 +245,12 @@ class InstructionModule(LightningModule):
                 "became, not the network that wrote them. Begin a new one, or go on with --ckpt_path."
             )
         optimizer = self.optimizer_callable(parameter_groups(named, ratio=self.method.learning_rate_ratio))
-        optimizer = without_paging(optimizer, self.trainer.strategy.root_device)
+        optimizer = with_fused_update(without_paging(optimizer, self.trainer.strategy.root_device))
         spread_learning_rate(optimizer)
-        num_steps = int(self.trainer.estimated_stepping_batches)
+        # Lightning's own estimate opens the data; where sharded weights are restored after this, that is before the
+        # position in them is, and a resumed epoch would begin with its first step again.
+        num_steps = self._num_steps(self.trainer.datamodule)  # type: ignore[attr-defined]
+        assert num_steps is not None, "a run without an end is refused before"
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: learning_rate_share(step, num_steps, self.schedule)
         )
@@ -282,7 +265,7 @@ class InstructionModule(LightningModule):
         """
         optimizer: Any = self.optimizers()
         self._course.before_step(step.index, optimizer.optimizer)
-        gradient = StepGradient(self.model, self._calling, self._course, self._engine, self.seed, self.global_rank)
+        gradient = StepGradient(self.model, self._calling, self._course, self.engine, self.seed, self.global_rank)
         if isinstance(optimizer.optimizer, FusedOptimizer):
             total, norm = optimizer.optimizer.fused_backward(
                 lambda: gradient(step), self.parameters(), clip_norm=self.gradient_clip_norm
@@ -295,7 +278,7 @@ class InstructionModule(LightningModule):
         self._all_finite = finite if self._all_finite is None else self._all_finite & finite
         group = optimizer.param_groups[0]
         learning_rate = float(group["lr"]) / group.get("ratio", 1.0)  # LoRA+: that of the A matrices
-        self._engine.update(optimizer)
+        self.engine.update(optimizer)
         self._course.after_update(step.index)
         optimizer.zero_grad()
         scheduler: Any = self.lr_schedulers()
@@ -397,4 +380,4 @@ class InstructionModule(LightningModule):
 
     def _clip(self) -> torch.Tensor:
         limit = self.gradient_clip_norm if self.gradient_clip_norm is not None else float("inf")
-        return self._engine.clip((p for p in self.parameters() if p.requires_grad), limit)
+        return self.engine.clip((p for p in self.parameters() if p.requires_grad), limit)

@@ -37,5 +37,4 @@ def loss_sum(model: Any, batch: MicroBatch, *, calling: Calling) -> torch.Tensor
     inputs: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
     if batch.position_ids is not None:
         inputs["position_ids"] = batch.position_ids
-    logits = calling.logits(model, inputs, keep)
-    return F.cross_entropy(logits.float().view(-1, logits.shape[-1]), targets[keep], reduction="sum")
+    return calling.loss_sum(model, inputs, keep, targets=targets[keep])

@@ -76,6 +76,30 @@ def without_paging(optimizer: Any, device: torch.device) -> Any:
     return optimizer
 
 
+def with_fused_update(optimizer: Any) -> Any:
+    """Let AdamW update each tensor in one pass where nothing else was asked for; the result is the same to rounding.
+
+    A checkpoint says how its run updated, so that one that was begun otherwise goes on so. Tensors that a strategy has
+    sharded are updated as torch has it.
+    """
+    if type(optimizer) is not torch.optim.AdamW:
+        return optimizer
+    asked = ("fused", "foreach", "capturable", "differentiable")
+    if any(optimizer.defaults[name] not in (None, False) for name in asked) or optimizer.defaults["fused"] is False:
+        return optimizer
+    if optimizer.defaults["foreach"] is False:
+        return optimizer
+    if all(_is_whole(tensor) for group in optimizer.param_groups for tensor in group["params"]):
+        for group in optimizer.param_groups:
+            group["fused"] = True
+    return optimizer
+
+
+def _is_whole(tensor: torch.Tensor) -> bool:
+    plain = type(tensor) in (torch.Tensor, torch.nn.Parameter)
+    return plain and tensor.is_floating_point() and tensor.device.type in ("cpu", "cuda")
+
+
 def optimizer_traits(key: str, optimizer: OptimizerCallable) -> OptimizerTraits:
     """Build an optimizer over two small weights and return what it is like.
 

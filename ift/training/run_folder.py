@@ -17,9 +17,11 @@ from ift.hub import local_folder
 from ift.models.families.normalized_head import settle_heads
 from ift.models.initial_adapters import changes_base, save_adapter, save_initial
 from ift.models.loading import count_parameters
+from ift.models.record_attention import attention_name
 from ift.models.vocabulary import describe
 from ift.training.engines import engine_of
 from ift.training.metrics import StepMetrics
+from ift.training.run_fingerprint import code, environment, initial_weights, run_fingerprints, strategy
 
 
 class RunFolderWriter(Callback):
@@ -41,21 +43,26 @@ class RunFolderWriter(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write what goes in, once the model is there."""
+        resumed = self._run.manifest.is_file()  # of the first rank; the others only take part in gathering
+        base = base_fingerprint(pl_module.base)  # type: ignore[arg-type]
+        initial = initial_weights(pl_module, base=base)
         if not trainer.is_global_zero:
             return
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         module: Any = pl_module
         self._run.root.mkdir(parents=True, exist_ok=True)
-        resumed = self._run.manifest.is_file()
-        self._manifest = self._run.read_manifest() if resumed else self._new_manifest(pl_module, datamodule)
+        self._manifest = self._run.read_manifest() if resumed else self._new_manifest(pl_module, datamodule, initial)
         rows = datamodule.row_layout_choice
         session: dict[str, Any] = {
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "from_step": 0,
             "world_size": trainer.world_size,
             "row_layout": {"layout": rows.layout, "reason": rows.reason},
-            "attention": module.model.config._attn_implementation,
+            "attention": attention_name(module.model.config),
             "versions": versions(),
+            "code": code(),
+            "environment": environment(trainer),
+            "strategy": strategy(trainer),
         }
         self._manifest["sessions"].append(session)
         self._manifest["status"] = "running"
@@ -135,7 +142,7 @@ class RunFolderWriter(Callback):
         }
         self._manifest["last_logged"] = {"step": self._metrics.last_step, **self._metrics.last}
 
-    def _new_manifest(self, pl_module: Any, datamodule: Any) -> dict[str, Any]:
+    def _new_manifest(self, pl_module: Any, datamodule: Any, initial: str) -> dict[str, Any]:
         data = datamodule.describe()
         folder = local_folder(pl_module.base)
         base = {
@@ -150,6 +157,9 @@ class RunFolderWriter(Callback):
         return {
             "status": "running",
             "fingerprint": fingerprint(parts),
+            "fingerprints": run_fingerprints(
+                pl_module, datamodule, data=data, settings=self._settings, base=base["fingerprint"], initial=initial
+            ),
             "base": base,
             "dtype": pl_module.dtype_name,
             "quantization": asdict(pl_module.quantization) if pl_module.quantization is not None else None,

@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
@@ -50,13 +50,10 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 class _Reader(FileSystemReader):
-    """Reads the table without executing what it says, and only once."""
-
-    _table: Metadata | None = None
+    """Reads the table without executing what it says."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        self._table = self._table or _read_table(Path(self.path))
-        return self._table
+        return _read_table(Path(self.path))
 
 
 def write_tensors(tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
@@ -68,13 +65,12 @@ def write_tensors(tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
     save(cast(dict[str, Any], tensors), storage_writer=FileSystemWriter(folder, single_file_per_rank=True))
 
 
-def read_tensors(path: Path, targets: Mapping[str, torch.Tensor], *, reader: FileSystemReader | None = None) -> None:
+def read_tensors(path: Path, targets: Mapping[str, torch.Tensor]) -> None:
     """Read tensors into others of their shapes, of which each rank may hold some rows only; nobody is waited for.
 
     Args:
         path: of the checkpoint.
         targets: by their names in the checkpoint.
-        reader: of this checkpoint, which has its table already.
 
     Raises:
         UserError: the folder is damaged.
@@ -82,15 +78,15 @@ def read_tensors(path: Path, targets: Mapping[str, torch.Tensor], *, reader: Fil
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-            load(cast(dict[str, Any], targets), storage_reader=reader or _Reader(path), no_dist=True)
+            load(cast(dict[str, Any], targets), storage_reader=_Reader(path), no_dist=True)
     except UserError:
         raise
     except (Exception, CheckpointException) as error:  # torch raises many types for what is damaged
         raise UserError(f"--ckpt_path: '{path}' cannot be read as a checkpoint: {_reason(error)}") from error
 
 
-def tensors_in(path: Path, likes: Mapping[str, torch.Tensor]) -> dict[str, Deferred]:
-    """Return the weights of a sharded checkpoint, each of which is read when it is asked for.
+def deferred_weights(path: Path, likes: Mapping[str, torch.Tensor]) -> dict[str, Deferred]:
+    """Return the weights of a checkpoint, each of which is read when it is asked for.
 
     Args:
         path: of the checkpoint.
@@ -99,18 +95,44 @@ def tensors_in(path: Path, likes: Mapping[str, torch.Tensor]) -> dict[str, Defer
     Raises:
         UserError: its table is damaged, or names what is none of a table's.
     """
-    reader = _Reader(path)
-    reader.read_metadata()
+    table = _read_table(path)
 
     def deferred(name: str, like: torch.Tensor) -> Deferred:
         def rows(start: int, stop: int) -> torch.Tensor:
-            whole = torch.empty(like.shape, dtype=like.dtype)
-            read_tensors(path, {f"state_dict.{name}": whole}, reader=reader)
+            whole = _read_one(path, f"state_dict.{name}", like, table=table)
             return whole[start:stop] if whole.ndim else whole
 
         return Deferred(like, rows, by_rows=False)
 
     return {name: deferred(name, like) for name, like in likes.items()}
+
+
+def _read_one(path: Path, name: str, like: torch.Tensor, *, table: Metadata) -> torch.Tensor:
+    """Read one tensor, part by part; torch's own reading leaves what it read to the garbage collector.
+
+    Raises:
+        UserError: the files are damaged, or hold less than the tensor.
+    """
+    found = torch.empty(like.shape, dtype=like.dtype)
+    missing = found.numel()
+    try:
+        for chunk in table.state_dict_metadata[name].chunks:  # type: ignore[union-attr]
+            place = table.storage_data[MetadataIndex(name, chunk.offsets)]
+            with (path / place.relative_path).open("rb") as file:
+                file.seek(place.offset)
+                part = torch.load(io.BytesIO(file.read(place.length)), map_location="cpu", weights_only=True)
+            target = found
+            for dim, (offset, size) in enumerate(zip(chunk.offsets, chunk.sizes, strict=True)):
+                target = target.narrow(dim, offset, size)
+            if part.shape != target.shape or part.dtype != target.dtype:
+                raise ValueError(f"a part of '{name}' is {tuple(part.shape)} {part.dtype}")
+            target.copy_(part)
+            missing -= part.numel()
+    except Exception as error:  # torch raises many types for what is damaged
+        raise UserError(f"--ckpt_path: '{path}' cannot be read as a checkpoint: {_reason(error)}") from error
+    if missing:
+        raise UserError(f"--ckpt_path: '{path}' cannot be read as a checkpoint: '{name}' lacks {missing} values.")
+    return found
 
 
 def check_files(path: Path) -> None:

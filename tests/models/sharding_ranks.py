@@ -4,6 +4,7 @@ Run as `python sharding_ranks.py CASES.json RANK WORLD_SIZE STORE OUTPUT`.
 """
 
 import json
+import os
 import sys
 import warnings
 from datetime import timedelta
@@ -27,9 +28,11 @@ from ift.models.vocabulary import Growth
 
 
 def loaded(case: dict[str, Any], *, put_off: bool) -> Any:
-    growth = Growth(**case["growth"]) if "growth" in case else None
     model = load_base_model("model.base", case["base"], case["dtype"], deferred=put_off)
-    model = enlarge(model, growth)
+    if gained := case.get("gained"):
+        rows = model.get_input_embeddings().weight.shape[0]
+        pieces = {rows + number: (number, number + 1) for number in range(gained)}
+        model = enlarge(model, Growth(rows, rows + gained, tuple(range(rows)), pieces, "random", 5))
     method = getattr(methods, case["method"])(**case.get("settings", {}))
     return attach(model, method, seed=3, num_steps=5)
 
@@ -71,31 +74,33 @@ def outcome(case: dict[str, Any]) -> dict[str, Any]:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         model = loaded(case, put_off=True)
         reading = read_sharded(model, shard, device=torch.device("cpu"))
-    expected = loaded(case, put_off=False)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as whole_profiler:
+        expected = loaded(case, put_off=False)
     ids = torch.arange(1, 9)[None]
     inputs = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
     with torch.no_grad():
         logits, theirs = (one.eval()(input_ids=ids, **inputs).logits for one in (model, expected))
-    local = sum((p.to_local() if isinstance(p, DTensor) else p).nbytes for p in model.parameters())
     return {
         "differing": differing(model, expected),
         "logits": float((logits - theirs).abs().max()),
         "own_bytes": reading.own_bytes,
         "model_bytes": reading.model_bytes,
-        "local_bytes": local,
-        "buffer_bytes": sum(one.nbytes for one in model.buffers()),
+        "adapter_bytes": sum(one.nbytes for name, one in expected.named_parameters() if "lora_" in name),
         "largest_bytes": max(one.nbytes for one in expected.parameters()),
         "peak_bytes": peak_bytes(profiler),
+        "peak_bytes_of_whole": peak_bytes(whole_profiler),
     }
 
 
 def main() -> None:
     warnings.simplefilter("ignore")
+    os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"  # the profiler sees what this thread allocates
     cases, rank, world, store, output = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], sys.argv[5]
     dist.init_process_group(
         "gloo", init_method=f"file://{store}", rank=rank, world_size=world, timeout=timedelta(seconds=60)
     )
-    deferred.BUFFER_BYTES = 1 << 12  # small as the models are
+    deferred.BUFFER_BYTES = 1 << 14  # small as the models are
+    torch.set_num_threads(1)
     found = {name: outcome(case) for name, case in json.loads(cases.read_text(encoding="utf-8")).items()}
     Path(output).write_text(json.dumps(found), encoding="utf-8")
     dist.destroy_process_group()

@@ -3,6 +3,8 @@
 import io
 import pickle
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,8 @@ import pytest
 import torch
 from rank_runs import run_on_ranks
 from safetensors.torch import load_file
+from tiny import make_llama
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from ift.cli import main
 from ift.training.sharded_checkpoints import METADATA, save_sharded
@@ -35,6 +39,19 @@ def assert_same_folder(folder: Path, expected: Path) -> None:
         path.name: path.read_text(encoding="utf-8") for path in expected.glob("*.json") if "index" not in path.name
     }
     assert {name: (folder / name).read_text() for name in plain} == plain
+
+
+PEAK = """
+import itertools, sys
+from torch.profiler import ProfilerActivity, profile
+from ift.cli import main
+with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    assert main(["consolidate", *sys.argv[1:]]) == 0
+events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+sizes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+print(max(itertools.accumulate(sizes)))
+"""
+"""A program that tells the largest sum of what was allocated at a time; nothing else has run in its process."""
 
 
 def consolidate(source: Path, output: Path, *options: str) -> Path:
@@ -85,10 +102,26 @@ def test_two_ranks_leave_what_one_process_puts_together(config: Config, tmp_path
     output = consolidate(run, tmp_path / "output", "--shard_size", "50KB")
     assert len(list(output.glob("*.safetensors"))) > 1
     assert_same_folder(output, run / "model")
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     assert AutoModelForCausalLM.from_pretrained(str(output)).num_parameters() > 0
     assert len(AutoTokenizer.from_pretrained(str(output))) > 0
+
+
+def test_memory_holds_one_file_and_one_tensor(config: Config, fit: Fit, base: Path, tmp_path: Path) -> None:
+    shutil.copytree(base, tmp_path / "base")
+    sizes = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 6}
+    rows = AutoConfig.from_pretrained(str(base)).vocab_size
+    make_llama(tmp_path / "base", rows, **sizes)
+    run = fit(config(trainer={"max_steps": 1}, model={"adapter": None, "base": str(tmp_path / "base")}))
+    checkpoint = as_of_many_ranks(run)
+    output = tmp_path / "output"
+    command = [sys.executable, "-c", PEAK, str(checkpoint), "--output", str(output), "--shard_size", "100KB"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert result.returncode == 0, result.stderr
+    peak = int(result.stdout.splitlines()[-1])
+    written = [one.nbytes for one in tensors(output).values()]
+    assert sum(written) > 1_500_000
+    # A tensor, the part of it that is read, and what they are copied to.
+    assert peak < 100_000 + 4 * max(written)
 
 
 def test_nothing_is_executed_and_nothing_half_written_stays(
@@ -114,14 +147,18 @@ def _planting(path: Path) -> bytes:
     return stream.getvalue()
 
 
-def test_a_truncated_part_leaves_nothing(
-    config: Config, fit: Fit, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("damage", ["cut_off", "overwritten"])
+def test_a_damaged_part_leaves_nothing(
+    config: Config, fit: Fit, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
 ) -> None:
     checkpoint = as_of_many_ranks(fit(config(**whole())))
     (part,) = checkpoint.glob("*.distcp")
-    part.write_bytes(part.read_bytes()[: part.stat().st_size // 20])  # weights come first in it
+    begin = part.read_bytes()[: part.stat().st_size // 20]  # weights come first in it
+    rest = b"" if damage == "cut_off" else bytes(part.stat().st_size - len(begin))
+    part.write_bytes(begin + rest)
     assert main(["consolidate", str(checkpoint), "--output", str(tmp_path / "output")]) == 2
-    assert "cannot be read as a checkpoint" in capsys.readouterr().err
+    said = {"cut_off": "is missing or was cut off", "overwritten": "cannot be read as a checkpoint"}
+    assert said[damage] in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir() if "output" in path.name] == []
 
 

@@ -11,7 +11,8 @@ import torch
 from comparing import largest_difference
 
 from ift.cli import main
-from ift.training.optimizers import without_paging
+from ift.training.engines import Engine
+from ift.training.optimizers import with_fused_update, without_paging
 
 Config = Callable[..., Path]
 Fit = Callable[..., Path]
@@ -112,3 +113,72 @@ def test_what_cannot_be_built_is_refused_before_weights_load(
     message = capsys.readouterr().err
     assert told in message and "model.optimizer" in message and "Traceback" not in message
     assert not path.with_suffix("").exists()
+
+
+def updated(optimizer: torch.optim.Optimizer, weight: torch.nn.Parameter) -> torch.Tensor:
+    """Return a weight after three updates, the second of them without a gradient."""
+    for scale in (1.0, 0.0, -2.0):
+        weight.grad = torch.linspace(-1, 1, weight.numel()).view_as(weight) * scale
+        optimizer.step()
+    return weight.detach()
+
+
+@pytest.mark.parametrize("options", [{}, {"amsgrad": True}, {"weight_decay": 0.3, "betas": (0.5, 0.9)}])
+def test_adamw_updates_in_one_pass_and_to_the_same(options: dict[str, Any]) -> None:
+    start = torch.randn(37, 5, generator=torch.Generator().manual_seed(0))
+    one, other = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
+    fused = with_fused_update(torch.optim.AdamW([one], lr=0.1, **options))
+    assert [group["fused"] for group in fused.param_groups] == [True]
+    found, expected = updated(fused, one), updated(torch.optim.AdamW([other], lr=0.1, foreach=False, **options), other)
+    assert float((expected - start).abs().max()) > 0.1
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
+class Odd(torch.nn.Parameter):
+    """A tensor of another kind, as strategies that shard have them."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "parameter"),
+    [
+        (torch.optim.AdamW, {"fused": False}, torch.nn.Parameter),
+        (torch.optim.AdamW, {"foreach": True}, torch.nn.Parameter),
+        (torch.optim.AdamW, {"foreach": False}, torch.nn.Parameter),
+        (torch.optim.AdamW, {"differentiable": True}, torch.nn.Parameter),
+        (torch.optim.AdamW, {}, Odd),
+        (torch.optim.Adam, {}, torch.nn.Parameter),
+        (torch.optim.SGD, {}, torch.nn.Parameter),
+    ],
+)
+def test_what_was_asked_for_is_kept(kind: Any, options: dict[str, Any], parameter: Any) -> None:
+    optimizer = kind([parameter(torch.ones(3, 2))], lr=0.1, **options)
+    before = [{name: group[name] for name in group if name != "params"} for group in optimizer.param_groups]
+    after = with_fused_update(optimizer)
+    assert after is optimizer
+    assert before == [{name: group[name] for name in group if name != "params"} for group in after.param_groups]
+
+
+def test_a_run_that_was_begun_otherwise_goes_on_so() -> None:
+    weight = torch.nn.Parameter(torch.ones(3, 2))
+    begun = torch.optim.AdamW([weight], lr=0.1)
+    updated(begun, weight)
+    resumed = with_fused_update(torch.optim.AdamW([weight], lr=0.1))
+    resumed.load_state_dict(begun.state_dict())
+    assert not resumed.param_groups[0]["fused"]
+
+
+@pytest.mark.parametrize("limit", [0.5, 1.0, 100.0, float("inf")])
+@pytest.mark.parametrize("largest", [0.0, 0.01, 3.0, float("inf"), float("nan")])
+def test_clipping_is_that_of_torch(limit: float, largest: float) -> None:
+    weights = [torch.nn.Parameter(torch.zeros(4)) for _ in range(3)]
+    others = [torch.nn.Parameter(torch.zeros(4)) for _ in range(3)]
+    for number, (one, other) in enumerate(zip(weights, others, strict=True)):
+        if number < 2:  # one has no gradient
+            one.grad, other.grad = (torch.linspace(-1, 1, 4).mul(number + 1) for _ in range(2))
+            one.grad[0] = other.grad[0] = largest
+    norm, expected = Engine(None).clip(weights, limit), torch.nn.utils.clip_grad_norm_(others, limit)
+    assert torch.equal(norm, expected) or bool(norm.isnan() & expected.isnan())
+    for one, other in zip(weights, others, strict=True):
+        assert (one.grad is None) == (other.grad is None)
+        if one.grad is not None and other.grad is not None:
+            torch.testing.assert_close(one.grad, other.grad, rtol=0, atol=0, equal_nan=True)

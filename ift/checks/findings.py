@@ -1,0 +1,192 @@
+"""What a check found: cases of the ten invariants, how far each is off, and the table of all. Starts without torch."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+INVARIANTS = {
+    1: "supervised tokens are the responses",
+    2: "prompt ids are equal everywhere",
+    3: "how a step is cut changes nothing",
+    4: "validation does not depend on batches",
+    5: "a resumed run ends as a whole one",
+    6: "packed examples are as those alone",
+    7: "the output-only loss is the plain one",
+    8: "adapters: fresh, saved, merged",
+    9: "an enlarged vocabulary survives",
+    10: "every row is accounted for",
+}
+"""What must stay true, by number."""
+ARTEFACTS = 11
+"""Not an invariant of the engine: what a run left behind is what its manifest says."""
+TITLES = {**INVARIANTS, ARTEFACTS: "the run's own files"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One measurement."""
+
+    invariant: int
+    name: str
+    quantity: str
+    """What is compared: weights, losses, logits, texts, ids, rows."""
+    deviation: float
+    """How far it is off; a number of things, or a difference of numbers."""
+    allowed: float
+    seconds: float
+    note: str = ""
+
+    @property
+    def holds(self) -> bool:
+        """Whether the deviation is allowed; one that is not a number never is."""
+        return self.deviation <= self.allowed
+
+    @property
+    def excess(self) -> float:
+        """The deviation in units of what is allowed, to find the worst case by."""
+        if math.isnan(self.deviation):
+            return math.inf
+        return self.deviation / self.allowed if self.allowed else math.inf if self.deviation else 0.0
+
+    def text(self) -> str:
+        """Return one line for people."""
+        verdict = "" if self.holds else "  VIOLATED"
+        note = f" ({self.note})" if self.note else ""
+        return f"{self.name}: {_number(self.deviation)} of {_number(self.allowed)} {self.quantity}{verdict}{note}"
+
+
+@dataclass(frozen=True)
+class Omission:
+    """A case that this machine or this configuration does not have."""
+
+    invariant: int
+    name: str
+    reason: str
+
+
+class Findings:
+    """Collects cases while checks run.
+
+    Args:
+        wanted: numbers of the invariants that are checked.
+        tell: is told of every case.
+    """
+
+    def __init__(self, wanted: frozenset[int], tell: Callable[[str], None]) -> None:
+        self.wanted = wanted
+        self.cases: list[Case] = []
+        self.omissions: list[Omission] = []
+        self._tell, self._started = tell, time.monotonic()
+
+    def measure(
+        self, invariant: int, name: str, compute: Callable[[], float], *, quantity: str, allowed: float
+    ) -> None:
+        """Measure one case; an error in it is a violation, too.
+
+        Args:
+            invariant: its number.
+            name: of the case, for people.
+            compute: returns the deviation.
+            quantity: what is compared.
+            allowed: largest deviation that is none.
+        """
+        if invariant not in self.wanted:
+            return
+        started, note = time.monotonic(), ""
+        try:
+            deviation = float(compute())
+        except Exception as error:  # whatever it is, the promise is not kept
+            deviation, note = math.inf, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        self.add(Case(invariant, name, quantity, deviation, allowed, time.monotonic() - started, note))
+
+    def add(self, case: Case) -> None:
+        """Keep a case, and tell of it."""
+        self.cases.append(case)
+        self.say(f"{case.invariant:>2}  {case.text()}")
+
+    def omit(self, invariant: int, name: str, reason: str) -> None:
+        """Say that a case cannot be had here."""
+        if invariant in self.wanted:
+            self.omissions.append(Omission(invariant, name, reason))
+            self.say(f"{invariant:>2}  {name}: left out, {reason}")
+
+    def say(self, text: str) -> None:
+        """Tell how far the check is."""
+        self._tell(f"[{time.monotonic() - self._started:5.1f} s] {text}")
+
+    @contextmanager
+    def guarded(self, invariant: int, name: str) -> Iterator[None]:
+        """Let what is prepared for several cases fail as one of them."""
+        started = time.monotonic()
+        try:
+            yield
+        except Exception as error:
+            note = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            seconds = time.monotonic() - started
+            if invariant in self.wanted:
+                self.add(Case(invariant, name, "errors", math.inf, 0.0, seconds, note))
+
+    @property
+    def holds(self) -> bool:
+        """Whether nothing is violated, and something was measured."""
+        return bool(self.cases) and all(case.holds for case in self.cases)
+
+    def describe(self) -> dict[str, Any]:
+        """Return plain values, for JSON."""
+        return {
+            "holds": self.holds,
+            "seconds": round(time.monotonic() - self._started, 3),
+            "invariants": list(self._rows()),
+            "cases": [{**asdict(case), "holds": case.holds} for case in self.cases],
+            "omissions": [asdict(one) for one in self.omissions],
+        }
+
+    def table(self) -> str:
+        """Return the table of all invariants, and below it what is violated or left out."""
+        head = ["", "invariant", "cases", "largest deviation", "allowed", "seconds", "verdict"]
+        lines = [head, *([str(value) for value in _shown(row)] for row in self._rows())]
+        widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+        text = [
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+        ]
+        text.insert(1, "  ".join("-" * width for width in widths))
+        broken = [f"violated: {case.invariant} {case.text()}" for case in self.cases if not case.holds]
+        left_out = [f"left out: {one.invariant} {one.name}: {one.reason}" for one in self.omissions]
+        return "\n".join([*text, *broken, *left_out])
+
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        for number, title in TITLES.items():
+            cases = [case for case in self.cases if case.invariant == number]
+            if not cases:
+                continue
+            worst = max(cases, key=lambda case: (case.excess, case.deviation))
+            yield {
+                "number": number,
+                "invariant": title,
+                "cases": len(cases),
+                "largest_deviation": worst.deviation,
+                "quantity": worst.quantity,
+                "allowed": worst.allowed,
+                "seconds": round(sum(case.seconds for case in cases), 1),
+                "holds": all(case.holds for case in cases),
+            }
+
+
+def _shown(row: dict[str, Any]) -> list[Any]:
+    return [
+        row["number"],
+        row["invariant"],
+        row["cases"],
+        f"{_number(row['largest_deviation'])} {row['quantity']}",
+        _number(row["allowed"]),
+        row["seconds"],
+        "holds" if row["holds"] else "VIOLATED",
+    ]
+
+
+def _number(value: float) -> str:
+    whole = math.isfinite(value) and value == int(value)
+    return f"{value:.0f}" if whole else f"{value:.1e}"

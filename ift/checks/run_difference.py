@@ -1,0 +1,165 @@
+"""What differed between two runs, and where their results part. Starts without torch."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ift.artifacts import RunFolder, flat
+from ift.checks.loss_curves import Parting, compare_losses
+from ift.checks.weight_difference import WeightDifference, compare_weights
+from ift.errors import UserError
+
+_WITHOUT_MEANING = ("run_dir", "ckpt_path")
+"""Settings that say where a run lies, and what it went on from."""
+_ABSENT = "absent"
+PARTS = {
+    "data": "the bytes of the data's files",
+    "labels": "the examples: ids and labels after masking",
+    "tokenizer": "the tokenizer",
+    "template": "the template",
+    "base": "the base model",
+    "initial_weights": "the trainable weights before the first step",
+    "code": "the code of ift",
+    "environment": "versions, machine and libraries",
+    "strategy": "devices and strategy",
+}
+"""Parts of the fingerprint, in the order in which one leads to the next."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """One thing that is not the same in both runs."""
+
+    name: str
+    """Dotted key."""
+    one: Any
+    other: Any
+
+    def text(self) -> str:
+        """Return one line for people."""
+        return f"{self.name}: {_short(self.one)} -> {_short(self.other)}"
+
+
+@dataclass(frozen=True)
+class RunDifference:
+    """Two runs against each other."""
+
+    settings: tuple[Change, ...]
+    parts: dict[str, bool | None]
+    """Part of the fingerprint to whether it is the same; `None` where a run does not know it."""
+    details: tuple[Change, ...]
+    """What of code, environment, strategy and counts differs, where the manifests hold it."""
+    losses: Parting
+    weights: WeightDifference
+    validation: tuple[Change, ...]
+    """Validation results that differ, by step."""
+
+    @property
+    def same(self) -> bool:
+        """Whether losses, validation and final weights are the same to the last bit, whatever the settings say."""
+        return self.losses.same and self.weights.same and not self.validation
+
+    def describe(self) -> dict[str, Any]:
+        """Return plain values, for JSON."""
+        return {"same": self.same, **asdict(self)}
+
+
+def compare_runs(one: str, other: str) -> RunDifference:
+    """Compare two run folders.
+
+    Args:
+        one: a run folder.
+        other: another one.
+
+    Raises:
+        UserError: no run folder, or a damaged one.
+    """
+    folders = [RunFolder(one), RunFolder(other)]
+    manifests = [_manifest(key, folder) for key, folder in zip(("RUN_A", "RUN_B"), folders, strict=True)]
+    return RunDifference(
+        settings=tuple(_settings(*folders)),
+        parts={part: _same_part(part, *manifests) for part in PARTS},
+        details=tuple(_changes(*(_facts(manifest) for manifest in manifests))),
+        losses=compare_losses(*folders),
+        weights=compare_weights(*folders),
+        validation=tuple(_changes(*(_validation(manifest) for manifest in manifests))),
+    )
+
+
+def _manifest(key: str, folder: RunFolder) -> Mapping[str, Any]:
+    try:
+        return folder.read_manifest()
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from error
+
+
+def _same_part(part: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> bool | None:
+    hashes = [manifest.get("fingerprints", {}).get(part) for manifest in (one, other)]
+    return hashes[0] == hashes[1] if None not in hashes else None
+
+
+def _settings(one: RunFolder, other: RunFolder) -> list[Change]:
+    import yaml
+
+    configs = [
+        yaml.safe_load(run.config.read_text(encoding="utf-8")) if run.config.is_file() else {} for run in (one, other)
+    ]
+    found = list(_nested_changes("", *configs))
+    places = [str(run.root) for run in (one, other)]
+    return [
+        change
+        for change in found
+        if not change.name.endswith(_WITHOUT_MEANING)
+        # What follows from the run folder's place is no setting of its own.
+        and not (str(change.one).startswith(places[0]) and str(change.other).startswith(places[1]))
+    ]
+
+
+def _nested_changes(name: str, one: Any, other: Any) -> Iterator[Change]:
+    """Yield what differs by dotted key; of two different classes or kinds, the whole."""
+    if one == other:
+        return
+    both = isinstance(one, Mapping) and isinstance(other, Mapping)
+    if not both or one.get("class_path") != other.get("class_path"):
+        yield Change(name, _without_none(one), _without_none(other))
+        return
+    for key in sorted(one.keys() | other.keys(), key=str):
+        yield from _nested_changes(f"{name}.{key}".lstrip("."), one.get(key, _ABSENT), other.get(key, _ABSENT))
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_none(one) for key, one in value.items() if one is not None}
+    return value
+
+
+def _facts(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a manifest says of parts that have a hash and more, by dotted name, per session."""
+    facts: dict[str, Any] = {}
+    for number, session in enumerate(manifest.get("sessions", []), 1):
+        prefix = "" if number == 1 else f"session {number}: "
+        for part in ("code", "environment", "strategy", "versions", "row_layout", "attention", "from_step"):
+            facts |= {f"{prefix}{name}": value for name, value in flat({part: session.get(part)}).items()}
+    for name in ("base.name", "base.fingerprint", "seed", "steps", "status"):
+        facts[name] = flat(manifest).get(name, _ABSENT)
+    for number, source in enumerate(manifest.get("data", {}).get("sources", [])):
+        for name in ("path", "sha256", "rows", "examples", "tokens", "supervised_tokens"):
+            facts[f"data.sources[{number}].{name}"] = source.get(name, _ABSENT)
+    return facts
+
+
+def _validation(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"validation loss at step {one['step']}": one["loss"] for one in manifest.get("validation", [])}
+
+
+def _changes(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[Change]:
+    return [
+        Change(name, one.get(name, _ABSENT), other.get(name, _ABSENT))
+        for name in sorted(one.keys() | other.keys())
+        if one.get(name, _ABSENT) != other.get(name, _ABSENT)
+    ]
+
+
+def _short(value: Any, most: int = 160) -> str:
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]}…"

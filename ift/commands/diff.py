@@ -1,0 +1,67 @@
+"""`ift diff RUN_A RUN_B`: what differed between two runs, and the first step at which their losses part."""
+
+import json
+from argparse import Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ift.artifacts import write_json
+from ift.commands.option_parser import OptionParser
+
+if TYPE_CHECKING:
+    from ift.checks.run_difference import RunDifference
+
+
+def parser() -> OptionParser:
+    """Return the options."""
+    result = OptionParser(
+        "ift diff",
+        "Compare two runs: the settings that differ; which parts of their fingerprints differ (data, labels, "
+        "tokenizer, template, base model, initial weights, code, environment, strategy); the first step at which "
+        "their losses part; and the largest difference of their final weights. Exit code 0 where losses, validation "
+        "and final weights are the same to the last bit, whatever the settings say, and 1 where they are not.",
+    )
+    result.add_argument("run_a", metavar="RUN_A", help="a run folder")
+    result.add_argument("run_b", metavar="RUN_B", help="another one")
+    result.add_argument("--json", default=None, metavar="FILE", help="write all of it as JSON, too")
+    return result
+
+
+def run(command: str, arguments: list[str]) -> int:
+    """Run `diff`.
+
+    Returns:
+        0 where the results are the same to the last bit, 1 where they are not.
+
+    Raises:
+        UserError: an option, or a run folder that is none.
+    """
+    options = parser().parse(arguments)
+    from ift.checks.run_difference import compare_runs
+
+    found = compare_runs(options.run_a, options.run_b)
+    if options.json is not None:
+        write_json(Path(options.json), json.loads(json.dumps(found.describe(), default=str)))
+    print("\n".join(_lines(options, found)))
+    return 0 if found.same else 1
+
+
+def _lines(options: Namespace, found: "RunDifference") -> list[str]:
+    from ift.checks.run_difference import PARTS
+
+    differing = [part for part, same in found.parts.items() if same is False]
+    unknown = [part for part, same in found.parts.items() if same is None]
+    lines = [f"A: {options.run_a}", f"B: {options.run_b}", ""]
+    lines += ["settings that differ:" if found.settings else "settings: the same"]
+    lines += [f"  {change.text()}" for change in found.settings]
+    lines += [
+        "parts that differ:" if differing else "parts: the same" if not unknown else "parts: none known to differ"
+    ]
+    lines += [f"  {part}: {PARTS[part]}" for part in differing]
+    lines += [f"not known of both: {', '.join(unknown)} (a run of an older version of ift)"] if unknown else []
+    lines += ["what is known of them:"] if found.details else []
+    lines += [f"  {change.text()}" for change in found.details]
+    lines += ["", f"losses: {found.losses.text()}", f"final weights: {found.weights.text()}"]
+    lines += [f"{change.name}: {change.one} -> {change.other}" for change in found.validation]
+    lines += ["", "the same bit for bit" if found.same else "different"]
+    return lines

@@ -1,0 +1,187 @@
+"""`ift diff`: what differed between two runs, and where their losses part."""
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from tiny import ROOT
+
+from ift.artifacts import RunFolder
+from ift.checks.loss_curves import Curve, part
+from ift.checks.weight_difference import compare_weights
+from ift.cli import main
+
+Config = Callable[..., Path]
+
+
+@pytest.fixture
+def fit(config: Config) -> Callable[..., Path]:
+    def run(name: str, **sections: Any) -> Path:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        path = config(name, **sections)
+        try:
+            assert main(["fit", "--config", str(path), "--debug"]) == 0
+        finally:
+            torch.set_num_threads(threads)
+        return Path(yaml.safe_load(path.read_text(encoding="utf-8"))["run_dir"])
+
+    return run
+
+
+def diff(one: Path, other: Path, report: Path) -> tuple[int, dict[str, Any]]:
+    code = main(["diff", str(one), str(other), "--json", str(report), "--debug"])
+    return code, json.loads(report.read_text(encoding="utf-8"))
+
+
+def test_two_runs_of_one_configuration_are_the_same(fit: Any, tmp_path: Path, capsys: Any) -> None:
+    one, other = fit("one"), fit("other")
+    code, report = diff(one, other, tmp_path / "report.json")
+    assert code == 0 and report["same"]
+    assert report["settings"] == [] and report["validation"] == [] and set(report["parts"].values()) == {True}
+    assert report["losses"]["source"] == "losses.jsonl" and report["losses"]["num_steps"] == 8
+    assert "the same bit for bit" in capsys.readouterr().out
+
+
+def test_what_differed_is_named_and_so_is_the_step(fit: Any, rows_file: Path, tmp_path: Path, capsys: Any) -> None:
+    reference = fit("reference")
+    rate = fit("rate", model={"optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.011}}})
+    code, report = diff(reference, rate, tmp_path / "report.json")
+    assert code == 1 and not report["same"] and set(report["parts"].values()) == {True}
+    assert [change["name"] for change in report["settings"]] == ["model.optimizer.init_args.lr"]
+    # The first loss is of the same weights; the first update is not.
+    assert report["losses"]["first"] == 2 and report["losses"]["last_same"] == 1
+    assert report["losses"]["gap"] != 0 and report["weights"]["differing"] > 0
+    text = capsys.readouterr().out
+    assert "model.optimizer.init_args.lr: 0.01 -> 0.011" in text and "part at step 2" in text
+
+    seed = fit("seed", seed_everything=1)
+    _, report = diff(reference, seed, tmp_path / "report.json")
+    assert report["losses"]["first"] == 1
+    assert {name for name, same in report["parts"].items() if not same} == {"initial_weights"}
+
+    template = fit("template", data={"template": "plain"})
+    _, report = diff(reference, template, tmp_path / "report.json")
+    assert {name for name, same in report["parts"].items() if not same} == {"template", "labels"}
+
+    rows = json.loads(rows_file.read_text(encoding="utf-8"))
+    rows[3]["output"] += " more"
+    rows_file.write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
+    data = fit("data")
+    _, report = diff(reference, data, tmp_path / "report.json")
+    assert {name for name, same in report["parts"].items() if not same} == {"data", "labels"}
+    assert report["settings"] == []
+
+
+def test_a_change_of_code_and_of_environment_is_seen(fit: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    reference = fit("reference", trainer={"max_epochs": 1})
+    from ift.training import run_fingerprint
+
+    code, environment = run_fingerprint.code, run_fingerprint.environment
+    monkeypatch.setattr("ift.training.run_fingerprint.code", lambda: {**code(), "commit": "another"})
+    monkeypatch.setattr("ift.training.run_folder.code", lambda: {**code(), "commit": "another"})
+    other = fit("other", trainer={"max_epochs": 1})
+    exit_code, report = diff(reference, other, tmp_path / "report.json")
+    assert exit_code == 0 and report["parts"]["code"] is False and report["parts"]["environment"] is True
+    assert any(change["name"] == "code.commit" for change in report["details"])
+    monkeypatch.undo()
+    changed = lambda trainer: {**environment(trainer), "threads": 64}  # noqa: E731
+    monkeypatch.setattr("ift.training.run_fingerprint.environment", changed)
+    third = fit("third", trainer={"max_epochs": 1})
+    _, report = diff(reference, third, tmp_path / "report.json")
+    assert report["parts"]["environment"] is False and report["parts"]["code"] is True
+
+
+def test_without_the_exact_record_the_log_says_between_which_steps(fit: Any, tmp_path: Path, capsys: Any) -> None:
+    trainer = {"log_every_n_steps": 3}
+    one = fit("one", trainer=trainer)
+    sgd = {"class_path": "torch.optim.SGD", "init_args": {"lr": 9}}
+    other = fit("other", trainer=trainer, model={"optimizer": sgd})
+    (one / "losses.jsonl").unlink()
+    code, report = diff(one, other, tmp_path / "report.json")
+    assert code == 1 and report["losses"]["source"] == "tensorboard"
+    assert (report["losses"]["last_same"], report["losses"]["first"]) == (1, 3)
+    assert "part between step 1 and 3" in capsys.readouterr().out
+
+
+def test_changed_weights_are_measured(fit: Any, tmp_path: Path) -> None:
+    one = fit("one", trainer={"max_epochs": 1})
+    other = tmp_path / "copy"
+    shutil.copytree(one, other)
+    file = other / "adapter" / "adapter_model.safetensors"
+    weights = load_file(str(file))
+    name = sorted(weights)[5]
+    weights[name][0, 0] += 0.25
+    save_file(weights, str(file))
+    code, report = diff(one, other, tmp_path / "report.json")
+    assert code == 1 and report["weights"]["differing"] == 1 and report["weights"]["largest_in"] == name
+    assert report["weights"]["largest"] == pytest.approx(0.25, abs=1e-6)
+    assert report["losses"]["first"] is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_every_float_are_compared_as_torch_would(dtype: torch.dtype, tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    folders, tensors = [], []
+    for number in range(2):
+        values = torch.randn(7, 5, generator=generator).to(dtype)
+        folder = tmp_path / str(number)
+        (folder / "adapter").mkdir(parents=True)
+        save_file({"a": values, "same": torch.ones(3, dtype=dtype)}, str(folder / "adapter" / "x.safetensors"))
+        folders.append(RunFolder(folder))
+        tensors.append(values.double())
+    found = compare_weights(*folders)
+    assert found.largest == float((tensors[0] - tensors[1]).abs().max())
+    assert (found.tensors, found.differing, found.largest_in, found.only_one) == (2, 1, "a", 0)
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "expected"),
+    [
+        ({1: 3.0, 2: 2.0}, {1: 3.0, 2: 2.0}, (None, None)),
+        ({1: 3.0, 2: 2.0}, {1: 3.0, 2: 2.0000001}, (2, 1)),
+        ({1: 3.0, 2: 2.0}, {1: 3.5, 2: 2.0}, (1, None)),
+        ({10: 3.0, 20: 2.0}, {5: 9.0, 10: 3.0, 20: 1.0}, (20, 10)),
+        ({1: math.nan}, {1: math.nan}, (None, None)),
+        ({1: 1.0, 2: math.nan}, {1: 1.0, 2: 1.0}, (2, 1)),
+    ],
+)
+def test_where_curves_part(one: dict[int, float], two: dict[int, float], expected: tuple[Any, Any]) -> None:
+    found = part(Curve("losses.jsonl", one), Curve("losses.jsonl", two))
+    assert (found.first, found.last_same) == expected
+    assert found.same == (expected[0] is None)
+
+
+def test_a_run_that_is_shorter_is_not_the_same(fit: Any, tmp_path: Path) -> None:
+    constant = {"schedule": {"kind": "constant", "warmup": 0}}
+    one = fit("one", model=constant, trainer={"max_epochs": 1})
+    other = fit("other", model=constant)
+    code, report = diff(one, other, tmp_path / "report.json")
+    assert code == 1 and report["losses"]["first"] is None and report["losses"]["steps"] == [4, 8]
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, capsys: Any) -> None:
+    assert main(["diff", str(tmp_path), str(tmp_path)]) == 2
+    assert "RUN_A:" in capsys.readouterr().err
+
+
+def test_it_needs_no_torch(fit: Any) -> None:
+    one, other = fit("one", trainer={"max_epochs": 1}), fit("other", trainer={"max_epochs": 1})
+    (one / "losses.jsonl").unlink()  # so that TensorBoard's log is read, too
+    program = (
+        "import sys; from ift.cli import main\n"
+        f"assert main(['diff', {str(one)!r}, {str(other)!r}]) == 0\n"
+        "print(*sorted({name.split('.')[0] for name in sys.modules}))"
+    )
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert not set(result.stdout.splitlines()[-1].split()) & {"torch", "transformers", "lightning", "peft"}
