@@ -27,17 +27,16 @@ from ift import interruptions  # noqa: E402
 from ift.artifacts import RunFolder  # noqa: E402
 from ift.commands.cluster import cluster_plugins, settle_devices  # noqa: E402
 from ift.commands.config import ConfigParser  # noqa: E402
+from ift.commands.data_fit import check_data  # noqa: E402
 from ift.commands.meeting import Meeting  # noqa: E402
 from ift.commands.stage_config import has_stages  # noqa: E402
 from ift.commands.trainer_settings import check_trainer  # noqa: E402
 from ift.data.datamodule import InstructionDataModule  # noqa: E402
 from ift.errors import UserError  # noqa: E402
 from ift.launch import launch  # noqa: E402
-from ift.models.adapters import check_can_go_on, num_virtual_tokens, peft_config_of  # noqa: E402
-from ift.models.loading import max_positions, read_config  # noqa: E402
+from ift.models.adapters import check_can_go_on, peft_config_of  # noqa: E402
+from ift.models.loading import read_config  # noqa: E402
 from ift.models.packing import choose_row_layout  # noqa: E402
-from ift.models.positions import steady_length  # noqa: E402
-from ift.models.rope import with_rope  # noqa: E402
 from ift.training.checkpoints import (  # noqa: E402
     AtomicCheckpointIO,
     check_checkpoint,
@@ -271,50 +270,6 @@ def _end_others(trainer: Trainer, interrupted: interruptions.Interrupted) -> Non
         trainer.strategy.launcher.kill(signal.SIGTERM)
 
 
-def _check_data(cli: TrainingCLI) -> None:
-    """Refuse data that the command or the model cannot use, and a run that would go on with other data."""
-    data = cli.datamodule
-    if problems := data.problems():
-        raise UserError("\n".join(problems))
-    if cli.command == "fit" and data.streams and cli.trainer.max_steps < 1:
-        raise UserError(
-            f"trainer.max_steps: required, as data.sources[{data.streams[0].number}] streams and has no end. Say how "
-            "many steps to train."
-        )
-    if cli.command == "validate" and not data.num_validation_examples:
-        raise UserError("data.validation: null holds nothing out, so there is nothing to validate. Set it.")
-    _check_longest(cli)
-    if cli.command == "fit" and cli.run.has_begun and cli._continues():
-        kept = cli.run.read_manifest()["data"]
-        if kept["prepared"] != (now := data.describe())["prepared"] or kept.get("validation_prepared") != now.get(
-            "validation_prepared"
-        ):
-            raise UserError(
-                f"data.sources: the rows, their layout, the tokenizer or the version of ift have changed since "
-                f"'{cli.run.root}' began, so it cannot be continued. Begin a new run_dir."
-            )
-
-
-def _check_longest(cli: TrainingCLI) -> None:
-    """Refuse examples longer than the model's positions, or whose positions would follow from the others of a batch."""
-    longest, virtual = cli.datamodule.longest_example, num_virtual_tokens(cli.model.method)
-    behind = f" behind {virtual} virtual ones" if virtual else ""
-    limit = max_positions(cli.model.base, cli.model.rope)
-    if limit is not None and longest + virtual > limit:
-        raise UserError(
-            f"data.max_length: the longest example has {longest} tokens{behind}, and the model only "
-            f"{limit} positions. Set data.max_length to {limit - virtual} or less."
-        )
-    steady = steady_length(with_rope(read_config(cli.model.base), cli.model.rope))
-    if steady is not None and longest + virtual > steady:
-        raise UserError(
-            f"data.max_length: the longest example has {longest} tokens{behind}. Beyond {steady}, this model's rotary "
-            "positions follow from the longest text of a micro-batch (dynamic scaling, or longrope), so that an "
-            f"example's loss would depend on the others. Set data.max_length to {steady - virtual} or less, or "
-            "model.rope.type to linear, yarn or llama3, which do not."
-        )
-
-
 def _optimizer_notes(cli: TrainingCLI) -> list[str]:
     if cli.command != "fit":
         return []
@@ -393,7 +348,7 @@ def prepare(command: str, arguments: list[str], *, tell: bool = True) -> Trainin
         notes = [*cli.datamodule.notes(), *_optimizer_notes(cli), *cli.model.notes()]
         for line in filter(None, (*notes, cli.datamodule.rejected())):
             print(line, file=sys.stderr)
-    _check_data(cli)
+    check_data(cli)
     return cli
 
 
