@@ -17,7 +17,7 @@ def readme_commands() -> list[list[str]]:
     return [shlex.split(line, comments=True) for block in blocks for line in block.splitlines() if line.strip()]
 
 
-OTHERS = ("data", "merge", "convert", "consolidate")
+OTHERS = ("data", "merge", "convert", "consolidate", "check", "diff", "plan")
 IFT = [command[1:] for command in readme_commands() if command[0] == "ift" and command[1] not in OTHERS]
 MERGE = [command[2:] for command in readme_commands() if command[:2] == ["ift", "merge"]]
 CONVERT = [command[2:] for command in readme_commands() if command[:2] == ["ift", "convert"]]
