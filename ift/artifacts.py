@@ -9,8 +9,10 @@ RUN/adapter_initial/   the adapter before the first step, where its first value 
 RUN/model/             the model and its tokenizer, in transformers' layout
 RUN/checkpoints/       trainable weights, optimizer, schedule and data position, for resuming
 RUN/tensorboard/       TensorBoard's log
+RUN/bad_step-N.jsonl   examples of a step that was left out or stopped the run, the largest loss first
 RUN/losses.jsonl       the exact loss of every optimizer step
 RUN/rejects.jsonl      rows that could not be used, with file, line and reason
+RUN/deepspeed.json     DeepSpeed's settings, where trainer.strategy is one of its
 RUN/removed.jsonl      rows that were asked to be left out (duplicates, contaminated ones), where there are any
 """
 
@@ -43,18 +45,28 @@ CHANGEABLE = frozenset(
         "model.attention",
         "model.compile",
         "model.gradient_checkpointing",
+        # What a run was stopped for may be left out when it goes on; the manifest tells which steps were.
+        "model.on_bad_step.action",
+        "model.on_bad_step.most_in_a_row",
+        "model.on_bad_step.spike_ratio",
+        "model.on_bad_step.window",
         "data.micro_batch_tokens",
+        "data.auto_micro_batch",
         "data.row_layout",
         "data.num_workers",
         "data.cache_dir",
         "data.max_rejected",
     }
 )
-"""Settings under `DECISIVE` that change speed or memory, never the result."""
+"""Settings under `DECISIVE` that a run may go on with otherwise; all but `on_bad_step` never change the result."""
 DURATION = tuple(
     f"trainer.{name}" for name in ("max_epochs", "max_steps", "max_time", "min_epochs", "min_steps", "precision")
 )
 """Settings of the Trainer that decide the result of a finished run; an unfinished one may go on with others."""
+
+
+BEGINNING = "beginning"
+"""Status of a run whose folder is not complete yet; killed then, it begins anew."""
 
 
 class RunFolder:
@@ -74,6 +86,11 @@ class RunFolder:
         self.losses = self.root / "losses.jsonl"
         self.rejects = self.root / "rejects.jsonl"
         self.removed = self.root / "removed.jsonl"
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a run has written here what goes in."""
+        return self.manifest.is_file() and self.read_manifest()["status"] != BEGINNING
 
     def check_new(self) -> None:
         """Refuse a folder that holds anything, so that nothing of an older run is overwritten.
@@ -115,7 +132,7 @@ class RunFolder:
         Raises:
             UserError: with the first key that differs.
         """
-        if not self.config.is_file():
+        if not self.config.is_file() or not self.has_begun:
             return
         import yaml
 
@@ -179,9 +196,17 @@ def flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that a reader sees the old file or the new one, never a part."""
-    temporary = path.with_name(path.name + ".tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text so that a reader sees the old file or the new one, never a part."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(temporary, path)
 
 

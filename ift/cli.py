@@ -8,9 +8,11 @@ from types import ModuleType
 from ift import __version__
 from ift.deferred_imports import deferred
 from ift.errors import exit_code, unknown_name
+from ift.interruptions import Interrupted, leave, watched
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "fit": ("ift.commands.trainer", "fine-tune a base model on instruction data, into a new run folder"),
+    "plan": ("ift.commands.plan", "predict memory, steps and time of a run, and what fits, before anything is loaded"),
     "validate": ("ift.commands.trainer", "measure the validation loss of a base model or a checkpoint"),
     "data": ("ift.commands.data", "look at instruction data: collections, audits, duplicates, contamination"),
     "predict": ("ift.commands.predict", "answer prompts, or rank given options, with a run or a base model"),
@@ -21,6 +23,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "convert": ("ift.commands.convert", "rewrite a base model of 2023 as a plain one, or back; or an adapter of one"),
 }
 """Name to module and one line of help; the module has `run(command, arguments)`."""
+_RESUMABLE = ("fit", "validate", "predict")
+"""Commands that go on where they were when they are given again, and may be jobs of a cluster."""
 
 
 def usage() -> str:
@@ -50,8 +54,8 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: of the command line, without the program's name.
 
     Returns:
-        The exit code: 0; 1 where a check or comparison says no; 2 for a mistake that the user can repair; 130 after an
-        interruption.
+        The exit code: 0; 1 where a check or comparison says no; 2 for a mistake that the user can repair; 69 where
+        other processes of the run are gone; 75 after a signal, where the same command goes on; 130 after Ctrl-C.
     """
     given = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in given
@@ -73,7 +77,14 @@ def main(arguments: list[str] | None = None) -> int:
         sys.path.append(os.getcwd())
     # Torch looks at it once: large tensors lie in large pages of memory, so that a step takes fewer page faults.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    return exit_code(lambda: _imported(module).run(command, rest), debug=debug)
+    if command not in _RESUMABLE:
+        return exit_code(lambda: _imported(module).run(command, rest), debug=debug)
+    # From here on: a signal during the imports must not end a job that would have been started again.
+    with watched():
+        try:
+            return exit_code(lambda: _imported(module).run(command, rest), debug=debug)
+        except Interrupted as interrupted:
+            return leave(interrupted)
 
 
 def _imported(module: str) -> ModuleType:

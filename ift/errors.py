@@ -1,8 +1,16 @@
 """What the user did wrong, said so that they can mend it; the command line shows these without a traceback."""
 
 import difflib
+import os
 import sys
+import time
 from collections.abc import Callable, Iterable
+from typing import ClassVar
+
+from ift.interruptions import defer, received
+from ift.launch import launch
+
+_PATIENCE_SECONDS = 5.0
 
 
 class UserError(ValueError):
@@ -11,6 +19,8 @@ class UserError(ValueError):
     The message holds the key as typed, the value found, the rule and the repair. Raised before weights load wherever
     the mistake can be seen by then.
     """
+
+    exit_code: ClassVar[int] = 2
 
 
 def unknown_name(key: str, value: str, known: Iterable[str], *, hint: str = "") -> UserError:
@@ -37,15 +47,35 @@ def exit_code(run: Callable[[], int | None], *, debug: bool) -> int:
         debug: whether to let errors through with their traceback.
 
     Returns:
-        That of the command; 2 for a `UserError` or a file that cannot be read or written; 130 after an interruption.
+        That of the command; 2 for a `UserError` (some have another) or a file that cannot be read or written; 130 after
+        an interruption.
     """
     try:
         return run() or 0
     except (UserError, OSError) as error:  # OSError: a full disk, a read-only folder, a vanished mount
         if debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        _tell(str(error))
+        return error.exit_code if isinstance(error, UserError) else 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def _tell(message: str) -> None:
+    """Write an error once, and not as often as there are processes that have met it.
+
+    Any other process than the first gives that one time to say the same, by which whatever started them ends them all.
+    What one of them alone has met is said by it.
+    """
+    place = launch()
+    if place.is_first:
+        print(f"error: {message}", file=sys.stderr, flush=True)
+        return
+    defer(True)  # a SIGTERM, as srun sends it when another process fails, changes nothing of the exit code
+    parent, deadline = os.getppid(), time.monotonic() + _PATIENCE_SECONDS
+    while time.monotonic() < deadline:
+        if received() or os.getppid() != parent:  # whoever started this process ends it; the first one has said it
+            return
+        time.sleep(0.1)
+    print(f"error (rank {place.rank}): {message}", file=sys.stderr, flush=True)

@@ -59,7 +59,7 @@ def test_data_subcommands() -> None:
     compare("data_subcommands", sorted(SUBCOMMANDS))
 
 
-@pytest.mark.parametrize("command", sorted(COMMANDS.keys() - {"check", "data", "diff", "merge"}))
+@pytest.mark.parametrize("command", sorted(COMMANDS.keys() - {"check", "data", "diff", "merge", "plan"}))
 def test_keys(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     compare(f"keys_{command}", keys_of(command, monkeypatch))
 

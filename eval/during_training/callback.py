@@ -21,7 +21,6 @@ from ift.artifacts import RunFolder, write_json
 from ift.errors import UserError
 from ift.models.adapters import num_virtual_tokens
 from ift.records import Prediction, PromptRecord
-from ift.training.engines import engine_of
 
 
 class EvaluateDuringTraining(Callback):
@@ -167,7 +166,7 @@ class EvaluateDuringTraining(Callback):
 
     def _answers(self, trainer: Trainer, pl_module: Any) -> list[Prediction]:
         """Return all ranks' answers."""
-        engine = engine_of(pl_module)
+        engine = pl_module.engine
         # Where a pass through the model takes all ranks, all of them answer all prompts.
         rank, world_size = (0, 1) if engine.in_step else (trainer.global_rank, trainer.world_size)
         batches = self._model.batches[rank::world_size]

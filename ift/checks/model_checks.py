@@ -214,7 +214,7 @@ def engine_gradient(module: Any, step: Any, trained: list[torch.Tensor]) -> tupl
             loss.backward()  # type: ignore[no-untyped-call]
 
     module.model.zero_grad()
-    gradient = StepGradient(module.model, module._calling, module._course, OneDevice(module), seed=module.seed, rank=0)
+    gradient = StepGradient(module.model, module.calling, module._course, OneDevice(module), seed=module.seed, rank=0)
     total = float(gradient(step)) / step.num_supervised
     return total, [_gradient(parameter) for parameter in trained]
 

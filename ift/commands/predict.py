@@ -15,6 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from ift import hub
 from ift.artifacts import RunFolder
+from ift.commands.cluster import settle_devices
 from ift.commands.trainer import IftCLI, is_first_process
 from ift.commands.trainer_settings import check_trainer
 from ift.data.encoding import tokenizer_hash
@@ -111,6 +112,7 @@ class PredictCLI(IftCLI):
     def before_instantiate_classes(self) -> None:
         """Refuse settings that make no sense here."""
         check_trainer(self.config["trainer"], self.command)
+        settle_devices(self.config["trainer"])
         own = self.config["data"]["tokenizer"]
         if self.config["run"] is None and own is not None and self.config["model"]["vocabulary"] is not None:
             raise UserError(

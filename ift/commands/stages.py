@@ -27,6 +27,7 @@ from ift.commands.stage_config import Chain, Stage, StageFiles, read_chain
 from ift.commands.stage_start import CheckedStage, check_stage, key_of_model, model_keys, start_keys
 from ift.commands.trainer import TrainingCLI, run_once
 from ift.errors import UserError
+from ift.interruptions import EXIT_INTERRUPTED, EXIT_SAVED, Interrupted
 
 _STATE = "stages.json"
 _PROCESSES = {"WORLD_SIZE": "torchrun", "SLURM_NTASKS": "SLURM", "OMPI_COMM_WORLD_SIZE": "mpirun"}
@@ -269,17 +270,16 @@ def _run_program(arguments: list[str]) -> dict[str, Any]:
         UserError: it failed, and has said why.
     """
     process = subprocess.Popen([sys.executable, "-m", "ift", *arguments], stdout=subprocess.PIPE, text=True)
-    earlier = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     try:
         output, _ = process.communicate()
-    except BaseException:
+    except BaseException:  # a signal, perhaps to this process alone: the other saves and ends
         process.terminate()
         process.wait()
         raise
-    finally:
-        signal.signal(signal.SIGTERM, earlier)
-    if process.returncode == 130:
+    if process.returncode == EXIT_INTERRUPTED:
         raise KeyboardInterrupt
+    if process.returncode == EXIT_SAVED:
+        raise Interrupted(signal.SIGTERM, "The chain goes on with --ckpt_path last.", requeued=True)
     if process.returncode:
         raise UserError(f"'ift {arguments[0]}' ended with code {process.returncode}; what it said stands above.")
     last = output.strip().splitlines()[-1:]

@@ -3,41 +3,69 @@
 import json
 import logging
 import shutil
+import signal
 import sys
 import warnings
 from contextlib import suppress
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it reports kernels that are not needed here at import
 
 import yaml  # noqa: E402
+from jsonargparse.typing import PositiveInt  # noqa: E402
 from lightning.fabric.utilities.exceptions import MisconfigurationException  # noqa: E402
 from lightning.pytorch import Trainer  # noqa: E402
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint  # noqa: E402
+from lightning.pytorch.callbacks import Callback  # noqa: E402
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI  # noqa: E402
 from lightning.pytorch.loggers import TensorBoardLogger  # noqa: E402
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher  # noqa: E402
 
+from ift import interruptions  # noqa: E402
 from ift.artifacts import RunFolder  # noqa: E402
+from ift.commands.cluster import cluster_plugins, settle_devices  # noqa: E402
 from ift.commands.config import ConfigParser  # noqa: E402
+from ift.commands.meeting import Meeting  # noqa: E402
 from ift.commands.stage_config import has_stages  # noqa: E402
 from ift.commands.trainer_settings import check_trainer  # noqa: E402
 from ift.data.datamodule import InstructionDataModule  # noqa: E402
 from ift.errors import UserError  # noqa: E402
+from ift.launch import launch  # noqa: E402
 from ift.models.adapters import check_can_go_on, num_virtual_tokens, peft_config_of  # noqa: E402
 from ift.models.loading import max_positions, read_config  # noqa: E402
 from ift.models.packing import choose_row_layout  # noqa: E402
 from ift.models.positions import steady_length  # noqa: E402
 from ift.models.rope import with_rope  # noqa: E402
-from ift.training.checkpoints import AtomicCheckpointIO, check_checkpoint, resolve_checkpoint, steps_of  # noqa: E402
+from ift.training.checkpoints import (  # noqa: E402
+    AtomicCheckpointIO,
+    check_checkpoint,
+    remove_unfinished,
+    resolve_checkpoint,
+    steps_of,
+)
 from ift.training.course import check_strategy  # noqa: E402
+from ift.training.deepspeed_checks import check_begins, check_deepspeed  # noqa: E402
+from ift.training.deepspeed_checks import notes as deepspeed_notes  # noqa: E402
+from ift.training.deepspeed_strategy import ZeroStrategy  # noqa: E402
+from ift.training.event_files import keep_events  # noqa: E402
+from ift.training.kept_checkpoints import RunCheckpoint  # noqa: E402
 from ift.training.loss_record import LossRecord  # noqa: E402
 from ift.training.metrics import StepMetrics  # noqa: E402
 from ift.training.module import InstructionModule, ValidationResult  # noqa: E402
+from ift.training.pending_validation import PendingValidation, was_due  # noqa: E402
+from ift.training.preemption import Preemption, take_signals_from_lightning  # noqa: E402
+from ift.training.process_groups import (  # noqa: E402
+    LONGEST_WAIT_SECONDS,
+    ProcessGroupTimeout,
+    lost_process,
+    set_timeout,
+)
 from ift.training.progress import RunProgress  # noqa: E402
 from ift.training.run_folder import RunFolderWriter  # noqa: E402
 from ift.training.samples import SampleResponses  # noqa: E402
+from ift.training.saving import RunTrainer  # noqa: E402
 from ift.training.sharded_rules import check_sharded  # noqa: E402
 from ift.training.sharded_strategy import ShardedStrategy  # noqa: E402
 from ift.training.strategies import build_strategy  # noqa: E402
@@ -59,6 +87,7 @@ class IftCLI(LightningCLI):
             module,
             datamodule,
             save_config_callback=None,
+            trainer_class=RunTrainer,
             trainer_defaults=TRAINER_DEFAULTS,
             seed_everything_default=0,
             parser_class=ConfigParser,
@@ -84,6 +113,10 @@ class IftCLI(LightningCLI):
         """Return the callbacks that are always there."""
         return [self.metrics]
 
+    def own_folder(self) -> Path | None:
+        """Return the folder that the command writes a run into, if it does."""
+        return None
+
     def instantiate_trainer(self, **options: Any) -> Trainer:
         """Build the trainer with our plugins and callbacks."""
         chosen = self.config_init["trainer"]
@@ -92,19 +125,22 @@ class IftCLI(LightningCLI):
         else:
             options["callbacks"] = list(chosen.get("callbacks") or [])
         options["callbacks"] += self.own_callbacks()
-        options["plugins"] = [*(chosen.get("plugins") or []), AtomicCheckpointIO()]
+        plugins = [*cluster_plugins(), AtomicCheckpointIO(self.own_folder())]
+        options["plugins"] = [*(chosen.get("plugins") or []), *plugins]
         options["strategy"] = build_strategy(chosen.get("strategy"))
-        if isinstance(options["strategy"], ShardedStrategy):
+        if isinstance(options["strategy"], (ShardedStrategy, ZeroStrategy)):
             # FSDP2 keeps the buffers that it gathers into, and one made in inference mode could never be trained with.
             options["inference_mode"] = False
         # Its install tips are no news of the run.
         logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
         try:
-            return super().instantiate_trainer(**options)
+            trainer = super().instantiate_trainer(**options)
         except UserError:
             raise
         except (MisconfigurationException, ValueError) as error:  # what Lightning's Trainer refuses
             raise UserError(f"trainer: {error}") from error
+        take_signals_from_lightning(trainer)
+        return trainer
 
 
 class TrainingCLI(IftCLI):
@@ -124,7 +160,13 @@ class TrainingCLI(IftCLI):
         parser.add_argument(
             "--ckpt_path", type=str | None, default=None, help="checkpoint to resume from, or 'last' for the newest"
         )
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_argument(
+            "--process_group_timeout_seconds",
+            type=PositiveInt,
+            default=LONGEST_WAIT_SECONDS,
+            help="how long processes wait for one that stands still or cannot be reached, before the run ends",
+        )
+        parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.add_lightning_class_args(SampleResponses, "samples")
         parser.set_defaults(
             {
@@ -138,16 +180,19 @@ class TrainingCLI(IftCLI):
     def before_instantiate_classes(self) -> None:
         """Refuse what cannot be, before anything is loaded."""
         check_trainer(self.config["trainer"], self.command)
+        settle_devices(self.config["trainer"])
+        self.timeout = timedelta(seconds=self.config["process_group_timeout_seconds"])
         self.begun_before = Path(self.config["run_dir"]).expanduser().exists()
         self.run = RunFolder(self.config["run_dir"])
         self.checkpoint = resolve_checkpoint(self.config["ckpt_path"], self.run, required=self.command != "fit")
         if self.checkpoint is not None:
-            check_checkpoint(self.checkpoint, self.config["model"]["base"])
+            check_checkpoint(self.checkpoint, self.config["model"]["base"], resumes=self.command == "fit")
         # Only the first process looks: the others start when it has begun to write.
         if self.command == "fit" and is_first_process():
             if self._continues():
                 self.run.check_continuable()
                 self.run.check_same(yaml.safe_load(self.parser.dump(self.config, skip_none=False)))
+                remove_unfinished(self.run)
             else:
                 self.run.check_new()
 
@@ -160,13 +205,18 @@ class TrainingCLI(IftCLI):
     def own_callbacks(self) -> list[Callback]:
         """Add what writes the run folder."""
         if self.command != "fit":
-            return super().own_callbacks()
+            return [*super().own_callbacks(), ProcessGroupTimeout(self.timeout)]
         self._dump_config()
         settings = {key: self.config_dump[key] for key in ("seed_everything", "model", "data")}
         settings["max_steps"] = [self.config_dump["trainer"][key] for key in ("max_epochs", "max_steps")]
         config = self.parser.dump(self.config, skip_none=False)
-        writers = [RunFolderWriter(self.run, config, settings, self.metrics), LossRecord(self.run)]
-        return [*super().own_callbacks(), *writers]
+        writer = RunFolderWriter(self.run, config, settings, self.metrics)
+        own = [ProcessGroupTimeout(self.timeout), writer, LossRecord(self.run), PendingValidation()]
+        return [*super().own_callbacks(), *own]
+
+    def own_folder(self) -> Path | None:
+        """Return the run folder."""
+        return self.run.root if self.command == "fit" else None
 
     def instantiate_trainer(self, **options: Any) -> Trainer:
         """Log to TensorBoard in the run folder unless another logger is named."""
@@ -174,20 +224,25 @@ class TrainingCLI(IftCLI):
         if self.command != "fit":
             options["logger"] = False
         elif logger is None or logger is True:
-            # What a killed run logged after its last checkpoint is replaced, not doubled.
-            begun = self.run.tensorboard.is_dir()
-            purge: dict[str, Any] = {"purge_step": _steps_of(self.checkpoint) + 1} if begun else {}
             folder = self.run.tensorboard
-            options["logger"] = TensorBoardLogger(str(folder.parent), name=folder.name, version="", **purge)
+            if is_first_process() and self._continues():
+                # What a killed run logged after its last checkpoint comes again.
+                step = steps_of(self.checkpoint) if self.checkpoint is not None else -1
+                keep_events(folder, step=step, validated=not was_due(self.checkpoint))
+            options["logger"] = TensorBoardLogger(str(folder.parent), name=folder.name, version="")
         options["default_root_dir"] = str(self.run.root)
-        return super().instantiate_trainer(**options)
+        trainer = super().instantiate_trainer(**options)
+        set_timeout(trainer.strategy, self.timeout)
+        if self.command == "fit":
+            # Behind those that log and save what a step has brought, and checkpoints are always the last in a list.
+            trainer.callbacks.append(Preemption(self.run, self.timeout))  # type: ignore[attr-defined]
+        self.meeting = Meeting(trainer._accelerator_connector.cluster_environment)
+        return trainer
 
 
 def is_first_process() -> bool:
     """Whether this is the process of rank 0, known before any process group is."""
-    from lightning.fabric.utilities import rank_zero
-
-    return getattr(rank_zero.rank_zero_only, "rank", 0) == 0
+    return launch().is_first
 
 
 def _tokenizer_settings(vocabulary: Any) -> dict[str, Any] | None:
@@ -202,18 +257,18 @@ def _checkpoint_folder(run_dir: str) -> str:
     return str(RunFolder(run_dir).checkpoints)
 
 
-def _steps_of(checkpoint: Path | None) -> int:
-    if checkpoint is None:
-        return -1
-    return steps_of(checkpoint)
-
-
 def _remove_unbegun(run: RunFolder, *, was_there: bool) -> None:
     """Remove what the logger opened if the model could not be built: a run begins with its manifest."""
     if not was_there and not run.manifest.is_file():
         shutil.rmtree(run.tensorboard, ignore_errors=True)
         with suppress(OSError):  # absent, or not empty
             run.root.rmdir()
+
+
+def _end_others(trainer: Trainer, interrupted: interruptions.Interrupted) -> None:
+    """Pass on a signal that has reached only the process which has started the others, before they train."""
+    if not interrupted.requeued and isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher):
+        trainer.strategy.launcher.kill(signal.SIGTERM)
 
 
 def _check_data(cli: TrainingCLI) -> None:
@@ -229,7 +284,7 @@ def _check_data(cli: TrainingCLI) -> None:
     if cli.command == "validate" and not data.num_validation_examples:
         raise UserError("data.validation: null holds nothing out, so there is nothing to validate. Set it.")
     _check_longest(cli)
-    if cli.command == "fit" and cli.run.manifest.is_file() and cli._continues():
+    if cli.command == "fit" and cli.run.has_begun and cli._continues():
         kept = cli.run.read_manifest()["data"]
         if kept["prepared"] != (now := data.describe())["prepared"] or kept.get("validation_prepared") != now.get(
             "validation_prepared"
@@ -268,7 +323,7 @@ def _optimizer_notes(cli: TrainingCLI) -> list[str]:
         clip_norm=cli.model.gradient_clip_norm,
         device=cli.trainer.strategy.root_device,
     )
-    return notes
+    return [*notes, *deepspeed_notes(cli.model, cli.trainer)]
 
 
 def hide_advice() -> None:
@@ -330,6 +385,8 @@ def prepare(command: str, arguments: list[str], *, tell: bool = True) -> Trainin
         cli.model.optimizer_traits.check_strategy("model.optimizer", cli.trainer)
         check_can_go_on(cli.model.method)
         check_strategy("model.adapter", cli.model.method, cli.trainer)
+        check_deepspeed(cli.model, cli.trainer)
+        check_begins(cli.trainer, cli.checkpoint)
     check_sharded(cli.model, cli.trainer, config=read_config(cli.model.base))
     cli.datamodule.load()  # all mistakes in the data come before the weights, and before other processes wait
     if tell and is_first_process():
@@ -351,13 +408,23 @@ def run_once(command: str, arguments: list[str], *, tell: bool = True) -> tuple[
     """
     cli = prepare(command, arguments, tell=tell)
     checkpoint = str(cli.checkpoint) if cli.checkpoint is not None else None
+    interruptions.defer(False)  # of the stage before
     try:
+        cli.meeting.wait()
         if command == "validate":
             cli.trainer.validate(cli.model, cli.datamodule, ckpt_path=checkpoint, weights_only=True, verbose=False)
             return cli, cli.model.validation_result
         cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=checkpoint, weights_only=True)
     except MisconfigurationException as error:
         raise UserError(f"trainer: {error}") from error
+    except RuntimeError as error:
+        if lost := lost_process(error, timeout_seconds=cli.timeout.total_seconds()):
+            raise lost from error
+        raise
+    except interruptions.Interrupted as interrupted:
+        interruptions.defer(True)
+        _end_others(cli.trainer, interrupted)
+        raise
     finally:
         if command == "fit" and cli.trainer.is_global_zero:
             _remove_unbegun(cli.run, was_there=cli.begun_before)

@@ -112,6 +112,18 @@ def check_sizes(max_length: int, global_batch_size: int, *, micro_batch_tokens: 
         )
 
 
+def check_shares(max_rejected: float, shuffle_buffer: int) -> None:
+    """Refuse a share that is none, and a buffer that holds nothing.
+
+    Raises:
+        UserError: with the setting.
+    """
+    if not 0 <= max_rejected <= 1:
+        raise UserError(f"data.max_rejected: {max_rejected} is no share between 0 and 1.")
+    if shuffle_buffer < 1:
+        raise UserError(f"data.shuffle_buffer: {shuffle_buffer} is less than 1; 1 keeps the order of the rows.")
+
+
 def check_loss(train_on: TrainOn, renderer: Renderer, *, text_blocks: bool) -> None:
     """Refuse to learn what the model only reads, where it reads in both directions.
 

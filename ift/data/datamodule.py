@@ -18,6 +18,7 @@ from ift.data.data_report import (
     check_members,
     check_not_empty,
     check_rejected,
+    check_shares,
     check_sizes,
     check_uses,
     check_validation_sources,
@@ -66,6 +67,7 @@ class InstructionDataModule(LightningDataModule):
         global_batch_size: examples per optimizer step, over all ranks.
         micro_batch_tokens: most positions (rows times longest row) that go through the model at once; changes speed
             and memory, never the result.
+        auto_micro_batch: when memory runs out, halve `micro_batch_tokens` for the rest of the run and repeat the step.
         row_layout: how examples share rows: `packed` end to end in several rows, `flattened` in one row, `grouped` one
             per row with others of its length, or `auto`, the fastest that the model computes exactly; changes speed,
             never the result.
@@ -99,6 +101,7 @@ class InstructionDataModule(LightningDataModule):
         max_length: int,
         global_batch_size: int,
         micro_batch_tokens: int,
+        auto_micro_batch: bool = False,
         row_layout: RowLayoutSetting = "auto",
         template: str | Template = "alpaca",
         template_options: dict[str, bool | str] | None = None,
@@ -120,8 +123,7 @@ class InstructionDataModule(LightningDataModule):
         if not sources:
             raise UserError("data.sources: the list is empty. Name at least one source with 'path' and 'layout'.")
         check_sizes(max_length, global_batch_size, micro_batch_tokens=micro_batch_tokens, text_blocks=text_blocks)
-        if not 0 <= max_rejected <= 1:
-            raise UserError(f"data.max_rejected: {max_rejected} is no share between 0 and 1.")
+        check_shares(max_rejected, shuffle_buffer)
         self.sources = checked_sources("data.sources", sources)
         if isinstance(validation, list):
             validation = checked_sources("data.validation", validation)
@@ -130,7 +132,7 @@ class InstructionDataModule(LightningDataModule):
             check_held_out(validation)
         self.base, self.enlarged, self.max_length = base, tokenizer, max_length
         self.global_batch_size, self.micro_batch_tokens = global_batch_size, micro_batch_tokens
-        self.row_layout = row_layout
+        self.auto_micro_batch, self.row_layout = auto_micro_batch, row_layout
         self.row_layout_choice = GROUPED if row_layout == "auto" else RowLayoutChoice(row_layout, "asked for")
         """What steps are cut by. Data do not know the model; whoever does sets it, before the loaders are built."""
         self.template = resolve_template("data.template", template)
@@ -139,15 +141,11 @@ class InstructionDataModule(LightningDataModule):
         self.filters = FilterSettings(deduplicate, tuple(benchmarks or ()))
         self.filters.check("data")
         check_streams(self.sources, mixing=mixing, deduplicate=deduplicate, num_benchmarks=len(self.filters.benchmarks))
-        if shuffle_buffer < 1:
-            raise UserError(f"data.shuffle_buffer: {shuffle_buffer} is less than 1; 1 keeps the order of the rows.")
         self.validation, self.max_rejected, self.shuffle_buffer = validation, max_rejected, shuffle_buffer
         self.cache_dir, self.num_workers, self.seed = Path(cache_dir).expanduser(), num_workers, seed
-        self.position = Position()
+        self.position, self.stream_counts, self._loaded = Position(), StreamCounts(), False
         self.streams: list[Stream] = []
-        self.stream_counts = StreamCounts()
         self._stream_states: tuple[dict[str, Any] | None, ...] = (None,) * len(self.sources)
-        self._loaded = False
 
     def load(self) -> None:
         """Load the tokenizer and the prepared examples, and check them. Needs no process group; does nothing twice.

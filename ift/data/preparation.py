@@ -9,8 +9,6 @@ import gc
 import hashlib
 import inspect
 import json
-import os
-import shutil
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -29,6 +27,7 @@ from ift.data.encoding import EncodedBatch, Encoder, tokenizer_hash
 from ift.data.filters import NO_FILTERS, FilterSettings
 from ift.data.layouts import RowFunction
 from ift.data.length import LengthPolicy, OverLong, Reason
+from ift.data.node_lock import build_once
 from ift.data.rendered_rows import RenderedRow, render_rows
 from ift.data.row_conversations import Reject, resolve_source
 from ift.data.rows import RawRow, Source, content_hash, read_rows
@@ -116,7 +115,8 @@ def prepare(
 ) -> Path:
     """Build the store of these sources, unless it is there already, and return its folder.
 
-    Any number of processes may call this at once: one builds, the others wait for it. Nothing half-built is ever seen.
+    Any number of processes may call this at once: one of each node builds, the others wait for it. Nothing half-built
+    is ever seen.
 
     Args:
         sources: checked by `check_source`.
@@ -126,21 +126,15 @@ def prepare(
         key: of the sources in the configuration, for errors.
         numbers: of the sources under that key, where these are not all of them.
     """
-    from filelock import FileLock
-
     places = {f"{key}[{n}]": one for n, one in zip(numbers or range(len(sources)), sources, strict=True)}
     cache_dir.mkdir(parents=True, exist_ok=True)
     folder = cache_dir / store_key(places, encoder, settings, cache_dir=cache_dir)
-    if folder.is_dir():
-        return folder
-    with FileLock(f"{folder}.lock"):
-        if not folder.is_dir():
-            building = cache_dir / f"{folder.name}.tmp"
-            shutil.rmtree(building, ignore_errors=True)  # left by a killed process; the lock says nobody uses it
-            building.mkdir()
-            with _few_collections():
-                _Builder(encoder, settings, folder=building).build(places, hashes=cache_dir / "hashes")
-            os.replace(building, folder)
+
+    def build(building: Path) -> None:
+        with _few_collections():
+            _Builder(encoder, settings, folder=building).build(places, hashes=cache_dir / "hashes")
+
+    build_once(folder, build)
     return folder
 
 

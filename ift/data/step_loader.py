@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ift.data.steps import EpochSampler, Step
 from ift.errors import UserError
+from ift.interruptions import ignore_in_worker
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class StepLoader(DataLoader[Step]):
     """
 
     def __init__(self, steps: Any, sampler: EpochSampler | None, *, num_workers: int) -> None:
+        self.steps = steps
         data_set: Any = _Guarded(steps) if num_workers else steps
         super().__init__(
             data_set,
@@ -52,6 +54,7 @@ class StepLoader(DataLoader[Step]):
             collate_fn=_identity,
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
+            worker_init_fn=ignore_in_worker,
         )
 
     def __iter__(self) -> Any:

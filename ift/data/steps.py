@@ -121,6 +121,28 @@ def _micro_batches(lengths: IndexArray, example_at: Callable[[int], Example], pl
     return tuple(collate(rows, plan.pad_token_id) for rows in rows_of)
 
 
+def examples_of(step: Step) -> list[Example]:
+    """Return the examples that a rank has in a step, as they lie in its micro-batches; their source is not known."""
+    found = []
+    for batch in step.micro_batches:
+        input_ids, labels = batch.input_ids.cpu().numpy(), batch.labels.cpu().numpy()
+        for row, lengths in enumerate(batch.lengths):
+            ends = np.cumsum(lengths)
+            places = [slice(end - length, end) for end, length in zip(ends, lengths, strict=True)]
+            found += [Example(input_ids[row, place], labels[row, place]) for place in places]
+    return found
+
+
+def recut(step: Step, micro_batch_tokens: int, *, choice: RowLayoutChoice, pad_token_id: int) -> Step:
+    """Return a rank's part of a step, cut under another budget; on the device where it is."""
+    examples = examples_of(step)
+    lengths = np.array([len(example.input_ids) for example in examples], dtype=np.int64)
+    groups = cut(lengths, micro_batch_tokens, choice=choice)
+    batches = (collate([[examples[one] for one in row] for row in group], pad_token_id) for group in groups)
+    device = step.micro_batches[0].input_ids.device
+    return replace(step, micro_batches=tuple(batch.to(device) for batch in batches))
+
+
 def _cut_share(lengths: IndexArray, own: IndexArray, plan: StepPlan) -> list[list[list[int]]]:
     """Return the micro-batches of a rank's share of a step; none where it has no share."""
     return cut(lengths[own], plan.micro_batch_tokens, choice=plan.row_layout) if len(own) else []
@@ -144,10 +166,19 @@ class TrainingSteps(Dataset[Step]):
         return -(-len(self._mixture) // self._plan.global_batch_size)
 
     def __getitem__(self, index: int) -> Step:
+        return make_step(self._store, self.examples_of(index), self._plan, index=index)
+
+    def places(self, index: int) -> dict[bytes, tuple[str, int]]:
+        """Return file and line of each example of a step, on all ranks, by the bytes of its ids (int64)."""
+        found = self.examples_of(index).tolist()
+        return {self._store[one].input_ids.tobytes(): self._store.place(one) for one in found}
+
+    def examples_of(self, index: int) -> IndexArray:
+        """Return which examples of the store a step takes, over all ranks."""
         epoch, step = divmod(index, self.num_steps_per_epoch)
         start = step * self._plan.global_batch_size
         positions = np.arange(start, min(start + self._plan.global_batch_size, len(self._mixture)))
-        return make_step(self._store, self._mixture.at(positions, epoch=epoch), self._plan, index=index)
+        return self._mixture.at(positions, epoch=epoch)
 
 
 class ValidationSteps(Dataset[Step]):

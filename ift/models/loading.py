@@ -214,7 +214,8 @@ def check_vocabulary(key: str, model: Any, tokenizer: Any) -> None:
     Raises:
         UserError: the tokenizer is larger than the embedding.
     """
-    rows = model.get_input_embeddings().weight.shape[0]
+    weight = model.get_input_embeddings().weight
+    rows = getattr(weight, "ds_shape", weight.shape)[0]  # where DeepSpeed has shared it out, none is left
     if len(tokenizer) > rows:
         raise UserError(f"{key}: the tokenizer has {len(tokenizer)} tokens, the model's embedding only {rows} rows.")
 
@@ -226,5 +227,6 @@ def count_parameters(model: torch.nn.Module) -> dict[str, int]:
 
 
 def _number_of(parameter: torch.Tensor) -> int:
-    shape = getattr(getattr(parameter, "quant_state", None), "shape", None)
+    # Of weights that DeepSpeed has shared out among ranks, an empty one is left in their place.
+    shape = getattr(getattr(parameter, "quant_state", None), "shape", getattr(parameter, "ds_shape", None))
     return math.prod(shape) if shape is not None else parameter.numel()

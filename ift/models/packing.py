@@ -168,6 +168,8 @@ def verify_row_layout(key: str, asked: RowLayoutSetting, *, choice: RowLayoutCho
 
 def _can_run(model: Any) -> bool:
     """Whether a model can compute as it is: not one without its weights, nor FlashAttention away from its GPU."""
+    if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+        return False  # DeepSpeed has shared the weights out, and does not gather them before training
     devices = {parameter.device.type for parameter in model.parameters()}
     return "meta" not in devices and (model.config._attn_implementation not in FLASH or "cpu" not in devices)
 

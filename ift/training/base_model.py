@@ -26,7 +26,7 @@ def load_base_of(module: Any) -> Any:
     # What has to be loaded whole may be too large for the device of a rank that keeps a part of it; what is quantized
     # is not, and is quantized on the way there.
     on_host = ranks and not deferred and not is_quantized(read_config(module.base), module.quantization)
-    with torch.device("cpu") if on_host else nullcontext():
+    with module.engine.loading(), torch.device("cpu") if on_host else nullcontext():
         return load_base_model(
             "model.base",
             module.base,

@@ -1,6 +1,7 @@
 """Checkpoints that are whole or not there, and where a run resumes."""
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,30 +12,56 @@ from ift.artifacts import RunFolder
 from ift.errors import UserError
 from ift.hub import fingerprint
 from ift.training.module import CHECKPOINT_KEY
+from ift.training.seals import SealedFile, check_seal
 from ift.training.sharded_checkpoints import check_whole, is_sharded_checkpoint, read_facts, read_whole, remove_sharded
+
+TEMPORARY = ".tmp"
+"""Ends the name of what is being written; it is renamed when it is whole."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target, flushes to disk and renames; a kill at any moment leaves the old file or the new one.
+    """Writes beside the target, seals, flushes to disk and renames; a kill leaves the old file or the new one.
 
     Lightning's own writes into the system's temporary folder, and moving from there to another file system copies.
+
+    Args:
+        root: the run folder. Below it only what is missing is made: a mount that has vanished must not be replaced by a
+            folder on the disk beneath it.
     """
 
+    def __init__(self, root: Path | None = None) -> None:
+        super().__init__()
+        self._root = root.resolve() if root is not None else None
+
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Save to a local path."""
+        """Save to a local path.
+
+        Raises:
+            OSError: the disk is full, the folder cannot be written, or is gone.
+        """
         target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(target.name + ".tmp")
-        with temporary.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
+        self._make(target.parent)
+        temporary = target.with_name(target.name + TEMPORARY)
+        try:
+            with temporary.open("wb") as file:
+                sealed: Any = SealedFile(file)
+                torch.save(checkpoint, sealed)
+                sealed.seal()
+            os.replace(temporary, target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)  # on a full disk, others may need the room
+            raise
         folder = os.open(target.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+    def _make(self, folder: Path) -> None:
+        inside = self._root is not None and self._root in folder.resolve().parents
+        if inside and self._root is not None and not self._root.is_dir():
+            raise FileNotFoundError(2, "the run folder is gone (a mount that vanished?)", str(self._root))
+        folder.mkdir(parents=True, exist_ok=True)
 
     def load_checkpoint(self, path: Any, *arguments: Any, **options: Any) -> dict[str, Any]:
         """Load a file, or all of a folder that several ranks wrote."""
@@ -50,10 +77,36 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             super().remove_checkpoint(path)
 
 
+def remove_unfinished(run: RunFolder) -> None:
+    """Remove what a killed process had begun to write; nothing under its name was ever read."""
+    for path in (*run.root.glob("*" + TEMPORARY), *run.checkpoints.glob("*" + TEMPORARY)):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
 def newest_checkpoint(run: RunFolder) -> Path | None:
-    """Return the checkpoint of a run with the most steps, or `None`."""
-    found = {path: read_checkpoint(path)["global_step"] for path in run.checkpoints.glob("*.ckpt")}
+    """Return the checkpoint of a run with the most steps, or `None`.
+
+    Raises:
+        UserError: one of them cannot be read, so that nobody knows which is the newest.
+    """
+    # A link to the last one points nowhere for a moment, in which a kill may come.
+    found = {path: steps_of(path) for path in run.checkpoints.glob("*.ckpt") if path.exists()}
     return max(found, key=lambda path: (found[path], path.name)) if found else None
+
+
+def steps_of(path: Path) -> int:
+    """Return after how many steps a checkpoint was written.
+
+    Raises:
+        UserError: it cannot be read, or is none.
+    """
+    checkpoint = read_checkpoint(path)
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("global_step"), int):
+        raise UserError(f"--ckpt_path: '{path}' was not written by ift fit. Move it out of the way.")
+    return int(checkpoint["global_step"])
 
 
 def read_checkpoint(path: Path) -> Any:
@@ -67,16 +120,11 @@ def read_checkpoint(path: Path) -> Any:
             return read_facts(path)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises many types for what is no checkpoint; each means that it is unusable
-        raise UserError(f"--ckpt_path: '{path}' cannot be read as a checkpoint: {error}") from error
-
-
-def steps_of(path: Path) -> int:
-    """Return the optimizer steps after which a checkpoint was written.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    return int(read_checkpoint(path)["global_step"])
+        reason = str(error).partition("\n")[0][:200]
+        raise UserError(
+            f"--ckpt_path: '{path}' cannot be read as a checkpoint: {reason} Move it out of the way; 'last' then takes "
+            "the newest of the others."
+        ) from error
 
 
 def resolve_checkpoint(ckpt_path: str | None, run: RunFolder, *, required: bool) -> Path | None:
@@ -103,12 +151,19 @@ def resolve_checkpoint(ckpt_path: str | None, run: RunFolder, *, required: bool)
     return path
 
 
-def check_checkpoint(path: Path, base: str) -> None:
+def check_checkpoint(path: Path, base: str, *, resumes: bool = False) -> None:
     """Refuse a checkpoint that was not written over this base model, before any weights are loaded.
 
+    Args:
+        path: of the checkpoint.
+        base: `model.base`.
+        resumes: whether training is to go on from there, for which weights are not enough.
+
     Raises:
-        UserError: not a checkpoint of ift, or one of another base model.
+        UserError: not a checkpoint of ift, a damaged one, or one of another base model.
     """
+    if not is_sharded_checkpoint(path):  # whose parts have checks of their own
+        check_seal("--ckpt_path", path)
     checkpoint = read_checkpoint(path)
     if path.is_dir():
         check_whole(path)
@@ -119,4 +174,9 @@ def check_checkpoint(path: Path, base: str) -> None:
         raise UserError(
             f"--ckpt_path: '{path}' belongs to another base model ('{own['base']}'; model.base is '{base}', with "
             "other weights or another config). Resume with the configuration in the run folder."
+        )
+    if resumes and "optimizer_states" not in checkpoint:
+        raise UserError(
+            f"--ckpt_path: '{path}' holds weights only (checkpoint.save_weights_only), and training goes on from "
+            "weights and optimizer. Name another checkpoint, or begin anew without --ckpt_path."
         )

@@ -1,12 +1,14 @@
 """How the gradients of a step are exchanged between ranks, clipped and applied; one engine per kind of strategy."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
+
+Result = TypeVar("Result")
 
 
 class Engine:
@@ -25,12 +27,30 @@ class Engine:
         return False
 
     @property
+    def even(self) -> bool:
+        """Whether each rank must compute as many micro-batches of a step as the others."""
+        return self.in_step
+
+    @property
+    def reads_anywhere(self) -> bool:
+        """Whether weights can be read outside of their own module's pass, as a fused head does."""
+        return True
+
+    def loading(self) -> AbstractContextManager[Any]:
+        """Let the base model be loaded within it as the strategy wants it."""
+        return nullcontext()
+
+    @property
     def keeps_rows(self) -> bool:
         """Whether a rank keeps some rows of each weight only, so that it need not read the others."""
         return False
 
     def place(self, model: Any) -> None:
         """Share out the weights of a model with its method attached among ranks, where the strategy does."""
+
+    def shape_of(self, parameter: torch.Tensor) -> tuple[int, ...]:
+        """Return the shape of a whole weight, of which this rank may hold a part."""
+        return tuple(parameter.shape)
 
     def whole(self, model: Any) -> AbstractContextManager[Any]:
         """Let the first rank find whole weights in the model, to write them; all ranks must enter it."""
@@ -49,6 +69,10 @@ class Engine:
         """Let gradients be exchanged in the backward pass within it only at the last micro-batch of a step."""
         wrapped = self.module.trainer.strategy.model
         return wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) and not last else nullcontext()
+
+    def forward(self, compute: Callable[[], Result]) -> Result:
+        """Compute with the model, once for each micro-batch."""
+        return compute()
 
     def backward(self, loss: torch.Tensor) -> None:
         """Add the gradient of a scalar to what is there."""
@@ -76,8 +100,12 @@ class Engine:
 
 def engine_of(module: Any) -> Engine:
     """Return the engine for the strategy of a module's trainer."""
+    from ift.training.deepspeed_engine import ZeroEngine
+    from ift.training.deepspeed_strategy import ZeroStrategy
     from ift.training.sharded_engine import ShardedEngine
     from ift.training.sharded_strategy import ShardedStrategy
 
     strategy = module.trainer.strategy if module._trainer is not None else None
+    if isinstance(strategy, ZeroStrategy):
+        return ZeroEngine(module)
     return ShardedEngine(module) if isinstance(strategy, ShardedStrategy) else Engine(module)

@@ -1,10 +1,12 @@
 """The gradient of a step, added up over its micro-batches."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
+from ift.data.micro_batches import MicroBatch
 from ift.data.steps import Step
 from ift.models.calling import Calling
 from ift.seeds import mixed_seed
@@ -35,9 +37,14 @@ class StepGradient:
         total = torch.zeros((), dtype=torch.float64, device=step.micro_batches[0].input_ids.device)
         for number, batch in enumerate(step.micro_batches, 1):
             with self.engine.exchange(last=number == len(step.micro_batches)):
-                loss = loss_sum(self.model, batch, calling=self.calling)
-                added = self.course.loss(batch, loss)
-                penalty = self.course.penalty() if number == 1 else None  # a step has one, however it is cut
-                self.engine.backward(added * scale if penalty is None else added * scale + penalty)
-            total += loss.detach()
+                scaled, loss = self.engine.forward(partial(self._loss, batch, scale=scale, first=number == 1))
+                self.engine.backward(scaled)
+            total += loss
         return total
+
+    def _loss(self, batch: MicroBatch, *, scale: float, first: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what a micro-batch adds to the loss of the step, and its summed cross-entropy, without gradient."""
+        loss = loss_sum(self.model, batch, calling=self.calling)
+        added = self.course.loss(batch, loss)
+        penalty = self.course.penalty() if first else None  # a step has one, however it is cut
+        return added * scale if penalty is None else added * scale + penalty, loss.detach()

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from peft import AdaLoraConfig, PeftConfig
 
-from ift.data.encoding import IGNORE_INDEX
 from ift.data.steps import Step
 from ift.errors import UserError
 from ift.hub import check_base, fingerprint
@@ -33,14 +33,17 @@ from ift.models.rope import Rope, check_rope
 from ift.models.support import check_supported
 from ift.models.trained_adapters import MergedAdapter
 from ift.models.vocabulary import Growth, Vocabulary, check_same_growth, enlarged_config
+from ift.training.bad_steps import BadSteps, OnBadStep
 from ift.training.base_model import load_base_of
 from ift.training.course import MethodCourse, check_strategy
+from ift.training.deepspeed_checks import check_deepspeed
 from ift.training.engines import engine_of
 from ift.training.fused_optimizers import FusedOptimizer
 from ift.training.gradient import StepGradient
-from ift.training.objective import loss_sum, shifted_targets
+from ift.training.objective import validation_sums
 from ift.training.optimizers import optimizer_traits, with_fused_update, without_paging
 from ift.training.parameter_groups import parameter_groups, spread_learning_rate
+from ift.training.recutting import Recutting
 from ift.training.schedule import Schedule, learning_rate_share
 from ift.training.sharded_rules import check_sharded
 
@@ -78,6 +81,7 @@ class InstructionModule(LightningModule):
             then the one that trains nearest to it, whatever size is given with the adapter.
         schedule: how the learning rate moves.
         gradient_clip_norm: largest norm of the whole gradient; none clips nothing.
+        on_bad_step: what becomes of a step whose loss or gradient is no finite number, or a spike.
         gradient_checkpointing: compute activations twice instead of keeping them; the result is the same.
         compile: compile the model's blocks with torch.compile; the result is the same up to rounding. The first steps
             take minutes longer.
@@ -98,6 +102,7 @@ class InstructionModule(LightningModule):
         budget: int | None = None,
         schedule: Schedule = Schedule(),  # noqa: B008 (frozen)
         gradient_clip_norm: float | None = 1.0,
+        on_bad_step: OnBadStep = OnBadStep(),  # noqa: B008 (frozen)
         gradient_checkpointing: bool = False,
         compile: bool = False,
         seed: int = 0,
@@ -118,6 +123,8 @@ class InstructionModule(LightningModule):
         self.optimizer_callable, self.schedule = optimizer, schedule
         self.optimizer_traits = optimizer_traits("model.optimizer", optimizer)
         self.gradient_clip_norm, self.gradient_checkpointing = gradient_clip_norm, gradient_checkpointing
+        on_bad_step.check("model.on_bad_step", self.optimizer_traits)
+        self.bad_steps, self.recutting = BadSteps(on_bad_step), Recutting(self)
         self.seed = seed
         self.automatic_optimization = False
         # Checkpoints hold trained weights only; on_load_checkpoint checks that they are exactly those needed.
@@ -128,7 +135,7 @@ class InstructionModule(LightningModule):
         self.merged_chain: list[MergedAdapter] = []
         self._validation_sums = torch.zeros(2, dtype=torch.float64)
         self.validation_result: ValidationResult | None = None
-        self._all_finite: torch.Tensor | None = None
+        self.between_steps = True  # weights, optimizer, schedule and position are those of the same step
         self._loaded_step = 0
         self.initial_values: dict[str, torch.Tensor] | None = None
         self.defers = False
@@ -182,7 +189,7 @@ class InstructionModule(LightningModule):
         """Refuse what the strategy cannot do, and ask for steps as the optimizer takes them; before weights load."""
         device = self.trainer.strategy.root_device.type
         data: Any = getattr(self.trainer, "datamodule", None)
-        if engine_of(self).in_step:
+        if engine_of(self).even:
             data.row_layout_choice = replace(data.row_layout_choice, even=True)
         check_sharded(self, self.trainer, config=read_config(self.base))
         check_attention(self.attention, config=read_config(self.base), dtype=self.dtype_name, device=device)
@@ -192,6 +199,8 @@ class InstructionModule(LightningModule):
             return
         check_can_go_on(self.method)
         check_strategy("model.adapter", self.method, self.trainer)
+        check_deepspeed(self, self.trainer)
+        self.recutting.check()
         if self.optimizer_traits.fused:
             self.optimizer_traits.check_strategy("model.optimizer", self.trainer)
             data.row_layout_choice = replace(data.row_layout_choice, whole_step=True)
@@ -201,7 +210,7 @@ class InstructionModule(LightningModule):
         if self.model is not None:
             return
         self.check()
-        self.engine = engine_of(self)
+        self.engine = self.recutting.engine(engine_of(self))
         model = enlarge(load_base_of(self), self.growth)
         datamodule: Any = getattr(self.trainer, "datamodule", None) if self._trainer is not None else None
         if datamodule is not None:
@@ -215,6 +224,8 @@ class InstructionModule(LightningModule):
         if self.gradient_checkpointing:
             # The reentrant kind would need inputs that require gradients, and fails under DDP with unused parameters.
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            # transformers lets inputs require gradients all the same: a backward pass through what is not trained.
+            model.disable_input_require_grads()
         if self.engine.in_step and not self.method.trains_base and changes_base(model.active_peft_config):
             self.initial_values = initial_values(model)  # which could not be read any more
         self.engine.place(model)
@@ -222,7 +233,8 @@ class InstructionModule(LightningModule):
             datamodule.row_layout_choice = verify_row_layout(
                 "data.row_layout", datamodule.row_layout, choice=datamodule.row_layout_choice, model=model
             )
-        self._calling = with_fused_head(calling_of(model), model)
+        calling = calling_of(model)
+        self.calling = with_fused_head(calling, model) if self.engine.reads_anywhere else calling
         if self.compiles:
             compile_blocks(model)
         self._course = MethodCourse(model, self.method, seed=self.seed)
@@ -265,39 +277,30 @@ class InstructionModule(LightningModule):
         """
         optimizer: Any = self.optimizers()
         self._course.before_step(step.index, optimizer.optimizer)
-        gradient = StepGradient(self.model, self._calling, self._course, self.engine, self.seed, self.global_rank)
+        gradient = StepGradient(self.model, self.calling, self._course, self.engine, self.seed, self.global_rank)
         if isinstance(optimizer.optimizer, FusedOptimizer):
             total, norm = optimizer.optimizer.fused_backward(
                 lambda: gradient(step), self.parameters(), clip_norm=self.gradient_clip_norm
             )
         else:
-            total = gradient(step)
-            norm = self._clip()
-        # A flag on the device, looked at when weights are kept or losses told: no wait for the device in every step.
-        finite = torch.isfinite(norm)
-        self._all_finite = finite if self._all_finite is None else self._all_finite & finite
+            total = self.recutting.gradient(gradient, step, self.engine)
+            limit = self.gradient_clip_norm or float("inf")
+            norm = self.engine.clip((p for p in self.parameters() if p.requires_grad), limit)
+        usable = self.bad_steps.usable(self, step, loss=total, norm=norm)
         group = optimizer.param_groups[0]
         learning_rate = float(group["lr"]) / group.get("ratio", 1.0)  # LoRA+: that of the A matrices
+        self.between_steps = False
+        if not usable:
+            optimizer.zero_grad()  # without gradients, optimizers change nothing, and the step is counted all the same
         self.engine.update(optimizer)
-        self._course.after_update(step.index)
+        if usable:
+            self._course.after_update(step.index)
         optimizer.zero_grad()
         scheduler: Any = self.lr_schedulers()
         scheduler.step()
         self.trainer.datamodule.advance(step)  # type: ignore[attr-defined]
+        self.between_steps = True
         return {"loss_sum": total, "gradient_norm": norm, "learning_rate": learning_rate}
-
-    def check_finite(self) -> None:
-        """Stop a run whose loss or gradient has left the numbers, before its weights are kept.
-
-        Raises:
-            UserError: a gradient was infinite or not a number.
-        """
-        if self._all_finite is not None and not bool(self._all_finite):
-            raise UserError(
-                f"the loss or its gradient became infinite or not a number by step {self.trainer.global_step}; the "
-                "weights are not kept. Lower the learning rate (model.optimizer.init_args.lr), lengthen "
-                "model.schedule.warmup, or use model.dtype float32."
-            )
 
     def on_validation_epoch_start(self) -> None:
         """Start the sums anew."""
@@ -306,10 +309,8 @@ class InstructionModule(LightningModule):
 
     def validation_step(self, step: Step, batch_idx: int) -> None:
         """Add this rank's summed cross-entropy and number of supervised tokens."""
-        for batch in step.micro_batches:
-            count = (shifted_targets(batch.labels) != IGNORE_INDEX).sum()
-            loss = loss_sum(self.model, batch, calling=self._calling)
-            self._validation_sums += torch.stack((loss.double(), count.double()))
+        sums = partial(validation_sums, self.model, calling=self.calling, engine=self.engine)
+        self._validation_sums += self.recutting.validation(sums, step)
 
     def on_validation_epoch_end(self) -> None:
         """Log loss and perplexity per supervised token, over all ranks."""
@@ -330,7 +331,7 @@ class InstructionModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep trained weights only, and say which base model they belong to."""
-        self.check_finite()
+        self.bad_steps.check_finite(self)
         trained = set(self._trained)
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {name: value for name, value in state.items() if name in trained}
@@ -339,6 +340,8 @@ class InstructionModule(LightningModule):
             "base_fingerprint": fingerprint(self.base),
             "vocabulary": self.growth.fingerprint if self.growth is not None else None,
             "method": self._course.state(),
+            "bad_steps": self.bad_steps.state(),
+            "recutting": self.recutting.state(),
         }
 
     def check_weights(self, found: Mapping[str, tuple[int, ...]], *, key: str = "--ckpt_path") -> None:
@@ -352,7 +355,7 @@ class InstructionModule(LightningModule):
             UserError: names or shapes differ.
         """
         trained = set(self._trained)
-        needed = {name: tuple(value.shape) for name, value in self.state_dict().items() if name in trained}
+        needed = {name: self.engine.shape_of(one) for name, one in self.named_parameters() if name in trained}
         differing = sorted(name for name in needed.keys() | found.keys() if needed.get(name) != found.get(name))
         if differing:
             first = differing[0]
@@ -374,10 +377,8 @@ class InstructionModule(LightningModule):
         self.check_weights({name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()})
         if self.trainer.state.fn == "fit":
             self._course.check_resumable()
+            self.bad_steps.load_state(checkpoint[CHECKPOINT_KEY]["bad_steps"])
+            self.recutting.load_state(checkpoint[CHECKPOINT_KEY]["recutting"])
         if self.initial_values is None and not self.method.trains_base and changes_base(self.model.active_peft_config):
             self.initial_values = initial_values(self.model)  # which are about to be replaced
         self._course.load_state(checkpoint[CHECKPOINT_KEY].get("method", {}))
-
-    def _clip(self) -> torch.Tensor:
-        limit = self.gradient_clip_norm if self.gradient_clip_norm is not None else float("inf")
-        return self.engine.clip((p for p in self.parameters() if p.requires_grad), limit)

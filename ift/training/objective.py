@@ -1,5 +1,6 @@
 """The loss: cross-entropy summed over supervised positions, computed at those positions only."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -7,12 +8,24 @@ from torch.nn import functional as F
 
 from ift.data.encoding import IGNORE_INDEX
 from ift.data.micro_batches import MicroBatch
+from ift.data.steps import Step
 from ift.models.calling import Calling
+from ift.training.engines import Engine
 
 
 def shifted_targets(labels: torch.Tensor) -> torch.Tensor:
     """Return for each position the label of the next one, `(batch, length)`; the last has none."""
     return F.pad(labels, (0, 1), value=IGNORE_INDEX)[:, 1:]
+
+
+def validation_sums(model: Any, step: Step, *, calling: Calling, engine: Engine) -> torch.Tensor:
+    """Return the summed cross-entropy of a step and the number of its supervised tokens, float64, on this rank."""
+    sums = torch.zeros(2, dtype=torch.float64, device=step.micro_batches[0].input_ids.device)
+    for batch in step.micro_batches:
+        count = (shifted_targets(batch.labels) != IGNORE_INDEX).sum()
+        loss = engine.forward(partial(loss_sum, model, batch, calling=calling))
+        sums += torch.stack((loss.double(), count.double()))
+    return sums
 
 
 def loss_sum(model: Any, batch: MicroBatch, *, calling: Calling) -> torch.Tensor:

@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 
+from ift.training.deepspeed_state import shape_of
+
 
 def parameter_groups(named: Iterable[tuple[str, torch.nn.Parameter]], *, ratio: float = 1.0) -> list[dict[str, Any]]:
     """Return an optimizer's parameter groups.
@@ -19,7 +21,8 @@ def parameter_groups(named: Iterable[tuple[str, torch.nn.Parameter]], *, ratio: 
     groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
     for name, parameter in named:
         faster = ratio != 1.0 and (".lora_B." in name or ".lora_embedding_B." in name)
-        groups.setdefault((parameter.ndim >= 2, faster), []).append(parameter)
+        # What DeepSpeed has shared out leaves an empty row behind, whatever it was.
+        groups.setdefault((len(shape_of(parameter)) >= 2, faster), []).append(parameter)
     return [
         {"params": params} | ({} if decays else {"weight_decay": 0.0}) | ({"ratio": ratio} if faster else {})
         for (decays, faster), params in sorted(groups.items(), key=lambda item: item[0], reverse=True)

@@ -11,7 +11,7 @@ from ift.training.metrics import StepMetrics
 
 
 class RunProgress(ProgressBar):
-    """Shows steps, loss, tokens per second and time left; on a terminal as a bar, else as a line now and then.
+    """Shows steps, loss, rates, memory and time left; on a terminal as a bar, else as a line now and then.
 
     Args:
         metrics: where loss and rate come from; without, only counts are shown.
@@ -63,7 +63,10 @@ class RunProgress(ProgressBar):
         if self._metrics is not None and self._metrics.last:
             last = self._metrics.last
             rate = last["train/supervised_tokens_per_second"]
-            bar.set_postfix_str(f"loss {last['train/loss']:.3f}, {rate:,.0f} supervised tokens/s", refresh=False)
+            told = [f"loss {last['train/loss']:.3f}", f"{rate:,.0f} supervised tokens/s"]
+            if "train/utilization" in last:
+                told.append(f"{last['train/utilization']:.0%} of peak")
+            bar.set_postfix_str(", ".join([*told, f"{last['train/peak_memory_gib']:.1f} GiB"]), refresh=False)
         bar.update(1)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from ift.artifacts import RunFolder, file_hashes, fingerprint, versions, write_json
+from ift.artifacts import BEGINNING, RunFolder, file_hashes, fingerprint, versions, write_json, write_text
 from ift.data.steps import Step
 from ift.hub import fingerprint as base_fingerprint
 from ift.hub import local_folder
@@ -43,7 +43,7 @@ class RunFolderWriter(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write what goes in, once the model is there."""
-        resumed = self._run.manifest.is_file()  # of the first rank; the others only take part in gathering
+        resumed = self._run.has_begun  # of the first rank; the others only take part in gathering
         base = base_fingerprint(pl_module.base)  # type: ignore[arg-type]
         initial = initial_weights(pl_module, base=base)
         if not trainer.is_global_zero:
@@ -52,6 +52,9 @@ class RunFolderWriter(Callback):
         module: Any = pl_module
         self._run.root.mkdir(parents=True, exist_ok=True)
         self._manifest = self._run.read_manifest() if resumed else self._new_manifest(pl_module, datamodule, initial)
+        self._was_finished = self._manifest["status"] == "finished"
+        if not resumed:  # what a kill leaves of the next lines is begun anew
+            write_json(self._run.manifest, self._manifest)
         rows = datamodule.row_layout_choice
         session: dict[str, Any] = {
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -68,7 +71,7 @@ class RunFolderWriter(Callback):
         self._manifest["status"] = "running"
         number = len(self._manifest["sessions"])
         config = self._run.config if not resumed else self._run.config.with_name(f"config.session-{number}.yaml")
-        config.write_text(self._config, encoding="utf-8")
+        write_text(config, self._config)
         if not resumed:
             write_json(self._run.template, datamodule.encoder.template.describe())
             datamodule.tokenizer.save_pretrained(str(self._run.tokenizer))
@@ -76,11 +79,13 @@ class RunFolderWriter(Callback):
             if removed := datamodule.removed_files():
                 _join_files(removed, self._run.removed)
         if not module.method.trains_base and changes_base(module.model.active_peft_config):
+            if not resumed:
+                shutil.rmtree(self._run.initial_adapter, ignore_errors=True)  # a killed process may have begun it
             save_initial(module.model, self._run.initial_adapter, values=module.initial_values)
             module.initial_values = None
         write_json(self._run.manifest, self._manifest)
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_session_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say where the session begins, now that a checkpoint is loaded, and forget what lies beyond."""
         if trainer.is_global_zero:
             datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
@@ -116,31 +121,40 @@ class RunFolderWriter(Callback):
                 self._close(trainer, pl_module)
 
     def _close(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._metrics.supervised_tokens or not self._manifest.get("steps"):
+        if not self._was_finished or self._manifest["steps"] != trainer.global_step:
             self._finish(trainer, pl_module)
         else:  # a finished run was continued, and nothing was left to do
             self._manifest["sessions"].pop()
             self._manifest["status"] = "finished"
         write_json(self._run.manifest, self._manifest)
 
+    def interrupt(self, trainer: Trainer, status: str) -> None:
+        """Close the session of a run that was asked to end before its time."""
+        self._manifest["status"] = status
+        self._manifest.pop("steps", None)  # of a finished run that was continued
+        self._manifest["sessions"][-1] |= {"status": status, "to_step": trainer.global_step} | self._measured(trainer)
+        write_json(self._run.manifest, self._manifest)
+
     def _finish(self, trainer: Trainer, pl_module: Any) -> None:
-        pl_module.check_finite()
+        pl_module.bad_steps.check_finite(pl_module)
         self._export(pl_module, trainer.datamodule)  # type: ignore[attr-defined]
-        seconds = time.monotonic() - self._started
-        trained = self._metrics.training_seconds
         self._manifest["status"] = "finished"
         self._manifest["steps"] = trainer.global_step
+        self._manifest["skipped_steps"] = pl_module.bad_steps.skipped
+        self._manifest["out_of_memory"] = pl_module.recutting.events
         if trainer.datamodule.streams:  # type: ignore[attr-defined]
             self._manifest["data"]["streams"] = trainer.datamodule.describe_streams()  # type: ignore[attr-defined]
-        self._manifest["sessions"][-1] |= {
+        self._manifest["sessions"][-1] |= self._measured(trainer)
+        self._manifest["last_logged"] = {"step": self._metrics.last_step, **self._metrics.last}
+
+    def _measured(self, trainer: Trainer) -> dict[str, Any]:
+        """Return when the session ended, and how fast it was."""
+        seconds = time.monotonic() - self._started
+        return {
             "ended": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": round(seconds, 3),
-            "training_seconds": round(trained, 3),
-            "supervised_tokens": self._metrics.supervised_tokens,
-            "padding_share": round(self._metrics.padded / max(1, self._metrics.padded + self._metrics.tokens), 6),
-            "supervised_tokens_per_second": round(self._metrics.supervised_tokens / max(trained, 1e-9), 1),
+            **self._metrics.describe(trainer.world_size),
         }
-        self._manifest["last_logged"] = {"step": self._metrics.last_step, **self._metrics.last}
 
     def _new_manifest(self, pl_module: Any, datamodule: Any, initial: str) -> dict[str, Any]:
         data = datamodule.describe()
@@ -155,7 +169,7 @@ class RunFolderWriter(Callback):
             parts["vocabulary"] = pl_module.growth.fingerprint
         parts |= {"validation": data.get("validation_prepared"), "versions": versions()}
         return {
-            "status": "running",
+            "status": BEGINNING,
             "fingerprint": fingerprint(parts),
             "fingerprints": run_fingerprints(
                 pl_module, datamodule, data=data, settings=self._settings, base=base["fingerprint"], initial=initial

@@ -45,7 +45,7 @@ class ShardedEngine(Engine):
     @contextmanager
     def together(self, model: Any) -> Iterator[None]:
         """Send each pass's logits to all ranks, so that none could choose another token and make another pass."""
-        handle = base_of(model).register_forward_hook(_of_first_rank)
+        handle = base_of(model).register_forward_hook(logits_of_first_rank)
         try:
             yield
         finally:
@@ -66,7 +66,8 @@ class ShardedEngine(Engine):
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
-def _of_first_rank(module: torch.nn.Module, arguments: Any, output: Any) -> Any:
+def logits_of_first_rank(module: torch.nn.Module, arguments: Any, output: Any) -> Any:
+    """Put the first rank's logits in the place of those of any other; a forward hook of a language model."""
     logits = output.logits.contiguous()
     dist.broadcast(logits, src=0)
     output.logits = logits

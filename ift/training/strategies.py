@@ -4,11 +4,18 @@ from datetime import timedelta
 from typing import Any
 
 from ift.errors import UserError, unknown_name
+from ift.training import deepspeed_config
 
-STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "fsdp", "DDPStrategy", "SingleDeviceStrategy")
+STRATEGIES = (
+    *("auto", "ddp", "ddp_find_unused_parameters_true", "fsdp", *deepspeed_config.NAMES),
+    *("DDPStrategy", "SingleDeviceStrategy"),
+)
 """Strategies whose steps are exact here; a class path may give one of the classes with arguments."""
 
 _REFUSED = {
+    "DeepSpeedStrategy": "DeepSpeed's settings follow from those of the run (Lightning would pass over 'stage' beside "
+    "'config', and DeepSpeed over keys that it does not know). Take deepspeed_1, deepspeed_2 or deepspeed_3, or one of "
+    "them with _offload",
     "FSDPStrategy": "the older FSDP cannot clip gradients by their norm. Take 'fsdp', which is FSDP2",
     "ModelParallelStrategy": "its own sizes would split layers within a node, and its checkpoints hold the base model. "
     "Take 'fsdp', which is this strategy with settings that are exact here",
@@ -31,6 +38,11 @@ def check_strategy_name(strategy: Any, command: str) -> None:
         raise UserError(f"trainer.strategy: {named} is not possible; {_REFUSED[named]}.")
     if named not in STRATEGIES:
         raise unknown_name("trainer.strategy", named, STRATEGIES, hint="'auto' is one device, or ddp on several.")
+    if named in deepspeed_config.NAMES:
+        from ift.training import deepspeed_checks
+
+        deepspeed_checks.check_command(named, command)
+        deepspeed_checks.check_installed(named)
     if named == "fsdp" and command == "predict":
         raise UserError(
             "trainer.strategy: fsdp is for training; each rank answers prompts of its own, and needs all weights for "
@@ -50,6 +62,10 @@ def build_strategy(chosen: Any, *, timeout: timedelta | None = None) -> Any:
         from ift.training.sharded_strategy import ShardedStrategy
 
         return ShardedStrategy(**waits)
+    if chosen in deepspeed_config.NAMES:
+        from ift.training import deepspeed_strategy
+
+        return deepspeed_strategy.ZeroStrategy(chosen, **waits)
     if chosen == "ddp":
         from lightning.pytorch.strategies import DDPStrategy
 

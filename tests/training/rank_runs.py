@@ -19,6 +19,7 @@ def run_on_ranks(
     ranks: int = 2,
     timeout: float = 240,
     kill_when: Callable[[], bool] | None = None,
+    program: str = __file__,
 ) -> list[str]:
     """Run `ift` with each list of arguments on several ranks.
 
@@ -28,6 +29,7 @@ def run_on_ranks(
         ranks: processes.
         timeout: seconds after which all of them are killed.
         kill_when: says whether to kill all of them now; asked again and again.
+        program: that calls `main_of`.
 
     Returns:
         Per run what its ranks said; empty where all of them ended well. A run on which one fails is the last.
@@ -50,7 +52,7 @@ def run_on_ranks(
             "MKL_NUM_THREADS": "1",
         }
         log = (folder / f"rank-{rank}.log").open("w", encoding="utf-8")
-        command = [sys.executable, __file__, str(folder)]
+        command = [sys.executable, program, str(folder)]
         processes.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment))
     end = time.monotonic() + timeout
     try:
@@ -75,7 +77,8 @@ def _codes(path: Path) -> list[int]:
     return [int(line) for line in path.read_text(encoding="utf-8").split()] if path.is_file() else []
 
 
-def _main(folder: Path) -> None:
+def main_of(folder: Path) -> None:
+    """Run what `run_on_ranks` wrote down, as one of its ranks."""
     import torch
 
     from ift.cli import main
@@ -89,4 +92,4 @@ def _main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    _main(Path(sys.argv[1]))
+    main_of(Path(sys.argv[1]))

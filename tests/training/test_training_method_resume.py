@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 
 from ift.artifacts import RunFolder
 from ift.cli import main
+from ift.training.checkpoints import AtomicCheckpointIO
 from ift.training.module import InstructionModule
 
 Config = Callable[..., Path]
@@ -194,5 +195,5 @@ def test_settings_inside_a_checkpoint_do_not_win(config: Config, fit: Fit, tmp_p
     reference = fit(config("reference", **settings))
     first = torch.load(reference / "checkpoints" / "step-00000002.ckpt", weights_only=True)
     other = tmp_path / "other.ckpt"
-    torch.save({**first, "hyper_parameters": {"gradient_clip_norm": 1e-9}}, other)
+    AtomicCheckpointIO().save_checkpoint({**first, "hyper_parameters": {"gradient_clip_norm": 1e-9}}, other)
     assert largest_difference(reference, fit(config("resumed", **settings), "--ckpt_path", str(other))) == 0

@@ -1,0 +1,344 @@
+"""The memory of a training step, without weights and without computing: a model runs on tensors that have only shapes.
+
+In: a model on the meta device with its method attached, and the shape of a micro-batch. Out: what the step holds at
+each moment beside its weights, and what it multiplies. Every operation is asked for the shape of its result (torch's
+FakeTensorMode); what is made is counted until nothing refers to it any more. So whatever a model, an adapter, gradient
+checkpointing or the fused head keep for the backward pass is counted as they keep it, not by a formula.
+"""
+
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from ift.errors import UserError
+from ift.models.calling import Calling, calling_of, with_fused_head
+from ift.models.flops import FlopsModel, Products, flops_model, recording
+from ift.models.fused_head import FusedHead
+
+
+@dataclass(frozen=True)
+class MicroBatchShape:
+    """What of a micro-batch decides how much memory it takes."""
+
+    rows: int
+    length: int
+    """Positions of a row, padding among them."""
+    supervised: int
+    """Tokens that the loss counts, in all rows."""
+    masked: bool = False
+    """Whether a mask keeps the examples of a row apart."""
+
+    @property
+    def positions(self) -> int:
+        """Positions of all rows."""
+        return self.rows * self.length
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What is held at a moment beside weights, in bytes."""
+
+    activations: int
+    """All that is no gradient of a weight."""
+    gradients: int
+    """Of weights, as far as they are there."""
+
+
+@dataclass(frozen=True)
+class Course:
+    """The memory of one micro-batch, forward and backward."""
+
+    moments: tuple[Moment, ...]
+    """Those that no other exceeds in both, with rising gradients."""
+    gradients: int
+    """Bytes of all gradients of weights, once they are there."""
+    logits: int
+    """Of the activations at their peak, what head and loss take."""
+
+    @property
+    def activations(self) -> int:
+        """Most bytes beside weights and their gradients."""
+        return max(moment.activations for moment in self.moments)
+
+    def peak(self, *, num_micro_batches: int = 1, share: float = 1.0) -> float:
+        """Return the most bytes beside weights; arguments as of `Simulation.peak`."""
+        if num_micro_batches > 1:
+            return self.activations + share * self.gradients
+        return max(moment.activations + share * moment.gradients for moment in self.moments)
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """Memory and operations of one micro-batch: those of one course, or what several say of a larger model."""
+
+    courses: tuple[tuple[float, Course], ...]
+    """With the weight of each in all sums."""
+    flops: FlopsModel
+
+    @property
+    def activations(self) -> int:
+        """Most bytes beside weights and their gradients."""
+        return round(sum(weight * course.activations for weight, course in self.courses))
+
+    @property
+    def gradients(self) -> int:
+        """Bytes of all gradients of weights, once they are there."""
+        return round(sum(weight * course.gradients for weight, course in self.courses))
+
+    @property
+    def logits(self) -> int:
+        """Of the activations, what head and loss take."""
+        return round(sum(weight * course.logits for weight, course in self.courses))
+
+    def peak(self, *, num_micro_batches: int = 1, share: float = 1.0) -> int:
+        """Return the most bytes beside weights.
+
+        Args:
+            num_micro_batches: of a step; behind the first, all gradients are there from the beginning.
+            share: of the gradients that a rank holds.
+        """
+        options: Any = {"num_micro_batches": num_micro_batches, "share": share}
+        return round(sum(weight * course.peak(**options) for weight, course in self.courses))
+
+
+def continued(few: Simulation, more: Simulation, *, by: float) -> Simulation:
+    """Return what two models that differ in layers alone say of a third, in a straight line.
+
+    Args:
+        few: of the smallest.
+        more: of the next.
+        by: layers of the third beyond the first, over those of the second beyond the first.
+    """
+    courses = [(1 - by, course) for _, course in few.courses] + [(by, course) for _, course in more.courses]
+
+    def line(one: Products, other: Products) -> Products:
+        return one.times(1 - by) + other.times(by)
+
+    pair = {window: line(few.flops.pair.get(window, Products()), one) for window, one in more.flops.pair.items()}
+    token, supervised = line(few.flops.token, more.flops.token), line(few.flops.supervised, more.flops.supervised)
+    return Simulation(tuple(courses), FlopsModel(token, supervised, pair))
+
+
+class LiveMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of tensors made within it that are still referred to."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._sizes: dict[int, int] = {}
+        self._gradients: dict[int, int] = {}
+        self._ignored: set[int] = set()
+        self._of_head: set[int] = set()
+        self._most = self._logits = 0
+        self.in_head = False
+        """Whether what is made now is made by head and loss."""
+        self.logits = 0
+        """Bytes made by head and loss, of the most bytes beside gradients."""
+        self.activations = self.gradients = 0
+        self.highest: dict[int, int] = {}
+        """By bytes of gradients, the most bytes of all else."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for one in tree_iter(out):
+            if isinstance(one, torch.Tensor):
+                self._add(one.untyped_storage())
+        if self.activations > self._most:
+            self._most, self.logits = self.activations, self._logits
+        if self.activations > self.highest.get(self.gradients, -1):
+            self.highest[self.gradients] = self.activations
+        return out
+
+    def ignore(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Count nothing of tensors that were there before."""
+        self._ignored |= {tensor.untyped_storage()._cdata for tensor in tensors}
+
+    def take_gradient(self, gradient: torch.Tensor) -> None:
+        """Count a gradient of a weight that is complete among the gradients."""
+        key = gradient.untyped_storage()._cdata
+        if size := self._sizes.pop(key, 0):
+            self._gradients[key] = size
+            if key in self._of_head:
+                self._of_head.discard(key)
+                self._logits -= size
+            self.activations, self.gradients = self.activations - size, self.gradients + size
+
+    def _add(self, storage: Any) -> None:
+        key = storage._cdata
+        if key in self._sizes or key in self._gradients or key in self._ignored:
+            return
+        self._sizes[key] = size = storage.nbytes()
+        self.activations += size
+        if self.in_head:
+            self._of_head.add(key)
+            self._logits += size
+        weakref.finalize(storage, self._drop, key)
+
+    def _drop(self, key: int) -> None:
+        size = self._sizes.pop(key, 0)
+        self.activations -= size
+        if key in self._of_head:
+            self._of_head.discard(key)
+            self._logits -= size
+        self.gradients -= self._gradients.pop(key, 0)
+
+    def moments(self) -> tuple[Moment, ...]:
+        """Return what was held at most, for each amount of gradients."""
+        found: list[Moment] = []
+        for gradients, activations in sorted(self.highest.items(), reverse=True):
+            if not found or activations > found[-1].activations:
+                found.append(Moment(activations, gradients))
+        return tuple(reversed(found))
+
+
+def simulate(
+    model: Any,
+    shape: MicroBatchShape,
+    *,
+    checkpointing: bool,
+    autocast: torch.dtype | None = None,
+    frees_gradients: bool = False,
+) -> Simulation:
+    """Run one micro-batch forward and backward on shapes alone; the model is of use no more.
+
+    Args:
+        model: on the meta device, with its method attached, its weights in their dtypes.
+        shape: of the micro-batch.
+        checkpointing: as `model.gradient_checkpointing`.
+        autocast: dtype of mixed precision.
+        frees_gradients: whether the optimizer uses each gradient up as soon as it is there.
+
+    Raises:
+        UserError: what the model does depends on values, so that it cannot run on shapes.
+    """
+    model.train()
+    if checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.disable_input_require_grads()
+    calling = _believed(with_fused_head(calling_of(model), model))
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            return _run(model, calling, shape, checkpointing, _autocast(autocast), frees_gradients)
+    except (NotImplementedError, RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"model.base: the memory of {type(model).__name__} cannot be predicted without its weights "
+            f"({type(error).__name__}: {reason}). Train a few steps instead: every run logs its peak memory."
+        ) from error
+
+
+def _autocast(dtype: torch.dtype | None) -> AbstractContextManager[Any]:
+    return torch.autocast("cpu", dtype=dtype) if dtype is not None else nullcontext()
+
+
+def _run(
+    model: Any,
+    calling: Calling,
+    shape: MicroBatchShape,
+    checkpointing: bool,
+    autocast: AbstractContextManager[Any],
+    frees_gradients: bool,
+) -> Simulation:
+    _give_fake_weights(model)
+    live = LiveMemory()
+    live.ignore([*model.parameters(), *model.buffers()])
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(_taker(live, frees_gradients))
+    inputs, keep, targets = _inputs(shape)
+    model.get_output_embeddings().register_forward_pre_hook(lambda *_: setattr(live, "in_head", True))
+    with _told_of_packing(shape), live, recording(model) as heard:
+        with autocast:
+            loss = _loss(model, calling, inputs, keep, targets)
+        live.in_head = False
+        loss.backward()  # type: ignore[no-untyped-call]
+    flops = flops_model(model, heard, supervised=shape.supervised, checkpointing=checkpointing)
+    gradients = sum(one.numel() * one.element_size() for one in model.parameters() if one.requires_grad)
+    return Simulation(((1.0, Course(live.moments(), 0 if frees_gradients else gradients, live.logits)),), flops)
+
+
+@contextmanager
+def _told_of_packing(shape: MicroBatchShape) -> Iterator[None]:
+    """Let transformers make a mask for packed rows only; of positions without values it would always make one."""
+    from transformers import masking_utils
+
+    looked_for = masking_utils.find_packed_sequence_indices
+    if not shape.masked:
+        masking_utils.find_packed_sequence_indices = lambda position_ids: None
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = looked_for
+
+
+def _taker(live: LiveMemory, frees: bool) -> Any:
+    def take(parameter: torch.Tensor) -> None:
+        assert parameter.grad is not None, "autograd called before the gradient was there"
+        if frees:
+            parameter.grad = None
+        else:
+            live.take_gradient(parameter.grad)
+
+    return take
+
+
+def _give_fake_weights(model: nn.Module) -> None:
+    """Put shapes without data in the place of all weights and buffers; shared ones stay shared."""
+    made: dict[int, Any] = {}
+
+    def fake(old: torch.Tensor) -> Any:
+        if id(old) not in made:
+            new = torch.empty(old.shape, dtype=old.dtype, device="cpu")
+            made[id(old)] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
+        return made[id(old)]
+
+    for module in model.modules():
+        for places in (module._parameters, module._buffers):
+            places.update({name: fake(one) for name, one in places.items() if one is not None})
+
+
+def _inputs(shape: MicroBatchShape) -> tuple[dict[str, Any], torch.Tensor, torch.Tensor]:
+    """Return a micro-batch, at which places of each row logits are kept, and what is to be predicted there."""
+    places = max(1, -(-shape.supervised // shape.rows))
+    inputs: dict[str, Any] = {"input_ids": torch.zeros(shape.rows, shape.length, dtype=torch.int64), "use_cache": False}
+    if shape.masked:
+        inputs["position_ids"] = torch.zeros(shape.rows, shape.length, dtype=torch.int64)
+    keep = torch.zeros(places, dtype=torch.int64)
+    return inputs, keep, torch.zeros(shape.rows * places, dtype=torch.int64)
+
+
+def _loss(
+    model: Any, calling: Calling, inputs: Mapping[str, Any], keep: torch.Tensor, targets: torch.Tensor
+) -> torch.Tensor:
+    """Compute the loss as the engine does, but with places in the stead of a mask, whose count would be a value."""
+    inputs = {**inputs, **calling.task(len(inputs["input_ids"]), keep.device)}
+    if calling.split is not None:
+        inputs["decoder_input_ids"] = inputs["input_ids"]
+    if calling.both_ways is not None:
+        inputs["layout_ids"] = inputs["input_ids"]
+    if calling.head is not None:
+        with calling.head.giving_loss(targets):
+            return calling.head.loss(model(**inputs, logits_to_keep=keep).logits)
+    kept = model(**inputs, logits_to_keep=keep) if calling.keep_only else model(**inputs)
+    logits = kept.logits if calling.keep_only else kept.logits[:, calling.num_virtual_tokens :][:, keep]
+    return F.cross_entropy(logits.reshape(-1, logits.shape[-1]).float(), targets, reduction="sum")
+
+
+class _BelievedHead(FusedHead):
+    """A fused head that takes weights without data for what they stand for."""
+
+    def _fits(self, hidden: torch.Tensor) -> bool:
+        weight = self._head.weight
+        return weight.dtype == hidden.dtype or torch.is_autocast_enabled(hidden.device.type)
+
+
+def _believed(calling: Calling) -> Calling:
+    return replace(calling, head=_BelievedHead(calling.head._head)) if calling.head is not None else calling
