@@ -4,6 +4,7 @@ In: a model with its method attached, the same on every rank. Out: the same mode
 rows; in each forward and backward pass a layer's weights are gathered shortly before they are needed.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -144,8 +145,14 @@ def whole_weights(model: nn.Module, *, on_this_rank: bool, wanted: Callable[[nn.
             if on_this_rank:
                 taken.append((module, name, one))
                 module._parameters[name] = made[id(one)]
+    # FSDP2 looks at its shards behind `load_state_dict`, by which PEFT subtracts where PiSSA and its kind began.
+    hooks = [(module, module._load_state_dict_post_hooks) for module in model.modules()] if on_this_rank else []
+    for module, _ in hooks:
+        module._load_state_dict_post_hooks = OrderedDict()
     try:
         yield
     finally:
+        for module, own in hooks:
+            module._load_state_dict_post_hooks = own
         for module, name, one in taken:
             module._parameters[name] = one

@@ -110,7 +110,10 @@ def test_two_ranks_train_every_kind_of_method_as_one(
         "stream": {
             "model": {"optimizer": SLOW},
             "trainer": {"max_steps": 4, "max_epochs": -1, "val_check_interval": 4, "check_val_every_n_epoch": None},
-            "data": {"sources": [stream, {"path": str(tmp_path / "rows.json"), "layout": "alpaca"}]},
+            "data": {
+                "sources": [stream, {"path": str(tmp_path / "rows.json"), "layout": "alpaca"}],
+                "mixing": "examples",
+            },
         },
     }
     check_pairs(cases, config, fit, tmp_path)
