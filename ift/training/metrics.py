@@ -84,21 +84,19 @@ class StepMetrics(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Bring to disk what was logged, and keep what is to be: a run resumed from here must not miss it."""
-        padded: Any = trainer.strategy.reduce(
-            torch.tensor(self._padded, dtype=torch.int64, device=pl_module.device), reduce_op="sum"
-        )
-        counts = {"seconds": self._seconds, "supervised": self._supervised, "tokens": self._tokens}
-        checkpoint[KEY] = {**counts, "padded": int(padded), "last": self.last, "last_step": self.last_step}
+        span = asdict(self._summed(trainer, pl_module))
+        checkpoint[KEY] = {"span": span, "last": self.last, "last_step": self.last_step}
         experiment: Any = getattr(trainer.logger, "experiment", None)
         if hasattr(experiment, "flush"):
             experiment.flush()
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Go on counting towards the next entry; the padding of all ranks is the first one's now."""
+        """Go on counting towards the next entry; what was summed over all ranks is the first one's now."""
         if trainer.state.fn == "fit" and (state := checkpoint.get(KEY)) is not None:
-            self._seconds, self._supervised, self._tokens = state["seconds"], state["supervised"], state["tokens"]
-            self._padded = state["padded"] if trainer.is_global_zero else 0
-            self.last, self.last_step = state["last"], state["last_step"]
+            span = Work(**state["span"])
+            if not trainer.is_global_zero:
+                span.padded, span.pairs = 0, dict.fromkeys(span.pairs, 0)
+            self._span, self.last, self.last_step = span, state["last"], state["last_step"]
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the validation's result, at the step it was made."""
