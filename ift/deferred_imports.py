@@ -53,20 +53,33 @@ class DeferredModule(ModuleType):
         return module
 
 
+_AT_HAND: dict[str, tuple[str, dict[str, Any]]] = {
+    "torchmetrics": ("scipy.signal", {"hamming": None}),
+    # PEFT asks once whether there is such a class, and there is since bitsandbytes 0.39.
+    "peft": ("bitsandbytes", {"nn": SimpleNamespace(Linear4bit=None)}),
+}
+"""Package, the module that it wants at hand, and what it asks of that."""
+
+
+class _Watch:
+    """Puts a placeholder in place when the package that wants it begins to be imported; finds nothing itself."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
+        wanted, known = _AT_HAND.get(name, ("", {}))
+        # Where the module is imported already, or is not installed, everything stays as it is.
+        if wanted and wanted not in sys.modules and _is_installed(wanted):
+            sys.modules[wanted] = DeferredModule(wanted, **known)
+
+
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Let these modules be imported when they are used by what is imported within a `with` statement.
-
-    Those that are imported already, or are not installed, stay as they are.
-    """
-    if "torchmetrics" not in sys.modules and _can_be_deferred("scipy.signal"):
-        sys.modules["scipy.signal"] = DeferredModule("scipy.signal", hamming=None)
-    if "peft" not in sys.modules and _can_be_deferred("bitsandbytes"):
-        # PEFT asks once whether there is such a class, and there is since bitsandbytes 0.39.
-        sys.modules["bitsandbytes"] = DeferredModule("bitsandbytes", nn=SimpleNamespace(Linear4bit=None))
+    """Let these modules be imported when they are used by what is imported within a `with` statement."""
+    watch: Any = _Watch()
+    sys.meta_path.insert(0, watch)
     try:
         yield
     finally:
+        sys.meta_path.remove(watch)
         _settle()
 
 
@@ -76,15 +89,13 @@ def _settle() -> None:
         from peft.import_utils import is_bnb_4bit_available
 
         is_bnb_4bit_available()
-    for name in ("scipy.signal", "bitsandbytes"):
+    for name, _ in _AT_HAND.values():
         module = sys.modules.get(name)
         if isinstance(module, DeferredModule):
             module.forget_known()
 
 
-def _can_be_deferred(name: str) -> bool:
-    if name in sys.modules or name.partition(".")[0] in sys.modules:
-        return False
+def _is_installed(name: str) -> bool:
     try:
         return find_spec(name) is not None
     except ImportError:

@@ -109,7 +109,9 @@ class Recutting:
 
     def engine(self, engine: Engine) -> Engine:
         """Return the engine to use: under DDP, one that lets ranks agree before they exchange gradients."""
-        trainer = self._module.trainer
+        trainer = self._module._trainer
+        if trainer is None:  # a model is looked at, not trained
+            return engine
         automatic = getattr(getattr(trainer, "datamodule", None), "auto_micro_batch", False)
         several = isinstance(trainer.strategy, DDPStrategy) and trainer.world_size > 1
         return HeldBackEngine(self._module) if automatic and several else engine

@@ -228,7 +228,7 @@ class TestCheckpointOfAnother:
 
     def test_no_checkpoint_at_all(self, fit_refused: Refused, rows_file: Path) -> None:
         assert "--ckpt_path: no file 'none.ckpt'" in fit_refused({}, "--ckpt_path", "none.ckpt")
-        assert f"--ckpt_path: '{rows_file}' cannot be read as a checkpoint" in fit_refused({}, "--ckpt_path", rows_file)
+        assert f"--ckpt_path: '{rows_file}' was not written by ift fit" in fit_refused({}, "--ckpt_path", rows_file)
 
 
 class TestRejectedRows:

@@ -215,8 +215,11 @@ ILLEGAL: list[tuple[dict[str, Any], str]] = [
     ({"default_root_dir": "somewhere"}, "trainer.default_root_dir: somewhere is not possible"),
     ({"limit_val_batches": 2}, "trainer.limit_val_batches: 2 is not possible"),
     ({"limit_val_batches": 1}, "trainer.limit_val_batches: 1 is not possible"),
-    ({"strategy": "fsdp"}, "trainer.strategy: unknown name 'fsdp'"),
-    ({"strategy": {"class_path": "lightning.pytorch.strategies.FSDPStrategy"}}, "trainer.strategy: unknown name"),
+    ({"strategy": "fsdq"}, "trainer.strategy: unknown name 'fsdq'. Did you mean 'fsdp'?"),
+    (
+        {"strategy": {"class_path": "lightning.pytorch.strategies.FSDPStrategy"}},
+        "trainer.strategy: FSDPStrategy is not possible",
+    ),
     ({"accelerator": "gpuu"}, "trainer.accelerator: unknown name 'gpuu'. Did you mean 'gpu'?"),
     ({"accelerator": "tpu"}, "trainer.accelerator: 'tpu', and torch finds none here"),
     ({"devices": 0}, "trainer: "),

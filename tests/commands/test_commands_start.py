@@ -53,7 +53,7 @@ def test_version_and_python_dash_m(tmp_path: Path) -> None:
     assert (result.returncode, result.stdout, result.stderr) == (0, f"ift {ift.__version__}\n", "")
     wrong = subprocess.run([*command[:-1], "fitt"], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert wrong.returncode == 2
-    known = "consolidate, convert, data, fit, merge, predict, validate"
+    known = "check, consolidate, convert, data, diff, fit, merge, plan, predict, validate"
     assert wrong.stderr == f"error: command: unknown name 'fitt'. Did you mean 'fit'? Known: {known}.\n"
 
 

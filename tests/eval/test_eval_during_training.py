@@ -300,7 +300,7 @@ def test_what_cannot_be_asked_is_refused_before_training(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("ift.training.module.load_base_model", lambda *_, **__: pytest.fail("weights were loaded"))
+    monkeypatch.setattr("ift.training.base_model.load_base_model", lambda *_, **__: pytest.fail("weights were loaded"))
     own = callback(**{"benchmark": "quiz", "data": str(quiz), **arguments})
     path = settings(tmp_path, base, [own, own] if "name" in arguments else [own])
     capsys.readouterr()

@@ -79,7 +79,7 @@ def test_a_run_is_refused_before_weights_load(
     config: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    monkeypatch.setattr("ift.training.module.load_base_model", lambda *_, **__: pytest.fail("weights were loaded"))
+    monkeypatch.setattr("ift.training.base_model.load_base_model", lambda *_, **__: pytest.fail("weights were loaded"))
     assert main(["fit", "--config", str(config("none", model={"compile": True}))]) == 2
     assert "model.compile: true needs a C++ compiler" in capsys.readouterr().err
 

@@ -105,6 +105,10 @@ def test_the_cpu_is_refused() -> None:
         check_accelerator(CPUAccelerator())
 
 
+STOPPING = SimpleNamespace(settings=SimpleNamespace(action="stop"))
+"""Of bad steps."""
+
+
 def run_of(name: str, **settings: Any) -> tuple[Any, Any]:
     """Return what of a module and of a trainer is looked at."""
     strategy = ZeroStrategy.__new__(ZeroStrategy)  # its own base class needs DeepSpeed
@@ -113,7 +117,7 @@ def run_of(name: str, **settings: Any) -> tuple[Any, Any]:
         strategy=strategy, accelerator=CUDAAccelerator(), precision=settings.pop("precision", "32-true")
     )
     chosen = {"optimizer_callable": torch.optim.AdamW, "method": lora(), "compiles": False, "quantization": None}
-    return SimpleNamespace(**{**chosen, "growth": None, **settings}), trainer
+    return SimpleNamespace(**{**chosen, "growth": None, "bad_steps": STOPPING, **settings}), trainer
 
 
 @pytest.mark.parametrize("name", NAMES)
