@@ -45,7 +45,7 @@ from ift.training.checkpoints import (  # noqa: E402
     steps_of,
 )
 from ift.training.course import check_strategy  # noqa: E402
-from ift.training.deepspeed_checks import check_begins, check_deepspeed  # noqa: E402
+from ift.training.deepspeed_checks import check_deepspeed  # noqa: E402
 from ift.training.deepspeed_checks import notes as deepspeed_notes  # noqa: E402
 from ift.training.deepspeed_strategy import ZeroStrategy  # noqa: E402
 from ift.training.event_files import keep_events  # noqa: E402
@@ -341,7 +341,6 @@ def prepare(command: str, arguments: list[str], *, tell: bool = True) -> Trainin
         check_can_go_on(cli.model.method)
         check_strategy("model.adapter", cli.model.method, cli.trainer)
         check_deepspeed(cli.model, cli.trainer)
-        check_begins(cli.trainer, cli.checkpoint)
     check_sharded(cli.model, cli.trainer, config=read_config(cli.model.base))
     cli.datamodule.load()  # all mistakes in the data come before the weights, and before other processes wait
     if tell and is_first_process():

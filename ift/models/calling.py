@@ -161,7 +161,8 @@ def with_fused_head(calling: Calling, model: Any) -> Calling:
     if head is None:
         return calling
     fused = replace(calling, head=head)
-    embedding = model.get_input_embeddings().weight
+    module = model.get_input_embeddings()
+    embedding = getattr(module, "original_module", module).weight  # PEFT's trainable tokens make theirs by asking
     if any(parameter.is_meta for parameter in model.parameters()) or _same_loss(model, embedding, calling, fused):
         return fused
     return calling

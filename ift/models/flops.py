@@ -77,7 +77,7 @@ class FlopsModel:
         """
         rest = self.supervised.times(supervised)
         for window, products in self.pair.items():
-            rest += products.times(pairs[window])
+            rest += products.times(pairs.get(window, 0))
         real, padded = rest + self.token.times(tokens), rest + self.token.times(positions)
         return Flops(real.forward + real.backward, padded.forward + padded.backward + padded.again)
 

@@ -109,6 +109,7 @@ class BadSteps:
             return True
         reason = self.judge(float(loss), float(norm))
         if not module.trainer.strategy.reduce_boolean_decision(reason is not None, all=False):
+            self.count_in(float(norm))
             return True
         self.handle(module, step, reason or "its loss is infinite or not a number on another rank")
         return False
@@ -123,7 +124,7 @@ class BadSteps:
             self._stop_late(module, number)
 
     def judge(self, loss: float, norm: float) -> str | None:
-        """Return what is wrong with a step, or `None`; a step that is not bad is counted in for the next ones.
+        """Return what is wrong with a step as this rank sees it, or `None`.
 
         Args:
             loss: summed cross-entropy of this rank.
@@ -137,10 +138,13 @@ class BadSteps:
                 f"the gradient is a spike: its norm is {norm:g}, and the median of the last {len(self._norms)} steps "
                 f"is {median(self._norms):g} (model.on_bad_step.spike_ratio {ratio:g})"
             )
-        if ratio is not None:
+        return None
+
+    def count_in(self, norm: float) -> None:
+        """Take a step in which no rank has found anything wrong into the measure of the next ones."""
+        if self.settings.spike_ratio is not None:
             self._norms.append(norm)
         self._in_a_row = 0
-        return None
 
     def handle(self, module: Any, step: Step, reason: str) -> None:
         """Write the examples of a bad step; then count it as left out, or stop.

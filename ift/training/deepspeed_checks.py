@@ -128,23 +128,6 @@ def check_deepspeed(module: Any, trainer: Trainer) -> None:
         )
 
 
-def check_begins(trainer: Trainer, checkpoint: Any | None) -> None:
-    """Refuse to go on from a checkpoint, which was seen to begin with the first data again.
-
-    Args:
-        trainer: with the strategy.
-        checkpoint: to resume from, or `None`.
-
-    Raises:
-        UserError: there is one.
-    """
-    if checkpoint is not None and isinstance(trainer.strategy, ZeroStrategy):
-        raise UserError(
-            f"--ckpt_path: {trainer.strategy.name} does not go on from a checkpoint exactly yet. Set trainer.strategy "
-            "to fsdp or ddp, which read this one, too."
-        )
-
-
 def check_method(key: str, method: Method, *, name: str, stage: int) -> None:
     """Refuse a method that reads gradients or weights where DeepSpeed has shared them out.
 

@@ -1,6 +1,7 @@
 """`RUN/losses.jsonl`: the exact loss of every optimizer step, by which two runs can be compared to the last bit."""
 
 import json
+import math
 from typing import Any
 
 import torch
@@ -59,6 +60,8 @@ class LossRecord(Callback):
         if trainer.is_global_zero:
             with self._run.losses.open("a", encoding="utf-8") as file:
                 for (step, tokens), total in zip(self._steps, totals.tolist(), strict=True):
-                    line = {"step": step, "loss": total / max(1, tokens), "supervised_tokens": tokens}
+                    loss = total / max(1, tokens)
+                    kept = loss if math.isfinite(loss) else str(loss)  # JSON has no word for it
+                    line = {"step": step, "loss": kept, "supervised_tokens": tokens}
                     file.write(json.dumps(line) + "\n")
         self._sums, self._steps = [], []

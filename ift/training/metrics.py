@@ -75,7 +75,10 @@ class StepMetrics(Callback):
         if trainer.is_global_zero:
             data: Any = trainer.datamodule  # type: ignore[attr-defined]
             dtype = compute_dtype(pl_module, str(trainer.precision))
-            self.peak = matmul_peak(pl_module.device, dtype, folder=data.cache_dir)
+            try:
+                self.peak = matmul_peak(pl_module.device, dtype, folder=data.cache_dir)
+            except torch.OutOfMemoryError:  # the model leaves no room for the matrices: nothing is said of utilisation
+                torch.cuda.empty_cache()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the last step, whatever its number."""

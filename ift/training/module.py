@@ -195,12 +195,12 @@ class InstructionModule(LightningModule):
         check_attention(self.attention, config=read_config(self.base), dtype=self.dtype_name, device=device)
         if self.compiles:
             check_compilable(device)
+        self.recutting.check(fitting=stage == "fit")
         if stage != "fit":
             return
         check_can_go_on(self.method)
         check_strategy("model.adapter", self.method, self.trainer)
         check_deepspeed(self, self.trainer)
-        self.recutting.check()
         if self.optimizer_traits.fused:
             self.optimizer_traits.check_strategy("model.optimizer", self.trainer)
             data.row_layout_choice = replace(data.row_layout_choice, whole_step=True)
@@ -234,7 +234,7 @@ class InstructionModule(LightningModule):
                 "data.row_layout", datamodule.row_layout, choice=datamodule.row_layout_choice, model=model
             )
         calling = calling_of(model)
-        self.calling = with_fused_head(calling, model) if self.engine.reads_anywhere else calling
+        self.calling = with_fused_head(calling, model) if self.engine.reads_anywhere and not self.defers else calling
         if self.compiles:
             compile_blocks(model)
         self._course = MethodCourse(model, self.method, seed=self.seed)

@@ -37,12 +37,15 @@ class Preemption(Callback):
         self._resumed_at = 0
         self._watches = False
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let signals wait for the end of a step from now on."""
-        self._resumed_at = trainer.global_step
+    def on_session_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compare where ranks begin, before anything is done together."""
         if trainer.world_size > 1:
             self._group = distributed.new_group(backend="gloo", timeout=self._timeout)
             self._check_same_place(trainer)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let signals wait for the end of a step from now on."""
+        self._resumed_at = trainer.global_step
         interruptions.defer(True)
         self._watches = True  # on all ranks, whatever one of them has received
 

@@ -86,8 +86,11 @@ class Recutting:
     def _data(self) -> Any:
         return self._module.trainer.datamodule
 
-    def check(self) -> None:
+    def check(self, *, fitting: bool) -> None:
         """Refuse to repeat steps where that cannot be; before weights load.
+
+        Args:
+            fitting: whether there will be updates.
 
         Raises:
             UserError: with the setting.
@@ -95,7 +98,7 @@ class Recutting:
         if not self._data.auto_micro_batch:
             return
         traits, strategy = self._module.optimizer_traits, self._module.trainer.strategy
-        if traits.fused:
+        if traits.fused and fitting:
             raise UserError(
                 f"{KEY}: {traits.name} has changed weights when memory runs out, so its step cannot be repeated. Set "
                 "it to false, and data.global_batch_size to what fits, or take another optimizer."

@@ -73,15 +73,21 @@ def initial_weights(module: Any, *, base: str) -> str:
     digest = hashlib.sha256()
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            digest.update(f"{name}:{parameter.dtype}:{tuple(parameter.shape)}".encode())
-            digest.update(_sample(_whole(parameter.detach())))
+            whole = _whole(parameter)
+            digest.update(f"{name}:{whole.dtype}:{tuple(whole.shape)}".encode())
+            digest.update(_sample(whole))
     return digest.hexdigest()
 
 
 def _whole(parameter: torch.Tensor) -> torch.Tensor:
     """Return a tensor that may lie in shards on several ranks."""
-    gather = getattr(parameter, "full_tensor", None)
-    whole: torch.Tensor = gather() if gather is not None else parameter
+    if hasattr(parameter, "ds_id"):  # DeepSpeed's
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters([parameter]):
+            return parameter.detach().clone()
+    gather = getattr(parameter.detach(), "full_tensor", None)
+    whole: torch.Tensor = gather() if gather is not None else parameter.detach()
     return whole
 
 

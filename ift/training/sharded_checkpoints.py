@@ -9,7 +9,7 @@ It is written into a folder beside its target and renamed, so it can be read by 
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,30 +34,36 @@ def save_sharded(checkpoint: Mapping[str, Any], path: Path) -> None:
         path: the folder.
 
     Raises:
-        CheckpointException: on every rank, if any of them could not write its rows.
+        OSError: on every rank, if any of them could not write.
     """
     from ift.training.sharded_tensors import write_tensors
 
-    first = not dist.is_initialized() or dist.get_rank() == 0
     building = path.with_name(path.name + ".tmp")
-    if first:
-        path.parent.mkdir(parents=True, exist_ok=True)
+
+    def begin() -> None:
+        path.parent.mkdir(exist_ok=True)  # not its parents: a mount that vanished is not replaced by a folder
         shutil.rmtree(building, ignore_errors=True)  # left by a killed process
-    _barrier()
+
+    def end() -> None:
+        facts = {**checkpoint, "state_dict": _without_data(checkpoint["state_dict"])}
+        if "optimizer_states" in facts:
+            facts["optimizer_states"] = states
+        _write(facts, building / FACTS)
+        _put_in_place(building, path)
+
+    _on_first_rank(begin)
     tensors = {f"state_dict.{name}": one for name, one in checkpoint["state_dict"].items()}
     states = [dict(one) for one in checkpoint.get("optimizer_states", [])]
     for state in states:
         for number, own in state["state"].items():
             tensors |= {f"optimizer.{number}.{name}": one for name, one in own.items() if _is_tensor(one)}
         state["state"] = {number: _without_data(own) for number, own in state["state"].items()}
-    write_tensors(tensors, building)
-    if first:
-        facts = {**checkpoint, "state_dict": _without_data(checkpoint["state_dict"])}
-        if "optimizer_states" in facts:
-            facts["optimizer_states"] = states
-        _write(facts, building / FACTS)
-        _put_in_place(building, path)
-    _barrier()
+    try:
+        write_tensors(tensors, building)
+        _on_first_rank(end)
+    except OSError:
+        shutil.rmtree(building, ignore_errors=True)  # on a full disk, others may need the room
+        raise
 
 
 def read_facts(path: Path) -> dict[str, Any]:
@@ -170,6 +176,19 @@ def _sync_folder(path: Path) -> None:
         os.close(folder)
 
 
-def _barrier() -> None:
+def _on_first_rank(action: Callable[[], None]) -> None:
+    """Let the first rank do something, and the others wait for it.
+
+    Raises:
+        OSError: on every rank, if it failed on the first.
+    """
+    failure: list[str | None] = [None]
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        try:
+            action()
+        except OSError as error:
+            failure = [str(error)]
     if dist.is_initialized():
-        dist.barrier()
+        dist.broadcast_object_list(failure)
+    if failure[0] is not None:
+        raise OSError(failure[0])

@@ -60,9 +60,12 @@ def write_tensors(tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
     """Write tensors into a new folder; all ranks must call it, and sharded ones are written by those who have them.
 
     Raises:
-        CheckpointException: on every rank, if any of them could not write.
+        OSError: on every rank, if any of them could not write.
     """
-    save(cast(dict[str, Any], tensors), storage_writer=FileSystemWriter(folder, single_file_per_rank=True))
+    try:
+        save(cast(dict[str, Any], tensors), storage_writer=FileSystemWriter(folder, single_file_per_rank=True))
+    except CheckpointException as error:  # no Exception, but a BaseException
+        raise OSError(_reason(error)) from error
 
 
 def read_tensors(path: Path, targets: Mapping[str, torch.Tensor]) -> None:

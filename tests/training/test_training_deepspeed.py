@@ -111,7 +111,6 @@ def killed(config: Config, whole: Path, **case: Any) -> Path:
     return path
 
 
-@pytest.mark.xfail(reason="the position in the data is lost on the way, so resuming is refused", strict=True)
 def test_a_run_resumes_exactly_and_on_one_device(config: Config, fit: Fit, tmp_path: Path, capsys: Any) -> None:
     often = {"checkpoint": {"every_n_train_steps": 3, "save_top_k": -1}}
     runs, later = [], []
