@@ -42,8 +42,12 @@ class SharedOutState:
             for parameter in group:
                 own: dict[str, Any] = {}
                 for name, value in self._own(parameter).items():
-                    if not isinstance(value, torch.Tensor) or value.ndim == 0:
+                    if not isinstance(value, torch.Tensor):
                         own[name] = value
+                    elif value.ndim == 0:
+                        # One for a whole row of weights: each gets its own, or another strategy would count each
+                        # step once for every weight.
+                        own[name] = value.clone()
                     else:
                         own[name] = keep(self._whole(parameter, value))
                 if parameter.dtype != torch.float32:

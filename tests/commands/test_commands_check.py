@@ -3,12 +3,12 @@
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch.nn import functional as F
 
 from ift.cli import main
 from ift.data.encoding import IGNORE_INDEX
@@ -173,15 +173,14 @@ def forget_the_optimizer(patch: pytest.MonkeyPatch) -> None:
 
 def validate_coarsely(patch: pytest.MonkeyPatch) -> None:
     """Validation sums up in bfloat16, so that it matters how a step is cut."""
-    from ift.training.module import InstructionModule, loss_sum
+    from ift.training import module, objective
 
-    def step(module: Any, step: Any, batch_idx: int) -> None:
-        for batch in step.micro_batches:
-            loss = loss_sum(module.model, batch, calling=module._calling)
-            count = int((F.pad(batch.labels, (0, 1), value=IGNORE_INDEX)[:, 1:] != IGNORE_INDEX).sum())
-            module._validation_sums += torch.tensor([float(loss.bfloat16()), count], dtype=torch.float64)
+    def coarse(model: Any, step: Any, **options: Any) -> torch.Tensor:
+        parts = (replace(step, micro_batches=(batch,)) for batch in step.micro_batches)
+        sums = [objective.validation_sums(model, part, **options) for part in parts]
+        return sum(torch.stack([loss.bfloat16().double(), count]) for loss, count in sums)
 
-    patch.setattr(InstructionModule, "validation_step", step)
+    patch.setattr(module, "validation_sums", coarse)
 
 
 def drop_a_target(patch: pytest.MonkeyPatch) -> None:
