@@ -224,10 +224,6 @@ class TrainingCLI(IftCLI):
             options["logger"] = False
         elif logger is None or logger is True:
             folder = self.run.tensorboard
-            if is_first_process() and self._continues():
-                # What a killed run logged after its last checkpoint comes again.
-                step = steps_of(self.checkpoint) if self.checkpoint is not None else -1
-                keep_events(folder, step=step, validated=not was_due(self.checkpoint))
             options["logger"] = TensorBoardLogger(str(folder.parent), name=folder.name, version="")
         options["default_root_dir"] = str(self.run.root)
         trainer = super().instantiate_trainer(**options)
@@ -237,6 +233,12 @@ class TrainingCLI(IftCLI):
             trainer.callbacks.append(Preemption(self.run, self.timeout))  # type: ignore[attr-defined]
         self.meeting = Meeting(trainer._accelerator_connector.cluster_environment)
         return trainer
+
+    def cut_log(self) -> None:
+        """Take out of the log what a killed run wrote after its last checkpoint, as it comes again."""
+        if is_first_process() and self._continues() and isinstance(self.trainer.logger, TensorBoardLogger):
+            step = steps_of(self.checkpoint) if self.checkpoint is not None else -1
+            keep_events(self.run.tensorboard, step=step, validated=not was_due(self.checkpoint))
 
 
 def is_first_process() -> bool:
@@ -368,6 +370,7 @@ def run_once(command: str, arguments: list[str], *, tell: bool = True) -> tuple[
         if command == "validate":
             cli.trainer.validate(cli.model, cli.datamodule, ckpt_path=checkpoint, weights_only=True, verbose=False)
             return cli, cli.model.validation_result
+        cli.cut_log()
         cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=checkpoint, weights_only=True)
     except MisconfigurationException as error:
         raise UserError(f"trainer: {error}") from error
