@@ -58,6 +58,8 @@ class LossRecord(Callback):
             return
         totals: Any = trainer.strategy.reduce(torch.stack(self._sums), reduce_op="sum")
         if trainer.is_global_zero:
+            if not self._run.root.is_dir():
+                raise FileNotFoundError(2, "the run folder is gone (a mount that vanished?)", str(self._run.root))
             with self._run.losses.open("a", encoding="utf-8") as file:
                 for (step, tokens), total in zip(self._steps, totals.tolist(), strict=True):
                     loss = total / max(1, tokens)
