@@ -44,8 +44,9 @@ def test_micro_batches_and_workers_change_nothing(config: Config, fit: Fit) -> N
         assert largest_difference(reference, other) < 1e-6, name
         assert validation_losses(other) == pytest.approx(validation_losses(reference), abs=1e-6)
         session = json.loads((other / "manifest.json").read_text())["sessions"][0]
-        assert session["row_layout"]["layout"] == data.get("row_layout", "flattened") and session["row_layout"]["reason"]
-        assert (session["padding_share"] == 0) == (session["row_layout"]["layout"] == "flattened")
+        rows = session["row_layout"]
+        assert rows["layout"] == data.get("row_layout", "flattened") and rows["reason"]
+        assert (session["padding_share"] == 0) == (rows["layout"] == "flattened")
 
 
 def test_packed_rows_train_as_grouped_ones(config: Config, fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
