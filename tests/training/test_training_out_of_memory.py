@@ -176,7 +176,8 @@ def test_memory_that_really_runs_out_is_noticed(config: Config) -> None:
     path = config("run", **{**SETTINGS, "data": {**SETTINGS["data"], "validation": None}})
     assert run_child(path, patch=patch) == 0, output(path)
     events = json.loads((path.with_suffix("") / "manifest.json").read_text())["out_of_memory"]
-    assert events and events[0]["step"] == 1 and events[0]["micro_batch_tokens"] < 1024
+    # A position takes a mebibyte, and 700 are left.
+    assert events and events[0]["step"] == 1 and events[-1]["micro_batch_tokens"] <= 700
 
 
 def test_other_errors_are_no_lack_of_memory() -> None:

@@ -87,7 +87,7 @@ def test_what_only_changes_speed_may_change(config: Config, fit: Fit) -> None:
     fit(path, "--ckpt_path", "last", *changes)
     manifest = json.loads((run / "manifest.json").read_text())
     assert manifest["steps"] == 8
-    assert [session["row_layout"]["layout"] for session in manifest["sessions"]] == ["packed", "grouped"]
+    assert [session["row_layout"]["layout"] for session in manifest["sessions"]] == ["flattened", "grouped"]
 
 
 def test_continuing_a_finished_run_leaves_it_as_it_is(config: Config, fit: Fit) -> None:

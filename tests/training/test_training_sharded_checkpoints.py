@@ -38,6 +38,7 @@ def checkpoint(step: int) -> dict[str, Any]:
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The checkpoint of step 7 in a run folder."""
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()  # as a run has it
     place = tmp_path / "run/checkpoints/step-7.ckpt"
     save_sharded(checkpoint(7), place)
     return place
