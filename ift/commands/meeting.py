@@ -8,6 +8,7 @@ import socket
 import sys
 import time
 from datetime import timedelta
+from itertools import count
 from typing import Any
 
 from ift.errors import UserError
@@ -20,6 +21,11 @@ _ANSWER_SECONDS = 60
 _PAUSE_SECONDS = 0.2
 _BETWEEN_NEWS_SECONDS = 60.0
 LONGEST_PREPARATION_SECONDS = 24 * 3600.0
+_STORES: dict[tuple[str, int], Any] = {}
+"""Open stores by address, for the life of the process: it may meet the others several times, and whoever hosts a store
+that is let go leaves them waiting."""
+_NUMBERS = count()
+"""Of the meetings of this process; all processes have the same ones in the same order."""
 
 
 class Meeting:
@@ -37,6 +43,9 @@ class Meeting:
         if not self._is_needed:
             return
         self._address = (str(environment.main_address), int(environment.main_port))
+        self._store = _STORES.get(self._address)
+        if self._store is not None:
+            return
         hosted = os.environ.get(_AGENT_STORE) == "True"  # by torchrun
         os.environ[_AGENT_STORE] = "True"
         if not hosted and self._place.is_first:
@@ -53,7 +62,8 @@ class Meeting:
         from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
         timeout = timedelta(seconds=_ANSWER_SECONDS)
-        return TCPStore(*self._address, is_master=is_master, timeout=timeout, wait_for_workers=False)
+        store = TCPStore(*self._address, is_master=is_master, timeout=timeout, wait_for_workers=False)
+        return _STORES.setdefault(self._address, store)
 
     def wait(self, *, longest_seconds: float = LONGEST_PREPARATION_SECONDS) -> None:
         """Wait for all others.
@@ -68,7 +78,7 @@ class Meeting:
         try:
             if self._store is None:
                 self._await_store(started + longest_seconds)
-            key = f"ift/prepared/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+            key = f"ift/prepared/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{next(_NUMBERS)}"
             self._store.add(key, 1)
             while (missing := self._place.num_processes - self._store.add(key, 0)) > 0:
                 now = time.monotonic()
