@@ -46,7 +46,7 @@ def run(command: str, arguments: list[str]) -> None:
     quiet()
     from ift.training.consolidation import consolidate, open_checkpoint
 
-    checkpoint = open_checkpoint("CHECKPOINT", path)
+    checkpoint = open_checkpoint("RUN_OR_CHECKPOINT", path)
     print(f"{path}: step {checkpoint.step}, {len(checkpoint.weights)} trained tensors", file=sys.stderr)
     module = _module_of(folder)
     consolidate(

@@ -23,7 +23,8 @@ from ift.models.initial_adapters import save_adapter
 from ift.models.original_layout import write_shards
 from ift.training.checkpoints import read_checkpoint
 from ift.training.module import CHECKPOINT_KEY, InstructionModule
-from ift.training.sharded_checkpoints import check_whole, is_sharded_checkpoint
+from ift.training.seals import check_seal
+from ift.training.sharded_checkpoints import check_parts, check_whole, is_sharded_checkpoint
 from ift.training.sharded_tensors import deferred_weights
 
 
@@ -41,20 +42,26 @@ class StoredCheckpoint:
 
 
 def open_checkpoint(key: str, path: Path) -> StoredCheckpoint:
-    """Open a checkpoint of `ift fit`.
+    """Open a checkpoint of `ift fit`, all of whose bytes are as they were written.
 
     Args:
         key: names it, for errors.
         path: a file, or the folder that many ranks wrote.
 
     Raises:
-        UserError: it cannot be read, holds more than tensors and plain values, or is of another program.
+        UserError: its bytes are not those that were written, it holds more than tensors and plain values, or is of
+            another program.
     """
+    sharded = is_sharded_checkpoint(path)
+    if sharded:
+        check_whole(key, path)
+        check_parts(key, path)
+    else:
+        check_seal(key, path)
     found = read_checkpoint(path)
     if not isinstance(found, dict) or CHECKPOINT_KEY not in found:
         raise UserError(f"{key}: '{path}' was not written by ift fit.")
-    if is_sharded_checkpoint(path):
-        check_whole(path)
+    if sharded:
         weights = deferred_weights(path, found["state_dict"])
     else:
         weights = {name: in_place(one) for name, one in found["state_dict"].items()}

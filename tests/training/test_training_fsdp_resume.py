@@ -11,6 +11,8 @@ import pytest
 from comparing import largest_difference
 from rank_runs import run_on_ranks
 
+from ift.cli import main
+
 Fit = Callable[..., Path]
 Config = Callable[..., Path]
 
@@ -74,6 +76,30 @@ def test_a_killed_run_ends_as_one_that_was_not(whole: bool, config: Config, tmp_
     assert not outcome, outcome
     assert kills >= 3
     assert largest_difference(reference.with_suffix(""), run) == 0
+
+
+def test_one_bit_turned_over_is_refused_by_all_ranks(
+    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = config("run", model={"optimizer": ADAM, "adapter": None}, **STEPS)
+    command = ["fit", "--config", str(path), *FSDP]
+    assert not any(run_on_ranks(tmp_path / "ranks", [command]))
+    run = path.with_suffix("")
+    part = run / "checkpoints/step-00000003.ckpt/__1_0.distcp"
+    whole = bytearray(part.read_bytes())
+    whole[len(whole) * 2 // 3] ^= 16
+    part.write_bytes(whole)
+    before = {one: one.read_bytes() for one in run.rglob("*") if one.is_file()}
+    resumed = [*command, "--ckpt_path", str(part.parent)]
+    (outcome,) = run_on_ranks(tmp_path / "again", [resumed], timeout=120)
+    assert outcome.startswith("[2, 2]"), outcome
+    for rank in range(2):
+        said = (tmp_path / f"again/rank-{rank}.log").read_text()
+        assert f"--ckpt_path: '{part}' is damaged or was changed" in said and "Traceback" not in said, said
+    assert main([*command[:3], "--ckpt_path", str(part.parent)]) == 2  # on one device
+    assert main(["validate", *command[1:3], "--ckpt_path", str(part.parent)]) == 2
+    assert capsys.readouterr().err.count(f"--ckpt_path: '{part}' is damaged or was changed") == 2
+    assert {one: one.read_bytes() for one in run.rglob("*") if one.is_file()} == before
 
 
 def _until(checkpoints: Path, random: Random) -> Callable[[], bool]:
