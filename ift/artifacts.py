@@ -86,6 +86,7 @@ class RunFolder:
         self.losses = self.root / "losses.jsonl"
         self.rejects = self.root / "rejects.jsonl"
         self.removed = self.root / "removed.jsonl"
+        self.deepspeed = self.root / "deepspeed.json"
 
     @property
     def has_begun(self) -> bool:

@@ -18,7 +18,7 @@ from ift.training.sharded_checkpoints import (
     check_parts,
     check_whole,
     is_sharded_checkpoint,
-    read_facts,
+    read_unread,
     read_whole,
     remove_sharded,
 )
@@ -124,9 +124,7 @@ def read_checkpoint(path: Path) -> Any:
         UserError: it cannot be read, or holds more than tensors and plain values.
     """
     try:
-        if is_sharded_checkpoint(path):
-            return read_facts(path)
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return read_unread(path)
     except Exception as error:  # torch raises many types for what is no checkpoint; each means that it is unusable
         reason = str(error).partition("\n")[0][:200]
         raise UserError(

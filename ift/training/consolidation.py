@@ -2,7 +2,8 @@
 
 In: a checkpoint of any strategy, of one file or of the files of many ranks, and the module that its run trained, whose
 base model lies in its files still. Out: a folder. One process does it, without a process group, tensor by tensor;
-memory holds one file of the result and one tensor. Nothing in a checkpoint is executed.
+memory holds one file of the result and one tensor, or the base model where its weights cannot be left in their files
+(`ift.models.sharded_loading`). Nothing in a checkpoint is executed.
 """
 
 import os

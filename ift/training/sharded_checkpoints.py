@@ -74,6 +74,33 @@ def save_sharded(checkpoint: Mapping[str, Any], path: Path) -> None:
         raise
 
 
+def save_from_ranks(strategy: Any, checkpoint: dict[str, Any], filepath: Any, *, sharded: bool) -> None:
+    """Write a checkpoint under a strategy of many ranks, which must all call it: a folder from all, or a file.
+
+    Args:
+        strategy: of Lightning.
+        checkpoint: of Lightning; of a file, the first rank's is written.
+        filepath: the first rank's counts.
+        sharded: whether to write a folder.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    path = Path(strategy.broadcast(str(filepath)))
+    if sharded:
+        save_sharded(checkpoint, path)
+    elif strategy.is_global_zero:
+        strategy.checkpoint_io.save_checkpoint(checkpoint, path)
+
+
+def read_unread(path: Path) -> dict[str, Any]:
+    """Return a checkpoint whose tensors are still where they lie: a file mapped, or of a folder, `read_facts`."""
+    if is_sharded_checkpoint(path):
+        return read_facts(path)
+    found: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    return found
+
+
 def read_facts(path: Path) -> dict[str, Any]:
     """Return all of a sharded checkpoint that is not tensors, those without data (meta), and its `folder`."""
     facts = _read_all_facts(path)

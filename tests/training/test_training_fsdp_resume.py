@@ -8,8 +8,10 @@ from random import Random
 from typing import Any
 
 import pytest
+import torch
 from comparing import largest_difference
 from rank_runs import run_on_ranks
+from safetensors.torch import load_file
 
 from ift.cli import main
 
@@ -76,6 +78,31 @@ def test_a_killed_run_ends_as_one_that_was_not(whole: bool, config: Config, tmp_
     assert not outcome, outcome
     assert kills >= 3
     assert largest_difference(reference.with_suffix(""), run) == 0
+
+
+@pytest.mark.slow
+def test_an_adapter_that_changed_the_base_goes_on_from_its_own_start(config: Config, tmp_path: Path) -> None:
+    """What was trained is the difference from the adapter's first values, which the checkpoint's are not."""
+    model = {"optimizer": ADAM, "adapter": {"class_path": "pissa", "init_args": {"r": 4, "lora_alpha": 4}}}
+    whole, resumed, one = (config(name, model=model, **STEPS) for name in ("whole", "resumed", "one"))
+    checkpoint = str(whole.with_suffix("") / "checkpoints/step-00000003.ckpt")
+    runs = [
+        ["fit", "--config", str(whole), *FSDP],
+        ["fit", "--config", str(resumed), *FSDP, "--ckpt_path", checkpoint],
+        ["fit", "--config", str(one), "--trainer.devices=2", "--trainer.strategy=ddp", "--ckpt_path", checkpoint],
+    ]
+    outcomes = run_on_ranks(tmp_path / "ranks", runs)
+    assert not any(outcomes), outcomes
+    folder = whole.with_suffix("")
+    assert largest_difference(folder, resumed.with_suffix("")) == 0
+    assert largest_difference(folder, one.with_suffix("")) < 2e-6
+    starts = [
+        load_file(str(path.with_suffix("") / "adapter_initial/adapter_model.safetensors")) for path in (whole, resumed)
+    ]
+    assert all(torch.equal(starts[0][name], starts[1][name]) for name in starts[0])
+    trained = torch.load(checkpoint, weights_only=True)["state_dict"]
+    a_start = next(one for name, one in starts[1].items() if "lora_A" in name)
+    assert not any(torch.equal(a_start, one) for one in trained.values())
 
 
 def test_one_bit_turned_over_is_refused_by_all_ranks(
