@@ -95,7 +95,7 @@ def consolidate(
         raise UserError(f"--output: '{output}' exists, and nothing is ever overwritten. Give another folder.")
     module.defers = True
     module.configure_model()
-    module.check_weights({name: tuple(one.shape) for name, one in checkpoint.weights.items()}, key="CHECKPOINT")
+    module.check_weights({name: tuple(one.shape) for name, one in checkpoint.weights.items()}, key="RUN_OR_CHECKPOINT")
     _put_in(module, checkpoint)
     building = output.with_name(f".{output.name}.unfinished")
     shutil.rmtree(building, ignore_errors=True)  # left by a killed consolidation to the same place
@@ -123,7 +123,7 @@ def _put_in(module: InstructionModule, checkpoint: StoredCheckpoint) -> None:
         one = trained[name]
         if stored.dtype != one.dtype:
             raise UserError(
-                f"CHECKPOINT: '{name}' is in {stored.dtype} there, and in {one.dtype} in its run. They do not belong "
+                f"RUN_OR_CHECKPOINT: '{name}' is in {stored.dtype} there, and in {one.dtype} in its run. They do not belong "
                 "together."
             )
         if not module.method.trains_base:

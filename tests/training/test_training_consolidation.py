@@ -200,4 +200,4 @@ def test_a_checkpoint_of_another_method_is_refused(
     shutil.rmtree(one / "checkpoints")
     shutil.copytree(other / "checkpoints", one / "checkpoints")
     assert main(["consolidate", str(one), "--output", str(tmp_path / "output")]) == 2
-    assert "CHECKPOINT: the checkpoint is of another model or adapter" in capsys.readouterr().err
+    assert "RUN_OR_CHECKPOINT: the checkpoint is of another model or adapter" in capsys.readouterr().err
