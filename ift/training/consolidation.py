@@ -123,8 +123,8 @@ def _put_in(module: InstructionModule, checkpoint: StoredCheckpoint) -> None:
         one = trained[name]
         if stored.dtype != one.dtype:
             raise UserError(
-                f"RUN_OR_CHECKPOINT: '{name}' is in {stored.dtype} there, and in {one.dtype} in its run. They do not belong "
-                "together."
+                f"RUN_OR_CHECKPOINT: '{name}' is in {stored.dtype} there, and in {one.dtype} in its run. They do not "
+                "belong together."
             )
         if not module.method.trains_base:
             with torch.no_grad():
