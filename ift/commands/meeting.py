@@ -65,13 +65,20 @@ class Meeting:
         store = TCPStore(*self._address, is_master=is_master, timeout=timeout, wait_for_workers=False)
         return _STORES.setdefault(self._address, store)
 
-    def wait(self, *, longest_seconds: float = LONGEST_PREPARATION_SECONDS) -> None:
-        """Wait for all others.
+    def wait(self, *, refusal: str = "", longest_seconds: float = LONGEST_PREPARATION_SECONDS) -> None:
+        """Wait for all others, and hear whether any of them refuses to go on.
+
+        Args:
+            refusal: why this process refuses, if it does.
+            longest_seconds: for the others to come.
 
         Raises:
-            LostProcessError: they have not come.
+            UserError: this process refuses, or another one.
+            LostProcessError: the others have not come.
         """
         if not self._is_needed:
+            if refusal:
+                raise UserError(refusal)
             return
         started = told = time.monotonic()
         missing = self._place.num_processes
@@ -79,6 +86,8 @@ class Meeting:
             if self._store is None:
                 self._await_store(started + longest_seconds)
             key = f"ift/prepared/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{next(_NUMBERS)}"
+            if refusal:
+                self._store.set(f"{key}/refusal", refusal)
             self._store.add(key, 1)
             while (missing := self._place.num_processes - self._store.add(key, 0)) > 0:
                 now = time.monotonic()
@@ -90,6 +99,8 @@ class Meeting:
                     told = now
                     print(f"waiting for {missing} processes, which prepare their data", file=sys.stderr, flush=True)
                 time.sleep(_PAUSE_SECONDS)
+            if self._store.check([f"{key}/refusal"]):
+                raise UserError(refusal or self._store.get(f"{key}/refusal").decode())
         except RuntimeError as error:  # torch has many names for a store that is gone
             raise LostProcessError(
                 f"the first process of this run, at {self._address[0]}, is gone before training began: {error}"

@@ -67,6 +67,7 @@ class _Planning:
         self._shapes: dict[int, StepShapes] = {}
 
     def report(self, *, skip_data: bool) -> PlanReport:
+        """Plan the run and its alternatives; what cannot be planned is among the report's `skipped`."""
         module, settings = self._settings.module, self._settings
         self._read_shapes(skip_data=skip_data)
         own = self._row(self._planner, self._planner.own, settings.strategy, settings.world_size, own=True)

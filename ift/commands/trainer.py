@@ -40,6 +40,7 @@ from ift.models.packing import choose_row_layout  # noqa: E402
 from ift.training.checkpoints import (  # noqa: E402
     AtomicCheckpointIO,
     check_checkpoint,
+    damage_of_own_parts,
     remove_unfinished,
     resolve_checkpoint,
     steps_of,
@@ -366,7 +367,7 @@ def run_once(command: str, arguments: list[str], *, tell: bool = True) -> tuple[
     checkpoint = str(cli.checkpoint) if cli.checkpoint is not None else None
     interruptions.defer(False)  # of the stage before
     try:
-        cli.meeting.wait()
+        cli.meeting.wait(refusal=damage_of_own_parts(cli.checkpoint, launch()))
         if command == "validate":
             cli.trainer.validate(cli.model, cli.datamodule, ckpt_path=checkpoint, weights_only=True, verbose=False)
             return cli, cli.model.validation_result
