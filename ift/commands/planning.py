@@ -102,7 +102,7 @@ class _Planning:
             base=module.base,
             adapter=peft_config_of(module.method),
             attention=module.attention,
-            device=None if module.compiles or self._settings.on_gpu else "cpu",
+            device=None if self._settings.on_gpu else "cpu",
         )
         if module.optimizer_traits.fused:
             data.row_layout_choice = replace(data.row_layout_choice, whole_step=True)

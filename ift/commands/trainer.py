@@ -336,8 +336,7 @@ def prepare(command: str, arguments: list[str], *, tell: bool = True) -> Trainin
         base=cli.model.base,
         adapter=peft_config_of(cli.model.method),
         attention=cli.model.attention,
-        # Rows of any number of examples would be compiled anew each.
-        device=None if cli.model.compiles else cli.trainer.strategy.root_device.type,
+        device=cli.trainer.strategy.root_device.type,
     )
     if command == "fit":
         cli.model.optimizer_traits.check_strategy("model.optimizer", cli.trainer)
