@@ -46,6 +46,7 @@ from ift.training.checkpoints import (  # noqa: E402
     steps_of,
 )
 from ift.training.course import check_strategy  # noqa: E402
+from ift.training.decisive_settings import decisive_settings  # noqa: E402
 from ift.training.deepspeed_checks import check_deepspeed  # noqa: E402
 from ift.training.deepspeed_checks import notes as deepspeed_notes  # noqa: E402
 from ift.training.deepspeed_strategy import ZeroStrategy  # noqa: E402
@@ -207,8 +208,7 @@ class TrainingCLI(IftCLI):
         if self.command != "fit":
             return [*super().own_callbacks(), ProcessGroupTimeout(self.timeout)]
         self._dump_config()
-        settings = {key: self.config_dump[key] for key in ("seed_everything", "model", "data")}
-        settings["max_steps"] = [self.config_dump["trainer"][key] for key in ("max_epochs", "max_steps")]
+        settings = decisive_settings(self.config_dump)
         config = self.parser.dump(self.config, skip_none=False)
         writer = RunFolderWriter(self.run, config, settings, self.metrics)
         own = [ProcessGroupTimeout(self.timeout), writer, LossRecord(self.run), PendingValidation()]

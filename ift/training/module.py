@@ -314,8 +314,14 @@ class InstructionModule(LightningModule):
         sums = partial(validation_sums, self.model, calling=self.calling, engine=self.engine)
         self._validation_sums += self.recutting.validation(sums, step)
 
+    @property
+    def num_steps_done(self) -> int:
+        """Optimizer steps behind the weights; Trainer.validate loads a checkpoint's and leaves its step behind."""
+        return max(self.trainer.global_step, self._loaded_step)
+
     def on_validation_epoch_end(self) -> None:
         """Log loss and perplexity per supervised token, over all ranks."""
+        self.recutting.end_validation()
         total, count = self.trainer.strategy.reduce(self._validation_sums, reduce_op="sum").tolist()
         loss = torch.tensor(total / max(1.0, count), dtype=torch.float64)
         values = {"validation/loss": loss, "validation/perplexity": loss.exp()}
@@ -324,8 +330,7 @@ class InstructionModule(LightningModule):
         # A sanity check of a few batches is no result; of all (num_sanity_val_steps -1), it is the loss before.
         if not self.trainer.sanity_checking or self.trainer.num_sanity_val_steps == float("inf"):
             self.validation_result = ValidationResult(
-                # Trainer.validate loads a checkpoint's weights and leaves its step behind.
-                max(self.trainer.global_step, self._loaded_step),
+                self.num_steps_done,
                 loss.item(),
                 loss.exp().item(),
                 supervised_tokens=int(count),
