@@ -1,13 +1,14 @@
 """Measures `ift fit` against hand-written loops and other trainers: tokens per second, memory, time to the first step.
 
 usage: python scripts/bench/training.py [--steps 12] [--rounds 5] [--methods lora full] [--only ift limit] [--small]
-                                        [--threads 2] [--chart FILE.svg]
+                                        [--threads 2] [--chart FILE.svg] [--python PEER=INTERPRETER ...]
 
 Every runner trains the same random Llama (28.7 million parameters, 50k tokens) on the same steps of 8 records, each
 time in a process of its own, by turns, so that whatever else the machine does hits all alike; medians and ratios count.
 `ift` runs through its own command line. The loops are those of training_loops.py, `limit` among them; other trainers,
-where they are installed, those of training_peers.py. A runner whose losses or token counts differ from the first's ends
-the measurement. Prints a Markdown table; its ratios to `limit` are medians of the ratios within a round.
+where they are installed, those of training_peers.py, by an interpreter of their own where one is named. A runner whose
+losses or token counts differ from the first's ends the measurement. Prints a Markdown table; its ratios to `limit` are
+medians of the ratios within a round.
 """
 
 import argparse
@@ -37,6 +38,10 @@ TITLES = {
     "limit": "hand-written limit: fused head and loss, attention per example",
     "ift": "ift fit",
     "transformers": "transformers' Trainer, padded",
+    "trl": "TRL's SFTTrainer, padding-free",
+    "trl_padded": "TRL's SFTTrainer, padded",
+    "llamafactory": "LLaMA-Factory, neat packing",
+    "llamafactory_padded": "LLaMA-Factory, padded",
 }
 
 
@@ -66,21 +71,21 @@ def ift_config(folder: Path, method: str, *, steps: int, notes: Path, run_dir: P
     }
 
 
-def command_of(name: str, folder: Path, method: str, *, steps: int, notes: Path) -> list[str]:
+def command_of(name: str, folder: Path, method: str, *, steps: int, notes: Path, python: str) -> list[str]:
     """Return the command line of a runner."""
     if name != "ift":
         own = ["--runner", name, "--folder", str(folder), "--method", method, "--notes", str(notes)]
-        return [sys.executable, str(HERE / "training.py"), *own, "--steps", str(steps)]
+        return [python, str(HERE / "training.py"), *own, "--steps", str(steps)]
     config = notes.with_suffix(".yaml")  # JSON is YAML
     run_dir = notes.with_suffix("")
     config.write_text(json.dumps(ift_config(folder, method, steps=steps, notes=notes, run_dir=run_dir)))
-    return [sys.executable, "-m", "ift", "fit", "--config", str(config)]
+    return [python, "-m", "ift", "fit", "--config", str(config)]
 
 
-def measure(name: str, folder: Path, method: str, *, steps: int, number: int, threads: int | None) -> Run:
+def measure(name: str, folder: Path, method: str, *, steps: int, number: int, threads: int | None, python: str) -> Run:
     """Train in a process of its own."""
     notes = folder / f"{name}_{method}_{number}.jsonl"
-    command = command_of(name, folder, method, steps=steps, notes=notes)
+    command = command_of(name, folder, method, steps=steps, notes=notes, python=python)
     environment = {**os.environ, "PYTHONPATH": f"{HERE.parents[1]}:{HERE}", "TOKENIZERS_PARALLELISM": "false"}
     if threads is not None:
         environment["OMP_NUM_THREADS"] = str(threads)
@@ -140,7 +145,10 @@ def compare(arguments: argparse.Namespace, names: Sequence[str]) -> None:
             found[method] = {name: [] for name in names}
             for number in range(arguments.rounds):
                 options: Any = {"steps": arguments.steps, "number": number, "threads": arguments.threads}
-                turn = {name: measure(name, folder, method, **options) for name in names}
+                turn = {
+                    name: measure(name, folder, method, **options, python=arguments.python.get(name, sys.executable))
+                    for name in names
+                }
                 check_same(turn)
                 for name, run in turn.items():
                     found[method][name].append(run)
@@ -181,6 +189,8 @@ def main() -> int:
     parser.add_argument("--small", action="store_true", help="a smaller model, to see whether everything runs")
     parser.add_argument("--threads", type=int, help="of every runner (default: as many as torch takes)")
     parser.add_argument("--chart", type=Path, help="write the rates as a chart (SVG)")
+    own = "run these peers by interpreters of their own, as where their packages need other versions than ift's"
+    parser.add_argument("--python", nargs="+", default=[], metavar="PEER=INTERPRETER", help=own)
     parser.add_argument("--runner", help="be this runner (used by the script), with the next three")
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--method")
@@ -193,7 +203,10 @@ def main() -> int:
         return 0
     import training_peers
 
-    known = [*LOOPS, "ift", *training_peers.installed()]
+    arguments.python = dict(one.partition("=")[::2] for one in arguments.python)
+    if unknown := [name for name in arguments.python if name not in training_peers.PEERS]:
+        parser.error(f"--python: {', '.join(unknown)} not among {', '.join(training_peers.PEERS)}")
+    known = [*LOOPS, "ift", *training_peers.installed(arguments.python)]
     if unknown := [name for name in arguments.only or [] if name not in known]:
         parser.error(f"--only: {', '.join(unknown)} not among {', '.join(known)}")
     compare(arguments, [name for name in known if not arguments.only or name in (*arguments.only, "limit")])

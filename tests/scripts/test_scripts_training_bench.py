@@ -79,6 +79,41 @@ def test_runs_that_differ_end_the_measurement(loops: Any) -> None:
     assert "| ift fit | 95 | 0.95 | 0.80 | 2.00 GiB | 3.0 s |" in training.table(runs)
 
 
+def test_a_peer_is_here_where_its_own_interpreter_finds_its_packages(loops: Any, tmp_path: Path) -> None:
+    import training_peers
+
+    pythons = {}
+    for name, status in (("trl", 0), ("llamafactory", 1), ("transformers", 1)):
+        python = tmp_path / name
+        python.write_text(f"#!/bin/sh\nexit {status}\n", encoding="utf-8")
+        python.chmod(0o755)
+        pythons[name] = str(python)
+    found = training_peers.installed(pythons)
+    assert "trl" in found and "llamafactory" not in found and "transformers" not in found
+    assert "transformers" in training_peers.installed({})
+
+
+def test_a_peer_tells_the_labels_that_its_model_got(loops: Any) -> None:
+    import training_peers
+
+    class Trainer:
+        def compute_loss(self, model: None, inputs: dict[str, torch.Tensor]) -> float:
+            return 2.5
+
+        def log(self, logs: dict[str, float]) -> None:
+            pass
+
+    told: list[tuple[float, int]] = []
+    trainer = training_peers.telling(Trainer, lambda loss, supervised: told.append((loss, supervised)))()
+    for rows in ([[7, 7, -100], [-100, 7, 7]], [[-100, -100, 7]]):
+        trainer.compute_loss(None, {"labels": torch.tensor(rows)})
+    trainer.log({"loss": 2.5})
+    trainer.log({"train_runtime": 1.0})
+    trainer.compute_loss(None, {"labels": torch.tensor([[-100, 7]])})
+    trainer.log({"loss": 2.0})
+    assert told == [(2.5, 1 + 2 + 1), (2.0, 1)]
+
+
 def test_the_chart_has_a_bar_for_each_runner(loops: Any) -> None:
     import training_chart
 
