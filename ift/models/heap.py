@@ -34,10 +34,13 @@ class Heap:
         self._library.malloc_trim(0)
         self._alignment = ALIGNMENTS[os.environ.get("THP_MEM_ALLOC_ENABLE") == "1"]
         self._held: dict[int, int] = {}
+        self._limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         self._begin, self._most = self._size(), 0
 
     def take(self, key: int, size: int) -> None:
-        """Request memory as torch does for a tensor, under a key; a request that fails counts nothing."""
+        """Request memory as torch does for a tensor, under a key; nothing where it fails, or is more than there is."""
+        if self._most + size > self._limit:
+            return
         found = ctypes.c_void_p()
         failed = self._library.posix_memalign(ctypes.byref(found), self._alignment, size)
         if not failed and found.value is not None:

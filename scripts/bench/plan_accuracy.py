@@ -212,15 +212,15 @@ def predict(case: dict[str, Any], folder: Path, accelerator: str) -> dict[str, f
     return {"total": parts.total / MIB, **{name: value / MIB for name, value in asdict(parts).items()}}
 
 
-def measure(name: str, folder: Path, accelerator: str) -> float:
-    """Train in a process of its own."""
-    command = [sys.executable, __file__, "--train", name, "--folder", str(folder), "--accelerator", accelerator]
+def in_own_process(task: str, name: str, folder: Path, accelerator: str) -> Any:
+    """Train or predict in a process of its own, and return what it printed."""
+    command = [sys.executable, __file__, task, name, "--folder", str(folder), "--accelerator", accelerator]
     # As `ift fit` has it.
     environment = {**os.environ, "THP_MEM_ALLOC_ENABLE": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{name}: {done.stderr[-4000:]}")
-    return float(done.stdout.splitlines()[-1])
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def compare(arguments: argparse.Namespace) -> None:
@@ -236,8 +236,8 @@ def compare(arguments: argparse.Namespace) -> None:
             f"{'':<34} {'predicted':>9} {'measured':>9} {'error':>7}   weights gradients optimizer activations logits"
         )
         for name in names:
-            found = predict(CASES[name], folder, arguments.accelerator)
-            peaks = [measure(name, folder, arguments.accelerator) for _ in range(arguments.repeats)]
+            found = in_own_process("--predict", name, folder, arguments.accelerator)
+            peaks = [in_own_process("--train", name, folder, arguments.accelerator) for _ in range(arguments.repeats)]
             errors.append(found["total"] / median(peaks) - 1)
             told = " ".join(f"{found[part]:11.0f}" for part in PARTS)
             print(f"{name:<34} {found['total']:9.0f} {median(peaks):9.0f} {errors[-1]:+7.1%} {told}", flush=True)
@@ -251,10 +251,14 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=1, help="trainings of each case (default: 1)")
     parser.add_argument("--only", default="", help="cases whose names hold this (default: all)")
     parser.add_argument("--train", choices=list(CASES), help="train once and print the peak (used by the script)")
-    parser.add_argument("--folder", type=Path, help="with --train: folder of base models and records")
+    parser.add_argument("--predict", choices=list(CASES), help="print a prediction (used by the script)")
+    parser.add_argument("--folder", type=Path, help="with these two: folder of base models and records")
     arguments = parser.parse_args()
     if arguments.train:
         print(train(CASES[arguments.train], arguments.folder, arguments.accelerator))
+        return 0
+    if arguments.predict:
+        print(json.dumps(predict(CASES[arguments.predict], arguments.folder, arguments.accelerator)))
         return 0
     compare(arguments)
     return 0
