@@ -76,7 +76,7 @@ class _Planning:
         model = self._planner.model(module.quantization)
         optimizer = module.optimizer_traits.name
         low, high = self._error()
-        measured = f"measured error on CPU: {low:+.0%} to {high:+.0%} (scripts/bench/RESULTS_plan.md)"
+        error = f"error of predicted peaks: {low:+.0%} to {high:+.0%}, measured on CPUs (scripts/bench/RESULTS_plan.md)"
         return PlanReport(
             base=module.base,
             method=module.method.name,
@@ -91,7 +91,7 @@ class _Planning:
             course=self._course(),
             advice=tuple(self._advice(rows)),
             notes=settings.notes,
-            error=measured + ("" if not settings.on_gpu else "; on GPUs not measured"),
+            error=error if not settings.on_gpu else "error of predicted peaks: not measured on GPUs",
             skipped=self._skipped,
         )
 
@@ -259,11 +259,12 @@ class _Planning:
         share = ASSUMED_UTILIZATION[kind]
         if kind == "cpu" or _has_gpu():
             peak = matmul_peak(torch.device(kind), dtype, folder=Path(self._settings.data.cache_dir))
-            return peak.flops_per_second * share, f"{share:.0%} of {peak.device}'s measured matrix products"
+            told = f"{share:.0%} (assumed) of the fastest matrix products measured here ({peak.device})"
+            return peak.flops_per_second * share, told
         published = self._card.bfloat16_flops_per_second
         if published is None or dtype != torch.bfloat16:
             return None, "not known: name a card (--card h100-80g) and train in bfloat16"
-        return published * share, f"{share:.0%} of {self._card.name}'s published bfloat16 rate"
+        return published * share, f"{share:.0%} (assumed) of {self._card.name}'s published bfloat16 rate"
 
     def _advice(self, rows: list[Row]) -> list[str]:
         own = rows[0]
@@ -274,7 +275,7 @@ class _Planning:
         if own.advisable:
             return told
         changes = self._smaller_budgets(own) if own.refused is None else []
-        for row in sorted((row for row in rows[1:] if row.advisable), key=_distance)[:4]:
+        for row in sorted((row for row in rows[1:] if row.advisable), key=lambda row: _distance(row, own))[:4]:
             keys = ", ".join(f"{key}: {_yaml(value)}" for key, value in row.settings.items())
             changes.append(f"{keys} fits ({row.needed_gib:.1f} GiB).")
         nothing = "Nothing that was tried fits: take a smaller base model, or more devices (--devices)."
@@ -295,9 +296,10 @@ class _Planning:
         return []
 
 
-def _distance(row: Row) -> tuple[int, int, float]:
-    """Return how far a row is from the run's settings: what changes the result least stands first."""
-    return ("model.adapter" in row.settings or "model.quantization" in row.settings, len(row.settings), row.needed_gib)
+def _distance(row: Row, own: Row) -> tuple[bool, bool, int, float]:
+    """Return how far a row is from the run's settings: no more devices and the same result stand first."""
+    changes_result = "model.adapter" in row.settings or "model.quantization" in row.settings
+    return row.devices > own.devices, changes_result, len(row.settings), row.needed_gib
 
 
 def _told(variant: Variant) -> str:

@@ -7,7 +7,7 @@ checkpointing or the fused head keep for the backward pass is counted as they ke
 """
 
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -242,7 +242,7 @@ def simulate(
 
 def lost_in_heap(
     model: Any,
-    shape: MicroBatchShape,
+    shapes: Sequence[MicroBatchShape],
     *,
     checkpointing: bool,
     autocast: torch.dtype | None = None,
@@ -252,8 +252,7 @@ def lost_in_heap(
 
     Args:
         model: as of `simulate`, and so are all others.
-        shape: of the largest micro-batch; a step is taken of it and of one that is a little shorter, as tensors of
-            another size leave other holes.
+        shapes: of micro-batches in their order, as tensors of another size leave other holes.
         checkpointing: as `model.gradient_checkpointing`.
         autocast: dtype of mixed precision.
         frees_gradients: whether the optimizer uses each gradient up as soon as it is there.
@@ -262,11 +261,10 @@ def lost_in_heap(
         UserError: as of `simulate`.
     """
     calling, heap = _as_trained(model, checkpointing=checkpointing), Heap()
-    shorter = replace(shape, length=max(1, shape.length * 15 // 16))
     try:
         with _on_shapes(model):
             live = _watched(model, LiveMemory(heap), frees_gradients=frees_gradients)
-            for one in (shorter, shape):
+            for one in shapes:
                 _pass(model, calling, one, live, autocast)
     finally:
         heap.close()

@@ -6,6 +6,7 @@ alone; and, where that has many layers, what a few of them say of all.
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,13 +122,13 @@ def planned_memory(
 
 def planned_heap(
     module: Any,
-    shape: MicroBatchShape,
+    shapes: Sequence[MicroBatchShape],
     *,
     quantization: Quantization | None,
     checkpointing: bool,
     autocast: torch.dtype | None,
 ) -> float:
-    """Return by how many bytes the heap of a process on a CPU exceeds what a micro-batch holds; arguments as above.
+    """Return by how many bytes the heap of a process on a CPU exceeds what micro-batches hold; arguments as above.
 
     Of a model with many equal layers, few are run: each layer leaves as many holes.
     """
@@ -136,7 +137,7 @@ def planned_heap(
     number = _num_layers(module)
     few = number > MANY_LAYERS and _layers_are_alike(module)
     model = empty_run_model(module, quantization=quantization, num_layers=FEW_LAYERS[1] if few else None)
-    return lost_in_heap(model, shape, **options) * (number / FEW_LAYERS[1] if few else 1.0)
+    return lost_in_heap(model, shapes, **options) * (number / FEW_LAYERS[1] if few else 1.0)
 
 
 def empty_run_model(module: Any, *, quantization: Quantization | None, num_layers: int | None = None) -> Any:

@@ -93,10 +93,10 @@ class RunPlanner:
             )
         simulation = self._simulations[key]
         optimizer, copied = self._optimizer(model, variant.quantization)
-        lost = 0.0 if self._on_gpu else self._lost_share(variant, shapes.largest, simulation)
+        lost = 0.0 if self._on_gpu else self._lost_share(variant, shapes.sequence, simulation)
         return RankMemory(model.weights, simulation, shapes.num_micro_batches, optimizer, copied, lost)
 
-    def _lost_share(self, variant: Variant, shape: MicroBatchShape, simulation: Simulation) -> float:
+    def _lost_share(self, variant: Variant, sequence: tuple[MicroBatchShape, ...], simulation: Simulation) -> float:
         """Return what the heap takes beside activations, as a share of them.
 
         Asked once with and once without recomputation, of the settings that come first: the run's own. A heap that was
@@ -107,7 +107,7 @@ class RunPlanner:
         if variant.checkpointing not in self._lost:
             lost = planned_heap(
                 self._module,
-                shape,
+                sequence,
                 quantization=variant.quantization,
                 checkpointing=variant.checkpointing,
                 autocast=self._autocast,
