@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast
 
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 from ift.errors import UserError
 from ift.models.encoder_decoder import Split, is_encoder_decoder
 from ift.models.fused_head import FusedHead, fusable_head
+from ift.models.last_layer import LastBlock, last_block
 from ift.models.targets import peft_type
 
 _KEYS_AND_VALUES = ("PREFIX_TUNING", "CARTRIDGE")
@@ -53,6 +55,8 @@ class Calling:
     """The base model, where it reads prompts in both directions."""
     head: FusedHead | None = None
     """Its head, where that gives the loss at once; the result is the same without, but slower and larger."""
+    block: LastBlock | None = None
+    """Of such a model, what is computed only where the loss is; the result is the same without, but slower."""
 
     def loss_sum(
         self, model: Any, inputs: dict[str, Any], keep: torch.Tensor, *, targets: torch.Tensor
@@ -68,8 +72,16 @@ class Calling:
         if self.head is None:
             logits = self.logits(model, inputs, keep)
             return F.cross_entropy(logits.float(), targets, reduction="sum")
-        with self.head.giving_loss(targets):
+        with self.head.giving_loss(targets), self.reading(F.pad(keep, (self.num_virtual_tokens, 0))):
             return self.head.loss(self._output(model, inputs, keep))
+
+    def reading(self, keep: torch.Tensor) -> AbstractContextManager[None]:
+        """Let the last layer's feed-forward block compute what is read of it only, where it can.
+
+        Args:
+            keep: bool, `(batch, length)`, of all positions that the layers see.
+        """
+        return self.block.only_at(keep.flatten().nonzero().flatten()) if self.block is not None else nullcontext()
 
     def logits(self, model: Any, inputs: dict[str, Any], keep: torch.Tensor) -> torch.Tensor:
         """Return logits `(kept, vocabulary)`.
@@ -149,18 +161,21 @@ def calling_of(model: Any) -> Calling:
     )
 
 
-def with_fused_head(calling: Calling, model: Any) -> Calling:
+def with_fused_head(calling: Calling, model: Any, *, compiled: bool = False) -> Calling:
     """Return how to call a loaded model for its loss: through a fused head, where that is seen to give the same.
 
     Args:
         calling: of `calling_of(model)`.
         model: of transformers, wrapped by PEFT or not; without its weights (on the meta device), it is believed.
+        compiled: whether its blocks are, or are about to be.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     head = fusable_head(base) if calling.keep_only and calling.split is None and calling.both_ways is None else None
     if head is None:
         return calling
-    fused = replace(calling, head=head)
+    # Compiled blocks would be compiled anew with every change, and tasks are told row by row.
+    block = last_block(base) if not calling.names_task and not compiled else None
+    fused = replace(calling, head=head, block=block)
     module = model.get_input_embeddings()
     embedding = getattr(module, "original_module", module).weight  # PEFT's trainable tokens make theirs by asking
     if any(parameter.is_meta for parameter in model.parameters()) or _same_loss(model, embedding, calling, fused):

@@ -383,7 +383,8 @@ def _loss(
     if calling.both_ways is not None:
         inputs["layout_ids"] = inputs["input_ids"]
     if calling.head is not None:
-        with calling.head.giving_loss(targets):
+        read = calling.block.only_at(targets) if calling.block is not None else nullcontext()  # as many, of no values
+        with calling.head.giving_loss(targets), read:
             return calling.head.loss(model(**inputs, logits_to_keep=keep).logits)
     kept = model(**inputs, logits_to_keep=keep) if calling.keep_only else model(**inputs)
     logits = kept.logits if calling.keep_only else kept.logits[:, calling.num_virtual_tokens :][:, keep]

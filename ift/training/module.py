@@ -234,7 +234,8 @@ class InstructionModule(LightningModule):
                 "data.row_layout", datamodule.row_layout, choice=datamodule.row_layout_choice, model=model
             )
         calling = calling_of(model)
-        self.calling = with_fused_head(calling, model) if self.engine.reads_anywhere and not self.defers else calling
+        fuses = self.engine.reads_anywhere and not self.defers
+        self.calling = with_fused_head(calling, model, compiled=self.compiles) if fuses else calling
         if self.compiles:
             compile_blocks(model)
         self._course = MethodCourse(model, self.method, seed=self.seed)
