@@ -30,7 +30,9 @@ class Heap:
     """The C library's heap of this process."""
 
     def __init__(self) -> None:
-        self._library: Any = _library()
+        library = _library()
+        assert library is not None, "not asked whether it can be"
+        self._library = library
         self._library.malloc_trim(0)
         self._alignment = ALIGNMENTS[os.environ.get("THP_MEM_ALLOC_ENABLE") == "1"]
         self._held: dict[int, int] = {}
