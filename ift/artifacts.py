@@ -1,15 +1,16 @@
 """The run folder: what a finished run leaves behind, and how to read it. Starts without torch.
 
-RUN/config.yaml        the resolved configuration
+RUN/config.yaml        the resolved configuration; of later sessions, config.session-N.yaml
 RUN/manifest.json      versions, seed, hashes and counts of data and trained weights, parameters, timings, results
 RUN/template.json      the template
 RUN/tokenizer/         the tokenizer
-RUN/adapter/           the trained adapter, in PEFT's layout; or, where all weights were trained,
+RUN/adapter/           the trained adapter, in PEFT's layout
 RUN/adapter_initial/   the adapter before the first step, where its first value was taken out of the base model (PiSSA)
-RUN/model/             the model and its tokenizer, in transformers' layout
+RUN/model/             in the place of an adapter, the model and its tokenizer, in transformers' layout
 RUN/checkpoints/       trainable weights, optimizer, schedule and data position, for resuming
 RUN/tensorboard/       TensorBoard's log
-RUN/bad_step-N.jsonl   examples of a step that was left out or stopped the run, the largest loss first
+RUN/bad_step-N.jsonl   examples of a step that was left out or stopped the run, the largest loss first; of other ranks
+                       than the first, bad_step-N.rank-R.jsonl
 RUN/losses.jsonl       the exact loss of every optimizer step
 RUN/rejects.jsonl      rows that could not be used, with file, line and reason
 RUN/deepspeed.json     DeepSpeed's settings, where trainer.strategy is one of its
@@ -86,6 +87,7 @@ class RunFolder:
         self.losses = self.root / "losses.jsonl"
         self.rejects = self.root / "rejects.jsonl"
         self.removed = self.root / "removed.jsonl"
+        self.deepspeed = self.root / "deepspeed.json"
 
     @property
     def has_begun(self) -> bool:

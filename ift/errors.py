@@ -23,6 +23,10 @@ class UserError(ValueError):
     exit_code: ClassVar[int] = 2
 
 
+class LocalError(UserError):
+    """A mistake or fault that this process has met, while errors of the others only refer to what it says."""
+
+
 def unknown_name(key: str, value: str, known: Iterable[str], *, hint: str = "") -> UserError:
     """Return the error for a name that is not one of the known ones, with the nearest of them.
 
@@ -55,18 +59,18 @@ def exit_code(run: Callable[[], int | None], *, debug: bool) -> int:
     except (UserError, OSError) as error:  # OSError: a full disk, a read-only folder, a vanished mount
         if debug:
             raise
-        _tell(str(error))
+        _tell(str(error), at_once=isinstance(error, LocalError))
         return error.exit_code if isinstance(error, UserError) else 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
 
 
-def _tell(message: str) -> None:
+def _tell(message: str, *, at_once: bool) -> None:
     """Write an error once, and not as often as there are processes that have met it.
 
     Any other process than the first gives that one time to say the same, by which whatever started them ends them all.
-    What one of them alone has met is said by it.
+    What one of them alone has met is said by it, and at once where the first one's error refers to it.
     """
     place = launch()
     if place.is_first:
@@ -74,7 +78,7 @@ def _tell(message: str) -> None:
         return
     defer(True)  # a SIGTERM, as srun sends it when another process fails, changes nothing of the exit code
     parent, deadline = os.getppid(), time.monotonic() + _PATIENCE_SECONDS
-    while time.monotonic() < deadline:
+    while not at_once and time.monotonic() < deadline:
         if received() or os.getppid() != parent:  # whoever started this process ends it; the first one has said it
             return
         time.sleep(0.1)

@@ -69,3 +69,34 @@ if "scipy" in sys.modules:
 def test_a_command_starts_without_them_and_finds_them() -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
+
+
+COLLECTING = """
+import gc, sys
+from ift.cli import _imported
+from ift.deferred_imports import deferred
+_imported("ift.commands.trainer")
+frozen = gc.get_freeze_count()
+assert gc.isenabled() and frozen > 100_000
+_imported("ift.commands.trainer")
+assert gc.get_freeze_count() <= frozen
+gc.disable()
+with deferred():
+    pass
+assert not gc.isenabled()
+"""
+
+
+def test_garbage_is_collected_again_afterwards() -> None:
+    subprocess.run([sys.executable, "-c", COLLECTING], check=True, timeout=200)
+
+
+def test_only_the_configs_of_one_family_are_imported() -> None:
+    program = """
+import sys
+from transformers import LlamaConfig
+from ift.models.attention import model_class
+assert model_class(LlamaConfig()).__name__ == "LlamaForCausalLM"
+assert "transformers.models.falcon.configuration_falcon" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=200)

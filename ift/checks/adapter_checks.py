@@ -235,7 +235,7 @@ def check_vocabulary(bench: Workbench, recipe: Recipe, findings: Findings) -> No
         with quiet():
             merged.save_pretrained(str(folder))
             reloaded = load_base_model("merged", str(folder), "float32")
-        _measure_rows(bench, recipe, findings, module, reloaded)
+        _measure_rows(recipe, findings, module, reloaded)
         expected = manifest_of(run)["validation"][-1]["loss"]
         findings.measure(
             9,
@@ -254,7 +254,7 @@ def check_vocabulary(bench: Workbench, recipe: Recipe, findings: Findings) -> No
         findings.measure(9, f"{recipe.name}, tokenizer", partial(_tokens_lost, run, data), quantity="ids", allowed=0)
 
 
-def _measure_rows(bench: Workbench, recipe: Recipe, findings: Findings, module: Any, merged: Any) -> None:
+def _measure_rows(recipe: Recipe, findings: Findings, module: Any, merged: Any) -> None:
     growth = module.growth
     known = list(growth.known)  # padding has rows, too, which new tokens may take
     with quiet():

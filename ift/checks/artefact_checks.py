@@ -83,6 +83,7 @@ def check_responses(
     """
 
     def wrong() -> int:
+        """Return how many examples differ; all of them where none could be compared."""
         by_place = dict(conversations)
         encoder, stops = data.encoder, set(data.encoder.stop_token_ids)
         wrong = compared = 0

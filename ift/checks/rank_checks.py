@@ -4,6 +4,7 @@ import os
 import random
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -165,6 +166,8 @@ class KilledRun:
         self._bench, self._recipe, self._findings = bench, recipe, findings
         self._process: subprocess.Popen[bytes] | None = None
         self._missed: str | None = None
+        # Beside the other checks: the run would be over before the first of them are.
+        self._killer = threading.Thread(target=self._wait_and_kill, daemon=True)
         # The log of every step is written at once, so that its end can be anywhere.
         self._changes: tuple[Changes, ...] = (recipe.changes, with_dropout(recipe), {"trainer": {"max_epochs": 12}})
         if 5 not in findings.wanted or unavailable(recipe):
@@ -179,28 +182,33 @@ class KilledRun:
                 env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
                 start_new_session=True,
             )
+        self._killer.start()
 
-    def wait_and_kill(self) -> None:
+    def _wait_and_kill(self) -> None:
         """Kill it at a random moment behind its third checkpoint."""
-        if self._process is None:
-            return
+        assert self._process is not None
         deadline = time.monotonic() + _SECONDS_TO_A_CHECKPOINT
-        folder = self._bench.folder("killed") / "checkpoints"
+        run = self._bench.folder("killed")
+        folder = run / "checkpoints"
         while len(list(folder.glob("step-*.ckpt"))) < 3 and self._process.poll() is None:
             if time.monotonic() > deadline:
                 break
             time.sleep(0.01)
         time.sleep(random.random() * 0.3)
+        num_checkpoints = len(list(folder.glob("step-*.ckpt")))
         if self._process.poll() is not None:
             self._missed = f"it ended by itself with {self._process.returncode} before it could be killed"
-        elif len(list(folder.glob("step-*.ckpt"))) < 3:
+        elif num_checkpoints < 3:
             self._missed = f"it had no third checkpoint within {_SECONDS_TO_A_CHECKPOINT:.0f} s"
         end(self._process)
+        if self._missed is None and manifest_of(run)["status"] == "finished":
+            self._missed = "it had finished before it could be killed"  # and is not resumed any more
 
     def finish(self) -> None:
         """Resume the run, and compare it with one that was not killed."""
         if self._process is None:
             return
+        self._killer.join()
         title = f"{self._recipe.name}, killed at a random moment"
         if self._missed is not None:
             self._findings.omit(5, title, self._missed)

@@ -8,6 +8,7 @@ from ift.artifacts import RunFolder, flat
 from ift.checks.loss_curves import Parting, compare_losses
 from ift.checks.weight_difference import WeightDifference, compare_weights
 from ift.errors import UserError
+from ift.training.decisive_settings import decisive_settings, is_decisive
 
 _WITHOUT_MEANING = ("run_dir", "ckpt_path")
 """Settings that say where a run lies, and what it went on from."""
@@ -45,6 +46,11 @@ class RunDifference:
     """Two runs against each other."""
 
     settings: tuple[Change, ...]
+    """Those that weights or losses may depend on."""
+    settings_without_effect: tuple[Change, ...]
+    """Those that change no weights and no losses."""
+    same_fingerprint: bool | None
+    """Whether all that decides the results is the same, settings and parts; `None` where a run does not know it."""
     parts: dict[str, bool | None]
     """Part of the fingerprint to whether it is the same; `None` where a run does not know it."""
     details: tuple[Change, ...]
@@ -76,8 +82,11 @@ def compare_runs(one: str, other: str) -> RunDifference:
     """
     folders = [RunFolder(one), RunFolder(other)]
     manifests = [_manifest(key, folder) for key, folder in zip(("RUN_A", "RUN_B"), folders, strict=True)]
+    counting, others = _settings(*folders)
     return RunDifference(
-        settings=tuple(_settings(*folders)),
+        settings=counting,
+        settings_without_effect=others,
+        same_fingerprint=_same_part("total", *manifests),
         parts={part: _same_part(part, *manifests) for part in PARTS},
         details=tuple(_changes(*(_facts(manifest) for manifest in manifests))),
         losses=compare_losses(*folders),
@@ -98,7 +107,8 @@ def _same_part(part: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> b
     return hashes[0] == hashes[1] if None not in hashes else None
 
 
-def _settings(one: RunFolder, other: RunFolder) -> list[Change]:
+def _settings(one: RunFolder, other: RunFolder) -> tuple[tuple[Change, ...], tuple[Change, ...]]:
+    """Return what differs and may change weights or losses, and what differs beside it."""
     import yaml
 
     configs = [
@@ -106,13 +116,16 @@ def _settings(one: RunFolder, other: RunFolder) -> list[Change]:
     ]
     found = list(_nested_changes("", *configs))
     places = [str(run.root) for run in (one, other)]
-    return [
+    found = [
         change
         for change in found
         if not change.name.endswith(_WITHOUT_MEANING)
         # What follows from the run folder's place is no setting of its own.
         and not (str(change.one).startswith(places[0]) and str(change.other).startswith(places[1]))
     ]
+    decisive = [decisive_settings(config) for config in configs]
+    counting = tuple(change for change in found if is_decisive(change.name, *decisive))
+    return counting, tuple(change for change in found if change not in counting)
 
 
 def _nested_changes(name: str, one: Any, other: Any) -> Iterator[Change]:

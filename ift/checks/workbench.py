@@ -156,9 +156,11 @@ def manifest_of(run: Path) -> Any:
 
 
 def run_gap(one: Path, two: Path) -> float:
-    """Return the largest difference between two runs: of a final weight, or as a share of it, a loss.
+    """Return the largest difference between two runs: of a final weight, or as a share of it, a loss or the last norm.
 
-    Infinite where they are not of the same tensors, steps or validations, and never 0 unless all bits agree.
+    The norm of the gradient is that before clipping: where every step is clipped, weights do not tell a gradient that
+    is wrong by a factor. Infinite where they are not of the same tensors, steps or validations, and never 0 unless all
+    bits agree.
     """
     first, second = RunFolder(one), RunFolder(two)
     weights, losses = compare_weights(first, second), compare_losses(first, second)
@@ -169,6 +171,8 @@ def run_gap(one: Path, two: Path) -> float:
     counted = [[(step, tokens) for step, _, tokens in results] for results in validations]
     if weights.only_one or weights.missing or losses.steps[0] != losses.steps[1] or counted[0] != counted[1]:
         return float("inf")
-    gaps = [abs(a[1] - b[1]) / max(1.0, abs(a[1])) for a, b in zip(*validations, strict=True)]
+    norms = [manifest_of(run)["last_logged"].get("train/gradient_norm", 0.0) for run in (one, two)]
+    pairs = [norms, *((a[1], b[1]) for a, b in zip(*validations, strict=True))]
+    gaps = [abs(a - b) / max(1.0, abs(a)) for a, b in pairs]
     largest = max([weights.largest, losses.largest_share, *gaps])
     return largest or (0.0 if weights.same and losses.same else 5e-324)

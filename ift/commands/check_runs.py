@@ -56,7 +56,6 @@ def _check_machine(root: Path, findings: Findings) -> None:
     killed, ranks = KilledRun(bench, trained[0], findings), RankChecks(bench, trained, findings)
     try:
         _check_texts(world, findings)
-        killed.wait_and_kill()
         grouped = {"bloom": ("grouped",)}
         check_packing(bench, findings, layouts={name: grouped.get(name, ALL_LAYOUTS) for name in world.families})
         for number, recipe in enumerate(trained):

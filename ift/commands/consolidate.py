@@ -16,7 +16,9 @@ def parser() -> OptionParser:
         "Write what a checkpoint of a run has trained as a folder to use: an adapter that PEFT loads, or a model "
         "(safetensors, config, generation settings, tokenizer) that transformers loads. The checkpoint may be one "
         "file, or the folder that the ranks of trainer.strategy fsdp wrote, each its part. It takes one process, no "
-        "GPU, and memory for one file of the result (--shard_size). Nothing in a checkpoint is executed.",
+        "GPU, and memory for one file of the result (--shard_size) and one tensor; for the whole base model where it "
+        "is quantized, adapters are merged into it, the adapter takes its start out of it, or its files are in an old "
+        "format. All bytes of the checkpoint are compared with its seal first, and nothing in it is executed.",
     )
     result.add_argument(
         "source", metavar="RUN_OR_CHECKPOINT", help="run folder, for its newest checkpoint; or one of them"
@@ -46,7 +48,7 @@ def run(command: str, arguments: list[str]) -> None:
     quiet()
     from ift.training.consolidation import consolidate, open_checkpoint
 
-    checkpoint = open_checkpoint("CHECKPOINT", path)
+    checkpoint = open_checkpoint("RUN_OR_CHECKPOINT", path)
     print(f"{path}: step {checkpoint.step}, {len(checkpoint.weights)} trained tensors", file=sys.stderr)
     module = _module_of(folder)
     consolidate(

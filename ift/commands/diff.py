@@ -54,11 +54,14 @@ def _lines(options: Namespace, found: "RunDifference") -> list[str]:
     lines = [f"A: {options.run_a}", f"B: {options.run_b}", ""]
     lines += ["settings that differ:" if found.settings else "settings: the same"]
     lines += [f"  {change.text()}" for change in found.settings]
+    lines += ["settings that differ, but change no weights and no losses:"] if found.settings_without_effect else []
+    lines += [f"  {change.text()}" for change in found.settings_without_effect]
     lines += [
         "parts that differ:" if differing else "parts: the same" if not unknown else "parts: none known to differ"
     ]
     lines += [f"  {part}: {PARTS[part]}" for part in differing]
     lines += [f"not known of both: {', '.join(unknown)} (a run of an older version of ift)"] if unknown else []
+    lines += ["fingerprint: the same, so the results should be"] if found.same_fingerprint else []
     lines += ["what is known of them:"] if found.details else []
     lines += [f"  {change.text()}" for change in found.details]
     lines += ["", f"losses: {found.losses.text()}", f"final weights: {found.weights.text()}"]

@@ -69,6 +69,7 @@ class _Planning:
         self._shapes: dict[int, StepShapes] = {}
 
     def report(self, *, skip_data: bool) -> PlanReport:
+        """Plan the run and its alternatives; what cannot be planned is among the report's `skipped`."""
         module, settings = self._settings.module, self._settings
         self._read_shapes(skip_data=skip_data)
         own = self._row(self._planner, self._planner.own, settings.strategy, settings.world_size, own=True)
@@ -103,7 +104,7 @@ class _Planning:
             base=module.base,
             adapter=peft_config_of(module.method),
             attention=module.attention,
-            device=None if module.compiles or self._settings.on_gpu else "cpu",
+            device=None if self._settings.on_gpu else "cpu",
         )
         if module.optimizer_traits.fused:
             data.row_layout_choice = replace(data.row_layout_choice, whole_step=True)

@@ -40,11 +40,13 @@ from ift.models.packing import choose_row_layout  # noqa: E402
 from ift.training.checkpoints import (  # noqa: E402
     AtomicCheckpointIO,
     check_checkpoint,
+    damage_of_own_parts,
     remove_unfinished,
     resolve_checkpoint,
     steps_of,
 )
 from ift.training.course import check_strategy  # noqa: E402
+from ift.training.decisive_settings import decisive_settings  # noqa: E402
 from ift.training.deepspeed_checks import check_deepspeed  # noqa: E402
 from ift.training.deepspeed_checks import notes as deepspeed_notes  # noqa: E402
 from ift.training.deepspeed_strategy import ZeroStrategy  # noqa: E402
@@ -206,8 +208,7 @@ class TrainingCLI(IftCLI):
         if self.command != "fit":
             return [*super().own_callbacks(), ProcessGroupTimeout(self.timeout)]
         self._dump_config()
-        settings = {key: self.config_dump[key] for key in ("seed_everything", "model", "data")}
-        settings["max_steps"] = [self.config_dump["trainer"][key] for key in ("max_epochs", "max_steps")]
+        settings = decisive_settings(self.config_dump)
         config = self.parser.dump(self.config, skip_none=False)
         writer = RunFolderWriter(self.run, config, settings, self.metrics)
         own = [ProcessGroupTimeout(self.timeout), writer, LossRecord(self.run), PendingValidation()]
@@ -335,8 +336,7 @@ def prepare(command: str, arguments: list[str], *, tell: bool = True) -> Trainin
         base=cli.model.base,
         adapter=peft_config_of(cli.model.method),
         attention=cli.model.attention,
-        # Rows of any number of examples would be compiled anew each.
-        device=None if cli.model.compiles else cli.trainer.strategy.root_device.type,
+        device=cli.trainer.strategy.root_device.type,
     )
     if command == "fit":
         cli.model.optimizer_traits.check_strategy("model.optimizer", cli.trainer)
@@ -366,7 +366,7 @@ def run_once(command: str, arguments: list[str], *, tell: bool = True) -> tuple[
     checkpoint = str(cli.checkpoint) if cli.checkpoint is not None else None
     interruptions.defer(False)  # of the stage before
     try:
-        cli.meeting.wait()
+        cli.meeting.wait(refusal=damage_of_own_parts(cli.checkpoint, launch()))
         if command == "validate":
             cli.trainer.validate(cli.model, cli.datamodule, ckpt_path=checkpoint, weights_only=True, verbose=False)
             return cli, cli.model.validation_result

@@ -66,11 +66,12 @@ class InstructionDataModule(LightningDataModule):
         max_length: longest example in tokens; what becomes of longer ones says `over_long`.
         global_batch_size: examples per optimizer step, over all ranks.
         micro_batch_tokens: most positions (rows times longest row) that go through the model at once; changes speed
-            and memory, never the result.
-        auto_micro_batch: when memory runs out, halve `micro_batch_tokens` for the rest of the run and repeat the step.
+            and memory, and the result only by rounding, and by the masks where there is dropout.
+        auto_micro_batch: when memory runs out, halve `micro_batch_tokens` until the step is cut otherwise, compute it
+            again, and keep the smaller budget; changes the result as that does. One device and ddp only.
         row_layout: how examples share rows: `packed` end to end in several rows, `flattened` in one row, `grouped` one
             per row with others of its length, or `auto`, the fastest that the model computes exactly; changes speed,
-            never the result.
+            and the result as `micro_batch_tokens` does.
         template: name of a template (`ift/data/templates.yaml`), `tokenizer` (its own chat template), or a template
             written out.
         template_options: variables that the tokenizer's own chat template reads, such as `enable_thinking: false`;

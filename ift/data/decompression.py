@@ -53,6 +53,7 @@ class _Reader(io.RawIOBase):
         super().close()
 
     def readinto(self, buffer: Any) -> int:
+        """Fill a buffer as far as the file goes undamaged, and raise at the damage itself."""
         data = b""
         while len(data) < min(len(buffer), _MOST_BYTES):
             piece = self._piece(min(self._step, len(buffer)))

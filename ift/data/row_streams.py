@@ -156,6 +156,7 @@ class _Line:
     is_text: bool
 
     def parse(self) -> RawRow:
+        """Return the row, or the problem of a line that is none."""
         if self.is_text:
             try:
                 return RawRow(self.number, {"text": self.raw.decode("utf-8").rstrip("\r\n")}, file=self.file)

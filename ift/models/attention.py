@@ -22,11 +22,9 @@ def model_class(config: Any) -> type[Any] | None:
     Args:
         config: transformers' config of the base model.
     """
-    known = auto_class(config)._model_mapping
-    if type(config) not in known.keys():  # noqa: SIM118 (no plain dict)
-        return None
-    found: Any = known[type(config)]
-    made_of: type[Any] = found[0] if isinstance(found, tuple) else found
+    # Asked for its keys, the mapping imports the configs of all families.
+    found: Any = auto_class(config)._model_mapping.get(type(config), None)
+    made_of: type[Any] | None = found[0] if isinstance(found, tuple) else found
     return made_of
 
 

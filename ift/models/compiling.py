@@ -54,9 +54,12 @@ def compile_blocks(model: Any, *, backend: str = "inductor") -> int:
     Raises:
         UserError: none are found.
     """
+    from ift.models.record_attention import attend_outside_graphs
+
     blocks = list(_blocks(model))
     if not blocks:
         raise UserError(f"{KEY}: {type(model).__name__} has no blocks that transformers knows. Set it to false.")
+    attend_outside_graphs()
     # Random numbers as without it, so that dropout is the same.
     options = {"options": {"fallback_random": True}} if backend == "inductor" else {}
     for block in blocks:

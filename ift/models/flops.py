@@ -179,6 +179,7 @@ def _position_counter(heard: Recording) -> Any:
 
 def _listener(heard: Recording, name: str) -> Any:
     def listen(module: nn.Module, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        """Add a pass through a linear layer or experts to its record; a hook behind the forward pass."""
         if _in_backward() or not inputs:
             return
         found = inputs[0]

@@ -57,6 +57,8 @@ class _Gradients(NamedTuple):
 
 
 class _FusedCrossEntropy(torch.autograd.Function):
+    """The summed cross-entropy; logits of a tile are forgotten before the next, so the gradient is made with them."""
+
     @staticmethod
     def forward(
         ctx: Any,

@@ -25,14 +25,24 @@ def attend_by_example(model: Any) -> None:
     Args:
         model: of transformers, wrapped by PEFT or not; its attention must be given `position_ids`.
     """
-    AttentionInterface.register(NAME, _attention)
-    AttentionMaskInterface.register(NAME, _mask)
+    if NAME not in AttentionInterface().valid_keys():  # which may be in use already, and outside of graphs
+        AttentionInterface.register(NAME, _attention)
+        AttentionMaskInterface.register(NAME, _mask)
     model.set_attn_implementation(NAME)
 
 
 def attend_by_row(model: Any) -> None:
     """Undo `attend_by_example`."""
     model.set_attn_implementation("sdpa")
+
+
+def attend_outside_graphs() -> None:
+    """Let torch.compile leave out attention example by example, and compile what is before and behind it.
+
+    How many examples a row has, and how long each is, would be compiled anew with nearly every micro-batch.
+    """
+    AttentionInterface.register(NAME, torch.compiler.disable(_attention))
+    AttentionMaskInterface.register(NAME, _mask)
 
 
 def attention_name(config: Any) -> str:
@@ -75,7 +85,7 @@ def _attention(
     if attention_mask is not None or query.shape[2] != key.shape[2]:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     rows = [lengths_in(row) for row in position_ids] if position_ids is not None else []
-    if max(map(len, rows), default=1) == 1:
+    if all(len(row) == 1 for row in rows):
         mask = _window(query.shape[2], sliding_window, query.device)
         return sdpa_attention_forward(module, query, key, value, mask, **options)
     outputs = []

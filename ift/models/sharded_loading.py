@@ -7,12 +7,13 @@ those of one process, bit for bit. `read_sharded` then takes the weights away, l
 reads.
 """
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from torch import nn
 
 from ift.models.base_files import base_folder
@@ -45,19 +46,27 @@ def can_defer(
         quantization: `model.quantization`.
         merged: whether adapters are merged into it first.
         method: what is trained.
-        ranks: whether each of several is to read its rows; else nothing is told.
+        ranks: whether each of several is to read its rows; else one process reads all, tensor by tensor.
     """
     reason = _obstacle(key, base, quantization=quantization, merged=merged, method=method)
     if not ranks:
+        if reason:
+            _tell(f"{key}: all of '{base}' is loaded into memory, as {reason}")
         return not reason
     if not reason:
-        rank_zero_info(f"{key}: every rank reads its own rows of the weights, and none holds the whole model")
+        _tell(f"{key}: every rank reads its own rows of the weights, and none holds the whole model")
         return True
     rank_zero_warn(
         f"{key}: every rank loads all of '{base}' before it keeps its share, as {reason}; each needs memory for all of "
         "it at first."
     )
     return False
+
+
+@rank_zero_only
+def _tell(text: str) -> None:
+    # What Lightning logs as information is hidden.
+    print(text, file=sys.stderr)
 
 
 def _obstacle(key: str, base: str, *, quantization: Quantization | None, merged: bool, method: Method) -> str:

@@ -89,13 +89,13 @@ def with_trained_rows(method: Method, vocabulary: Vocabulary, growth: Growth | N
     changed = copy.copy(method)
     new = growth.new if growth is not None else []
     if isinstance(method.config, BaseWeights):
-        changed.config = _of_base_weights(method, method.config, vocabulary, new)
+        changed.config = _of_base_weights(method, method.config, vocabulary)
     else:
         changed.config = _of_adapter(method, vocabulary, new, model=model)
     return changed
 
 
-def _of_base_weights(method: Method, weights: BaseWeights, vocabulary: Vocabulary, new: Sequence[int]) -> BaseWeights:
+def _of_base_weights(method: Method, weights: BaseWeights, vocabulary: Vocabulary) -> BaseWeights:
     if isinstance(weights, AllWeights | SampledLayers | Embeddings):
         if vocabulary.train in ("new", "none"):
             raise UserError(

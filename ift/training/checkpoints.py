@@ -11,9 +11,17 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from ift.artifacts import RunFolder
 from ift.errors import UserError
 from ift.hub import fingerprint
+from ift.launch import Launch
 from ift.training.module import CHECKPOINT_KEY
 from ift.training.seals import SealedFile, check_seal
-from ift.training.sharded_checkpoints import check_whole, is_sharded_checkpoint, read_facts, read_whole, remove_sharded
+from ift.training.sharded_checkpoints import (
+    check_parts,
+    check_whole,
+    is_sharded_checkpoint,
+    read_unread,
+    read_whole,
+    remove_sharded,
+)
 
 TEMPORARY = ".tmp"
 """Ends the name of what is being written; it is renamed when it is whole."""
@@ -116,9 +124,7 @@ def read_checkpoint(path: Path) -> Any:
         UserError: it cannot be read, or holds more than tensors and plain values.
     """
     try:
-        if is_sharded_checkpoint(path):
-            return read_facts(path)
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return read_unread(path)
     except Exception as error:  # torch raises many types for what is no checkpoint; each means that it is unusable
         reason = str(error).partition("\n")[0][:200]
         raise UserError(
@@ -162,11 +168,11 @@ def check_checkpoint(path: Path, base: str, *, resumes: bool = False) -> None:
     Raises:
         UserError: not a checkpoint of ift, a damaged one, or one of another base model.
     """
-    if not is_sharded_checkpoint(path):  # whose parts have checks of their own
+    if is_sharded_checkpoint(path):
+        check_whole("--ckpt_path", path)  # its tensors are `damage_of_own_parts`' business
+    else:
         check_seal("--ckpt_path", path)
     checkpoint = read_checkpoint(path)
-    if path.is_dir():
-        check_whole(path)
     own = checkpoint.get(CHECKPOINT_KEY) if isinstance(checkpoint, dict) else None
     if own is None:
         raise UserError(f"--ckpt_path: '{path}' was not written by ift fit.")
@@ -180,3 +186,20 @@ def check_checkpoint(path: Path, base: str, *, resumes: bool = False) -> None:
             f"--ckpt_path: '{path}' holds weights only (checkpoint.save_weights_only), and training goes on from "
             "weights and optimizer. Name another checkpoint, or begin anew without --ckpt_path."
         )
+
+
+def damage_of_own_parts(path: Path | None, place: Launch) -> str:
+    """Return what is wrong with this process's share of the tensors of a folder of many ranks; empty where nothing is.
+
+    Args:
+        path: of the checkpoint, if there is one; a file is checked by `check_checkpoint`.
+        place: of this process. Where Lightning starts the others, the first has looked before they are there.
+    """
+    if path is None or not is_sharded_checkpoint(path) or (place.program is None and not place.is_first):
+        return ""
+    num_ranks = place.num_processes if place.program is not None else 1
+    try:
+        check_parts("--ckpt_path", path, rank=place.rank, num_ranks=num_ranks)
+    except (UserError, OSError) as error:
+        return str(error)
+    return ""

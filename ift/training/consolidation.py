@@ -2,7 +2,8 @@
 
 In: a checkpoint of any strategy, of one file or of the files of many ranks, and the module that its run trained, whose
 base model lies in its files still. Out: a folder. One process does it, without a process group, tensor by tensor;
-memory holds one file of the result and one tensor. Nothing in a checkpoint is executed.
+memory holds one file of the result and one tensor, or the base model where its weights cannot be left in their files
+(`ift.models.sharded_loading`). Nothing in a checkpoint is executed.
 """
 
 import os
@@ -23,7 +24,8 @@ from ift.models.initial_adapters import save_adapter
 from ift.models.original_layout import write_shards
 from ift.training.checkpoints import read_checkpoint
 from ift.training.module import CHECKPOINT_KEY, InstructionModule
-from ift.training.sharded_checkpoints import check_whole, is_sharded_checkpoint
+from ift.training.seals import check_seal
+from ift.training.sharded_checkpoints import check_parts, check_whole, is_sharded_checkpoint
 from ift.training.sharded_tensors import deferred_weights
 
 
@@ -41,20 +43,26 @@ class StoredCheckpoint:
 
 
 def open_checkpoint(key: str, path: Path) -> StoredCheckpoint:
-    """Open a checkpoint of `ift fit`.
+    """Open a checkpoint of `ift fit`, all of whose bytes are as they were written.
 
     Args:
         key: names it, for errors.
         path: a file, or the folder that many ranks wrote.
 
     Raises:
-        UserError: it cannot be read, holds more than tensors and plain values, or is of another program.
+        UserError: its bytes are not those that were written, it holds more than tensors and plain values, or is of
+            another program.
     """
+    sharded = is_sharded_checkpoint(path)
+    if sharded:
+        check_whole(key, path)
+        check_parts(key, path)
+    else:
+        check_seal(key, path)
     found = read_checkpoint(path)
     if not isinstance(found, dict) or CHECKPOINT_KEY not in found:
         raise UserError(f"{key}: '{path}' was not written by ift fit.")
-    if is_sharded_checkpoint(path):
-        check_whole(path)
+    if sharded:
         weights = deferred_weights(path, found["state_dict"])
     else:
         weights = {name: in_place(one) for name, one in found["state_dict"].items()}
@@ -87,7 +95,7 @@ def consolidate(
         raise UserError(f"--output: '{output}' exists, and nothing is ever overwritten. Give another folder.")
     module.defers = True
     module.configure_model()
-    module.check_weights({name: tuple(one.shape) for name, one in checkpoint.weights.items()}, key="CHECKPOINT")
+    module.check_weights({name: tuple(one.shape) for name, one in checkpoint.weights.items()}, key="RUN_OR_CHECKPOINT")
     _put_in(module, checkpoint)
     building = output.with_name(f".{output.name}.unfinished")
     shutil.rmtree(building, ignore_errors=True)  # left by a killed consolidation to the same place
@@ -115,8 +123,8 @@ def _put_in(module: InstructionModule, checkpoint: StoredCheckpoint) -> None:
         one = trained[name]
         if stored.dtype != one.dtype:
             raise UserError(
-                f"CHECKPOINT: '{name}' is in {stored.dtype} there, and in {one.dtype} in its run. They do not belong "
-                "together."
+                f"RUN_OR_CHECKPOINT: '{name}' is in {stored.dtype} there, and in {one.dtype} in its run. They do not "
+                "belong together."
             )
         if not module.method.trains_base:
             with torch.no_grad():

@@ -15,14 +15,14 @@ from ift.models.methods import Method
 from ift.models.targets import peft_type
 from ift.training.deepspeed_config import is_installed
 from ift.training.deepspeed_strategy import ZeroStrategy
+from ift.training.optimizers import ELEMENTWISE
 
 VERSIONS = ("0.19.8", "0.20")
 """From the first to before the second: state is read from places of DeepSpeed that others may lack."""
 
-ELEMENTWISE = {
-    **dict.fromkeys(
-        ("ASGD", "Adadelta", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD"), "torch"
-    ),
+OPTIMIZERS = {
+    # Adagrad makes its state with itself, before DeepSpeed has put rows of its own in the place of the weights.
+    **{kind.__name__: "torch" for kind in ELEMENTWISE if kind is not torch.optim.Adagrad},
     **dict.fromkeys(("DeepSpeedCPUAdam", "DeepSpeedCPULion", "FusedAdam", "FusedLion"), "deepspeed"),
 }
 """Optimizers that treat every number of a weight for itself, with the package that they are from. DeepSpeed lays
@@ -186,11 +186,11 @@ def plain_start(config: Any) -> bool:
 
 def _check_optimizer(module: Any, name: str) -> None:
     kind = type(module.optimizer_callable([torch.nn.Parameter(torch.zeros(2, 2))]))
-    if ELEMENTWISE.get(kind.__name__) != kind.__module__.split(".")[0]:
+    if OPTIMIZERS.get(kind.__name__) != kind.__module__.split(".")[0]:
         raise UserError(
             f"model.optimizer: {kind.__module__}.{kind.__name__} may look at the shape of a weight or at blocks of it, "
             f"and {name} lays weights end to end and gives each rank a piece. Take torch.optim.AdamW, or one of "
-            f"{', '.join(sorted(ELEMENTWISE))}; or trainer.strategy ddp."
+            f"{', '.join(sorted(OPTIMIZERS))}; or trainer.strategy ddp."
         )
 
 

@@ -1,7 +1,8 @@
 """What DeepSpeed has shared out among ranks, as whole tensors: weights in float32 and the optimizer's state.
 
-Both ways are in torch's own layout of an optimizer's state, numbered as the weights were given to it, so that a
-checkpoint is none of DeepSpeed's: any number of ranks and any strategy can go on from it.
+Described and loaded in torch's own layout of an optimizer's state, numbered as the weights were given to it, so that a
+checkpoint is none of DeepSpeed's: other strategies can go on from it. `MASTER` is its own; they leave that unread and
+begin with the weights as they are rounded.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +20,7 @@ Keep = Callable[[torch.Tensor], torch.Tensor]
 
 
 class SharedOutState:
-    """The state of a run's optimizer under DeepSpeed; all ranks must call its methods together.
+    """The state of a run's optimizer under DeepSpeed; all ranks must call `weight` and `describe` together.
 
     Args:
         engine: DeepSpeed's.

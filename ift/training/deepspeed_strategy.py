@@ -3,27 +3,22 @@
 A checkpoint is none of DeepSpeed's, which are pickles for one number of ranks: it is that of every other strategy.
 """
 
-import json
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.plugins.precision import DeepSpeedPrecision
 from lightning.pytorch.strategies import DeepSpeedStrategy
-from torch.distributed.constants import default_pg_timeout
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 from torch.optim import Optimizer
 
 from ift.training.deepspeed_config import check_config, deepspeed_config, settings_of
 from ift.training.deepspeed_state import SharedOutState
-from ift.training.sharded_checkpoints import is_sharded_checkpoint, load_own_parts, read_facts, save_sharded
-
-CONFIG_FILE = "deepspeed.json"
+from ift.training.sharded_checkpoints import load_own_parts, read_unread, save_from_ranks
 
 
 class WeightsAsTheyAre(DeepSpeedPrecision):
@@ -43,15 +38,11 @@ class ZeroStrategy(DeepSpeedStrategy):
 
     Args:
         name: as the user knows it, one of `ift.training.deepspeed_config.NAMES`.
-        process_group_backend: `gloo` or `nccl`; none takes the one of the device.
-        timeout: how long a rank waits for the others.
     """
 
-    def __init__(
-        self, name: str, *, process_group_backend: str | None = None, timeout: timedelta = default_pg_timeout
-    ) -> None:
+    def __init__(self, name: str) -> None:
         self.name, self.settings = name, settings_of(name)
-        super().__init__(config=self._config(), process_group_backend=process_group_backend, timeout=timeout)
+        super().__init__(config=self._config())
         self._groups: list[list[torch.nn.Parameter]] = []
         self._mesh: DeviceMesh | None = None
 
@@ -105,14 +96,6 @@ class ZeroStrategy(DeepSpeedStrategy):
 
             deepspeed.zero.Init(module=model, config_dict_or_path=self.config)
 
-    def setup(self, trainer: Any) -> None:
-        """Hand the model over to DeepSpeed, and say in the run folder with which settings."""
-        super().setup(trainer)
-        if trainer.state.fn == "fit" and self.is_global_zero:
-            folder = Path(trainer.default_root_dir)
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / CONFIG_FILE).write_text(json.dumps(self.config, indent=2, sort_keys=True) + "\n")
-
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         """Take a step; the passes through the model in it are DeepSpeed's, not the step as a whole."""
         return self._module().training_step(*args, **kwargs)
@@ -134,25 +117,17 @@ class ZeroStrategy(DeepSpeedStrategy):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
         """Write a file from the first rank, or a folder from all."""
-        path = Path(self.broadcast(str(filepath)))
-        if self._module().method.trains_base:
-            save_sharded(checkpoint, path)
-        elif self.is_global_zero:
-            self.checkpoint_io.save_checkpoint(checkpoint, path, storage_options)
+        save_from_ranks(self, checkpoint, filepath, sharded=self._module().method.trains_base)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """Read a checkpoint of any strategy; of a folder, what is not tensors, and the shapes of those that are."""
-        path = Path(checkpoint_path)
-        if is_sharded_checkpoint(path):
-            return read_facts(path)
-        found: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        return found
+        return read_unread(Path(checkpoint_path))
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Put a checkpoint's weights into the model; that all are there is the module's to see."""
         state, own = self._state(), dict(self._module().named_parameters())
         for name, value in checkpoint["state_dict"].items():
-            state.put_weight(own[name], _read(checkpoint, value, f"{name}", section="state_dict"))
+            state.put_weight(own[name], _read(checkpoint, value, name, section="state_dict"))
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         """Give DeepSpeed's optimizer this rank's part of the state."""

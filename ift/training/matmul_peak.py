@@ -57,7 +57,7 @@ def matmul_peak(device: torch.device, dtype: torch.dtype, *, folder: Path | None
 
 @cache
 def _measured(device: torch.device, dtype: torch.dtype, num_threads: int) -> MatmulPeak:
-    """Measure once per process, too: it may train several times."""
+    """Measure once per process and number of threads, too: it may train several times."""
     return measure(device, dtype)
 
 

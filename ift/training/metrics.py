@@ -100,6 +100,11 @@ class StepMetrics(Callback):
             if not trainer.is_global_zero:
                 span.padded, span.pairs = 0, dict.fromkeys(span.pairs, 0)
             self._span, self.last, self.last_step = span, state["last"], state["last_step"]
+            self.total = Work(**state["span"]).taken_back()  # by an earlier session; the next entry adds it
+
+    def end_early(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count what was done since the last entry, behind the session's last checkpoint; all ranks must call it."""
+        self.total.add(self._summed(trainer, pl_module))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the validation's result, at the step it was made."""

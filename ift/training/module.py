@@ -189,7 +189,7 @@ class InstructionModule(LightningModule):
         """Refuse what the strategy cannot do, and ask for steps as the optimizer takes them; before weights load."""
         device = self.trainer.strategy.root_device.type
         data: Any = getattr(self.trainer, "datamodule", None)
-        if engine_of(self).even:
+        if engine_of(self).even and data is not None:
             data.row_layout_choice = replace(data.row_layout_choice, even=True)
         check_sharded(self, self.trainer, config=read_config(self.base))
         check_attention(self.attention, config=read_config(self.base), dtype=self.dtype_name, device=device)
@@ -203,6 +203,7 @@ class InstructionModule(LightningModule):
         check_deepspeed(self, self.trainer)
         if self.optimizer_traits.fused:
             self.optimizer_traits.check_strategy("model.optimizer", self.trainer)
+            assert data is not None, "fit opens the data itself"
             data.row_layout_choice = replace(data.row_layout_choice, whole_step=True)
 
     def configure_model(self) -> None:
@@ -313,8 +314,14 @@ class InstructionModule(LightningModule):
         sums = partial(validation_sums, self.model, calling=self.calling, engine=self.engine)
         self._validation_sums += self.recutting.validation(sums, step)
 
+    @property
+    def num_steps_done(self) -> int:
+        """Optimizer steps behind the weights; Trainer.validate loads a checkpoint's and leaves its step behind."""
+        return max(self.trainer.global_step, self._loaded_step)
+
     def on_validation_epoch_end(self) -> None:
         """Log loss and perplexity per supervised token, over all ranks."""
+        self.recutting.end_validation()
         total, count = self.trainer.strategy.reduce(self._validation_sums, reduce_op="sum").tolist()
         loss = torch.tensor(total / max(1.0, count), dtype=torch.float64)
         values = {"validation/loss": loss, "validation/perplexity": loss.exp()}
@@ -323,8 +330,7 @@ class InstructionModule(LightningModule):
         # A sanity check of a few batches is no result; of all (num_sanity_val_steps -1), it is the loss before.
         if not self.trainer.sanity_checking or self.trainer.num_sanity_val_steps == float("inf"):
             self.validation_result = ValidationResult(
-                # Trainer.validate loads a checkpoint's weights and leaves its step behind.
-                max(self.trainer.global_step, self._loaded_step),
+                self.num_steps_done,
                 loss.item(),
                 loss.exp().item(),
                 supervised_tokens=int(count),
@@ -380,6 +386,8 @@ class InstructionModule(LightningModule):
             self._course.check_resumable()
             self.bad_steps.load_state(checkpoint[CHECKPOINT_KEY]["bad_steps"])
             self.recutting.load_state(checkpoint[CHECKPOINT_KEY]["recutting"])
-        if self.initial_values is None and not self.method.trains_base and changes_base(self.model.active_peft_config):
+        # Strategies that restore late have shown the run folder the start that the base model was changed by already.
+        early = not self.trainer.strategy.restore_checkpoint_after_setup
+        if early and not self.method.trains_base and changes_base(self.model.active_peft_config):
             self.initial_values = initial_values(self.model)  # which are about to be replaced
         self._course.load_state(checkpoint[CHECKPOINT_KEY].get("method", {}))

@@ -11,10 +11,11 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from ift.errors import UserError
 from ift.training.fused_optimizers import FusedOptimizer
 
-_ELEMENTWISE: tuple[type, ...] = (
+ELEMENTWISE: tuple[type, ...] = (
     *(torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adamax, torch.optim.NAdam, torch.optim.RAdam),
     *(torch.optim.RMSprop, torch.optim.Adagrad, torch.optim.Adadelta, torch.optim.ASGD, torch.optim.Rprop),
 )
+"""Torch's optimizers that treat every number of a weight for itself; not their subclasses, which may do otherwise."""
 
 
 @dataclass(frozen=True)
@@ -118,5 +119,5 @@ def optimizer_traits(key: str, optimizer: OptimizerCallable) -> OptimizerTraits:
         type(built).__name__,
         fused=isinstance(built, FusedOptimizer),
         paged=bool(getattr(built, "is_paged", False)),
-        elementwise=type(built) in _ELEMENTWISE,
+        elementwise=type(built) in ELEMENTWISE,
     )

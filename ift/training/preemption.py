@@ -93,8 +93,8 @@ class Preemption(Callback):
             path = self._folder / CHECKPOINT_NAME.format(step=step)
             trainer.save_checkpoint(path)
             told = interruptions.way_back(path, step)
+        _note_in_manifest(trainer, signum)
         if trainer.is_global_zero:
-            _note_in_manifest(trainer, signum)
             told = f"{told} {interruptions.requeue(signum)}".strip()
         if self._group is not None:
             # srun ends the job with the first process that fails: none may before the first one has asked SLURM.
@@ -127,7 +127,8 @@ def _last_saved(trainer: Any) -> int:
 def _note_in_manifest(trainer: Any, signum: int) -> None:
     for callback in trainer.callbacks:
         if isinstance(callback, RunFolderWriter):
-            callback.interrupt(trainer, "interrupted" if signum == SIGNALS[0] else "preempted")
+            status = "interrupted" if signum == SIGNALS[0] else "preempted"
+            callback.interrupt(trainer, trainer.lightning_module, status=status)
 
 
 def take_signals_from_lightning(trainer: Any) -> None:

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from ift.data.steps import Step, recut
-from ift.errors import UserError
+from ift.errors import LocalError, UserError
 from ift.training.deepspeed_strategy import ZeroStrategy
 from ift.training.engines import Engine
 
@@ -89,6 +89,7 @@ class Recutting:
         self.events: list[dict[str, Any]] = []
         """When memory ran out: step, in training or validation, and the budget from then on."""
         self._budgets: dict[str, int] = {}
+        self._failure: UserError | None = None
 
     @property
     def _data(self) -> Any:
@@ -148,17 +149,46 @@ class Recutting:
     def validation(self, compute: Callable[[Step], torch.Tensor], step: Step) -> torch.Tensor:
         """Compute the sums of a validation step, again and in smaller parts while memory runs out.
 
+        Where ranks compute on their own, one whose memory ran out leaves out the rest, and all hear of it in
+        `end_validation`: none may be missing where they meet before.
+
         Raises:
-            UserError: as `gradient`.
+            UserError: as `gradient`, where no other rank would wait for this one.
         """
+        if self._failure is None:
+            try:
+                return self._sums(compute, step)
+            except LocalError as error:
+                if self._module.trainer.world_size == 1 or self._module.engine.in_step:
+                    raise
+                self._failure = error
+        return torch.zeros(2, dtype=torch.float64, device=self._module.device)
+
+    def _sums(self, compute: Callable[[Step], torch.Tensor], step: Step) -> torch.Tensor:
         while True:
-            where = f"validation after step {self._module.trainer.global_step}"
-            total, smaller = self._attempt(compute, step, "validation", where, agreed=False)
+            total, smaller = self._attempt(compute, step, "validation", self._validation, agreed=False)
             if smaller is None:
                 assert total is not None
                 return total
             self._release()
             self._shrink("validation", smaller, self._module.trainer.global_step)
+
+    def end_validation(self) -> None:
+        """Let all ranks know, behind their last step of a validation, whether all could compute theirs.
+
+        Raises:
+            UserError: memory ran out on some rank, and smaller parts are not asked for, or there are none.
+        """
+        failure, self._failure = self._failure, None
+        if not self._module.trainer.strategy.reduce_boolean_decision(failure is not None, all=False):
+            return
+        raise failure or UserError(
+            f"{self._validation}: memory ran out on another rank; its own message says what to lower."
+        )
+
+    @property
+    def _validation(self) -> str:
+        return f"validation after step {self._module.num_steps_done}"
 
     def state(self) -> dict[str, Any]:
         """Return what the next steps depend on."""
@@ -197,7 +227,7 @@ class Recutting:
             torch.distributed.all_reduce(together, op=torch.distributed.ReduceOp.MIN)
             wanted = int(together)
         if wanted == 0:
-            raise UserError(self._message(cut, where, failure, budget=budget))
+            raise self._error(cut, where, failure, budget=budget)
         return (total, None) if wanted == budget else (None, wanted)
 
     def _next_budget(self, step: Step, cut: Step, budget: int) -> int:
@@ -229,9 +259,12 @@ class Recutting:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _message(self, cut: Step, where: str, failure: str | None, *, budget: int) -> str:
+    def _error(self, cut: Step, where: str, failure: str | None, *, budget: int) -> UserError:
         if failure is None:
-            return f"{where}: memory ran out on another rank; its own message says what to lower."
+            return UserError(f"{where}: memory ran out on another rank; its own message says what to lower.")
+        return LocalError(self._advice(cut, where, failure, budget=budget))
+
+    def _advice(self, cut: Step, where: str, failure: str, *, budget: int) -> str:
         longest = max(length for batch in cut.micro_batches for row in batch.lengths for length in row)
         rows, length = max((tuple(batch.input_ids.shape) for batch in cut.micro_batches), key=math.prod)
         text = (

@@ -45,7 +45,7 @@ def run_fingerprints(
         "template": datamodule.encoder.template.describe(),
         "base": [base, module.growth.fingerprint if module.growth is not None else None],
         "initial_weights": initial,
-        "code": code(),
+        "code": {name: value for name, value in code().items() if name != "commit"},  # which may be of other files
         "environment": [versions(), environment(module.trainer)],
         "strategy": strategy(module.trainer),
     }

@@ -19,6 +19,7 @@ from ift.models.initial_adapters import changes_base, save_adapter, save_initial
 from ift.models.loading import count_parameters
 from ift.models.record_attention import attention_name
 from ift.models.vocabulary import describe
+from ift.training.deepspeed_strategy import ZeroStrategy
 from ift.training.engines import engine_of
 from ift.training.metrics import StepMetrics
 from ift.training.run_fingerprint import code, environment, initial_weights, run_fingerprints, strategy
@@ -72,6 +73,8 @@ class RunFolderWriter(Callback):
         number = len(self._manifest["sessions"])
         config = self._run.config if not resumed else self._run.config.with_name(f"config.session-{number}.yaml")
         write_text(config, self._config)
+        if isinstance(trainer.strategy, ZeroStrategy):
+            write_json(self._run.deepspeed, trainer.strategy.config)
         if not resumed:
             write_json(self._run.template, datamodule.encoder.template.describe())
             datamodule.tokenizer.save_pretrained(str(self._run.tokenizer))
@@ -128,8 +131,11 @@ class RunFolderWriter(Callback):
             self._manifest["status"] = "finished"
         write_json(self._run.manifest, self._manifest)
 
-    def interrupt(self, trainer: Trainer, status: str) -> None:
-        """Close the session of a run that was asked to end before its time."""
+    def interrupt(self, trainer: Trainer, pl_module: LightningModule, *, status: str) -> None:
+        """Close the session of a run that was asked to end before its time; all ranks must call it."""
+        self._metrics.end_early(trainer, pl_module)
+        if not trainer.is_global_zero:
+            return
         self._manifest["status"] = status
         self._manifest.pop("steps", None)  # of a finished run that was continued
         self._manifest["sessions"][-1] |= {"status": status, "to_step": trainer.global_step} | self._measured(trainer)

@@ -5,7 +5,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
-from ift.errors import UserError
+from ift.errors import LocalError, UserError
 
 
 class RunTrainer(Trainer):
@@ -45,14 +45,16 @@ class RunTrainer(Trainer):
             return  # every rank has answered, which is the barrier that Lightning puts here
         if failure is not None and not isinstance(failure, OSError):
             raise failure
-        raise UserError(_message(Path(filepath), failure)) from failure
+        raise _error(Path(filepath), failure) from failure
 
 
-def _message(path: Path, failure: OSError | None) -> str:
+def _error(path: Path, failure: OSError | None) -> UserError:
     if failure is None:
-        return f"checkpoint: another rank could not write '{path}'; its own message says why."
+        return UserError(f"checkpoint: another rank could not write '{path}'; its own message says why.")
     reason = failure.strerror or str(failure)
     whole = [other for other in path.parent.glob("*.ckpt") if other.exists()]
     last = max(whole, key=lambda other: other.stat().st_mtime).name if whole else None
     kept = f"The last whole checkpoint is '{last}'; mend" if last else "There is no earlier one in its folder; mend"
-    return f"checkpoint: '{path}' could not be written: {reason}. {kept} that and go on with --ckpt_path last."
+    return LocalError(
+        f"checkpoint: '{path}' could not be written: {reason}. {kept} that and go on with --ckpt_path last."
+    )

@@ -99,7 +99,12 @@ def check_seal(key: str, path: Path) -> None:
             digest.update(chunk)
         length = file.read(2)
     if comment[len(_PREFIX) :] != digest.hexdigest().encode() or length != _COMMENT_BYTES.to_bytes(2, "little"):
-        raise UserError(
-            f"{key}: '{path}' is damaged or was changed: its bytes are not those that ift fit wrote (sha256). Take "
-            "another checkpoint."
-        )
+        raise damaged(key, path)
+
+
+def damaged(key: str, path: Path) -> UserError:
+    """Return what to raise for a file whose bytes are others than were written."""
+    return UserError(
+        f"{key}: '{path}' is damaged or was changed: its bytes are not those that ift fit wrote (sha256). Take another "
+        "checkpoint."
+    )

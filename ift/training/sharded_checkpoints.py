@@ -2,22 +2,30 @@
 
 CHECKPOINT/__0_0.distcp, ...   tensors, by torch.distributed.checkpoint: `state_dict.NAME`, `optimizer.NUMBER.NAME`
 CHECKPOINT/.metadata           where which rows of them lie; a pickle, of which only its own kinds of values are read
-CHECKPOINT/facts.pt            all else, as in a checkpoint of one file; tensors in it have a shape and no data
+CHECKPOINT/facts.pt            all else, as in a checkpoint of one file; tensors in it have a shape and no data. Sealed
+                               like that one, and with the sha256 of each of the other files
 
 It is written into a folder beside its target and renamed, so it can be read by any number of ranks, or without any.
 """
 
+import hashlib
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from ift.errors import UserError
+from ift.training.seals import SealedFile, check_seal, damaged
+
 FACTS = "facts.pt"
 METADATA = ".metadata"
+_SUMS = "sha256"
+"""Among the facts: the sum of each other file, by its name."""
 
 
 def is_sharded_checkpoint(path: Path) -> bool:
@@ -48,7 +56,7 @@ def save_sharded(checkpoint: Mapping[str, Any], path: Path) -> None:
         facts = {**checkpoint, "state_dict": _without_data(checkpoint["state_dict"])}
         if "optimizer_states" in facts:
             facts["optimizer_states"] = states
-        _write(facts, building / FACTS)
+        _write_sealed({**facts, _SUMS: sums}, building / FACTS)
         _put_in_place(building, path)
 
     _on_first_rank(begin)
@@ -59,28 +67,85 @@ def save_sharded(checkpoint: Mapping[str, Any], path: Path) -> None:
             tensors |= {f"optimizer.{number}.{name}": one for name, one in own.items() if _is_tensor(one)}
         state["state"] = {number: _without_data(own) for number, own in state["state"].items()}
     try:
-        write_tensors(tensors, building)
+        sums = write_tensors(tensors, building)
         _on_first_rank(end)
     except OSError:
         shutil.rmtree(building, ignore_errors=True)  # on a full disk, others may need the room
         raise
 
 
-def read_facts(path: Path) -> dict[str, Any]:
-    """Return all of a sharded checkpoint that is not tensors, those without data (meta), and its `folder`."""
-    found: dict[str, Any] = torch.load(path / FACTS, map_location="cpu", weights_only=True)
-    return {**found, "folder": str(path)}
+def save_from_ranks(strategy: Any, checkpoint: dict[str, Any], filepath: Any, *, sharded: bool) -> None:
+    """Write a checkpoint under a strategy of many ranks, which must all call it: a folder from all, or a file.
 
-
-def check_whole(path: Path) -> None:
-    """Refuse a folder that lacks tensors or files, or parts of them, before any are read.
+    Args:
+        strategy: of Lightning.
+        checkpoint: of Lightning; of a file, the first rank's is written.
+        filepath: the first rank's counts.
+        sharded: whether to write a folder.
 
     Raises:
-        UserError: with what is missing.
+        OSError: it could not be written.
+    """
+    path = Path(strategy.broadcast(str(filepath)))
+    if sharded:
+        save_sharded(checkpoint, path)
+    elif strategy.is_global_zero:
+        strategy.checkpoint_io.save_checkpoint(checkpoint, path)
+
+
+def read_unread(path: Path) -> dict[str, Any]:
+    """Return a checkpoint whose tensors are still where they lie: a file mapped, or of a folder, `read_facts`."""
+    if is_sharded_checkpoint(path):
+        return read_facts(path)
+    found: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    return found
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """Return all of a sharded checkpoint that is not tensors, those without data (meta), and its `folder`."""
+    facts = _read_all_facts(path)
+    facts.pop(_SUMS, None)
+    return {**facts, "folder": str(path)}
+
+
+def check_whole(key: str, path: Path) -> None:
+    """Refuse a folder whose facts or table are not those that were written, or that lacks parts of tensors.
+
+    What it reads is small; the tensors are `check_parts`'s.
+
+    Args:
+        key: the configuration key that named the folder.
+        path: of the checkpoint.
+
+    Raises:
+        UserError: with the file.
     """
     from ift.training.sharded_tensors import check_files
 
-    check_files(path)
+    check_seal(key, path / FACTS)
+    _check_sum(key, path / METADATA, _sums(key, path))
+    check_files(key, path)
+
+
+def check_parts(key: str, path: Path, *, rank: int = 0, num_ranks: int = 1) -> None:
+    """Refuse a folder with tensors that are not byte for byte what was written.
+
+    Ranks share the files out: as many ranks as have written them check each the file that it reads.
+
+    Args:
+        key: the configuration key that named the folder.
+        path: of the checkpoint, of which `check_whole` holds.
+        rank: of this process.
+        num_ranks: that check.
+
+    Raises:
+        UserError: with the file.
+    """
+    sums = _sums(key, path)
+    parts = sorted((name for name in sums if name != METADATA), key=lambda name: (len(name), name))  # __2_ before __10_
+    own = parts[rank::num_ranks]
+    with ThreadPoolExecutor() as pool:  # hashing lets other threads run
+        list(pool.map(lambda name: _check_sum(key, path / name, sums), own))
 
 
 def load_own_parts(path: Path, targets: Mapping[str, torch.Tensor], *, section: str) -> None:
@@ -123,7 +188,7 @@ def read_whole(path: Path) -> dict[str, Any]:
 
 def remove_sharded(path: Path) -> None:
     """Remove a sharded checkpoint such that at no moment a part of it could be taken for one."""
-    going = path.with_name(path.name + ".tmp")
+    going = path.with_name(path.name + ".old.tmp")  # another one may be in the making under its name and `.tmp`
     shutil.rmtree(going, ignore_errors=True)
     path.rename(going)
     shutil.rmtree(going)
@@ -144,28 +209,44 @@ def _with_data(value: Any) -> Any:
     return torch.zeros(value.shape, dtype=value.dtype) if _is_tensor(value) else value
 
 
-def _write(value: Any, path: Path) -> None:
+def _write_sealed(value: Any, path: Path) -> None:
     with path.open("wb") as file:
-        torch.save(value, file)
-        file.flush()
-        os.fsync(file.fileno())
+        sealed: Any = SealedFile(file)
+        torch.save(value, sealed)
+        sealed.seal()
+
+
+def _read_all_facts(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = torch.load(path / FACTS, map_location="cpu", weights_only=True)
+    return found
+
+
+def _sums(key: str, path: Path) -> Mapping[str, str]:
+    """Return the sha256 of each file beside the facts."""
+    found = _read_all_facts(path).get(_SUMS)
+    if found is None:
+        raise UserError(
+            f"{key}: '{path}' was not written by ift fit: it lacks the checksums of its files. Take another checkpoint."
+        )
+    sums: Mapping[str, str] = found
+    return sums
+
+
+def _check_sum(key: str, path: Path, sums: Mapping[str, str]) -> None:
+    if not path.is_file():
+        raise UserError(f"{key}: '{path}' is missing. Take another checkpoint.")
+    with path.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != sums.get(path.name):
+            raise damaged(key, path)
 
 
 def _put_in_place(building: Path, path: Path) -> None:
     """Give a finished folder its name, and let that reach the disk."""
     _sync_folder(building)
     if path.is_dir():
-        remove_sharded_before(path)
+        remove_sharded(path)
     building.rename(path)
     _sync_folder(path.parent)
-
-
-def remove_sharded_before(path: Path) -> None:
-    """Take the folder of an older checkpoint away that another is to replace."""
-    going = path.with_name(path.name + ".old.tmp")
-    shutil.rmtree(going, ignore_errors=True)
-    path.rename(going)
-    shutil.rmtree(going, ignore_errors=True)
 
 
 def _sync_folder(path: Path) -> None:

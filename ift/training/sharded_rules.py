@@ -62,8 +62,10 @@ def check_shared_out(module: Any, *, config: Any) -> None:
             "set trainer.strategy to ddp."
         )
     if reason := _obstacle(module.method, module.base, module.growth):
+        # Which ddp alone would refuse as well.
+        take = f"{_TAKE}_find_unused_parameters_true" if isinstance(module.method.config, SampledLayers) else _TAKE
         raise UserError(
-            f"model.adapter: {module.method.name} does not work with trainer.strategy fsdp: {reason}. {_TAKE}."
+            f"model.adapter: {module.method.name} does not work with trainer.strategy fsdp: {reason}. {take}."
         )
 
 

@@ -6,36 +6,27 @@ weights of the base model are written by all ranks, each its rows, into a folder
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy
-from torch.distributed.constants import default_pg_timeout
 from torch.optim import Optimizer
 
-from ift.training.sharded_checkpoints import is_sharded_checkpoint, load_own_parts, read_facts, save_sharded
+from ift.training.sharded_checkpoints import load_own_parts, read_unread, save_from_ranks
 from ift.training.sharding import gathered, own_part, put_back
 
 
 class ShardedStrategy(ModelParallelStrategy):
-    """FSDP2 over all ranks.
+    """FSDP2 over all ranks."""
 
-    Args:
-        process_group_backend: `gloo` or `nccl`; none takes the one of the device.
-        timeout: how long a rank waits for the others.
-    """
-
-    def __init__(self, *, process_group_backend: str | None = None, timeout: timedelta = default_pg_timeout) -> None:
+    def __init__(self) -> None:
         super().__init__(
             # All ranks, set once their number is known. Lightning's own choice would split layers within a node.
             data_parallel_size=1,
             tensor_parallel_size=1,
             save_distributed_checkpoint=False,
-            process_group_backend=process_group_backend,
-            timeout=timeout,
         )
 
     @property
@@ -71,22 +62,14 @@ class ShardedStrategy(ModelParallelStrategy):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
         """Write a file from the first rank, or a folder from all."""
-        path = Path(self.broadcast(str(filepath)))
-        if self._module().method.trains_base:
-            save_sharded(checkpoint, path)
-        elif self.is_global_zero:
-            self.checkpoint_io.save_checkpoint(checkpoint, path, storage_options)
+        save_from_ranks(self, checkpoint, filepath, sharded=self._module().method.trains_base)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """Read a checkpoint of any strategy; of a folder, what is not tensors, and the shapes of those that are.
 
         Lightning forgets to hand `weights_only` on to strategies that restore late.
         """
-        path = Path(checkpoint_path)
-        if is_sharded_checkpoint(path):
-            return read_facts(path)
-        found: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        return found
+        return read_unread(Path(checkpoint_path))
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Put this rank's rows of a checkpoint's weights into the model; that all are there is the module's to see."""

@@ -1,16 +1,19 @@
 """The tensors of a sharded checkpoint, by torch.distributed.checkpoint; nothing that a file says is executed."""
 
+import hashlib
 import io
 import pickle
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
+from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
@@ -50,30 +53,83 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 class _Reader(FileSystemReader):
-    """Reads the table without executing what it says."""
+    """Goes by a table that was read without executing what it says."""
+
+    def __init__(self, path: Path, table: Metadata) -> None:
+        super().__init__(path)
+        self._table = table
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        return _read_table(Path(self.path))
+        return self._table
 
 
-def write_tensors(tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
+class _HashedStream:
+    """What torch writes a file to; hashes on the way."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream, self.hash = stream, hashlib.sha256()
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        self.hash.update(view)
+        self._stream.write(view)
+        return len(view)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+class _HashedFiles(FileSystem):
+    """The file system, with the sha256 of what was written to each file."""
+
+    def __init__(self) -> None:
+        self._hashes: dict[str, Any] = {}
+
+    @property
+    def sums(self) -> dict[str, str]:
+        return {name: one.hexdigest() for name, one in self._hashes.items()}
+
+    @contextmanager
+    def create_stream(self, path: Any, mode: str) -> Iterator[Any]:
+        with super().create_stream(path, mode) as stream:
+            hashed = _HashedStream(stream)
+            self._hashes[Path(path).name] = hashed.hash
+            yield hashed
+
+    def rename(self, path: Any, new_path: Any) -> None:
+        super().rename(path, new_path)
+        self._hashes[Path(new_path).name] = self._hashes.pop(Path(path).name)
+
+
+def write_tensors(tensors: Mapping[str, torch.Tensor], folder: Path) -> dict[str, str]:
     """Write tensors into a new folder; all ranks must call it, and sharded ones are written by those who have them.
+
+    Returns:
+        The sha256 of what each rank wrote, by the name of the file.
 
     Raises:
         OSError: on every rank, if any of them could not write.
     """
+    writer = FileSystemWriter(folder, single_file_per_rank=True)
+    writer.fs = files = _HashedFiles()
     try:
-        save(cast(dict[str, Any], tensors), storage_writer=FileSystemWriter(folder, single_file_per_rank=True))
+        save(cast(dict[str, Any], tensors), storage_writer=writer)
     except CheckpointException as error:  # no Exception, but a BaseException
         raise OSError(_reason(error)) from error
+    if not dist.is_initialized():
+        return files.sums
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, files.sums)
+    return {name: one for own in found for name, one in own.items()}
 
 
-def read_tensors(path: Path, targets: Mapping[str, torch.Tensor]) -> None:
+def read_tensors(path: Path, targets: Mapping[str, torch.Tensor], *, table: Metadata | None = None) -> None:
     """Read tensors into others of their shapes, of which each rank may hold some rows only; nobody is waited for.
 
     Args:
         path: of the checkpoint.
         targets: by their names in the checkpoint.
+        table: of the checkpoint, where it was read before.
 
     Raises:
         UserError: the folder is damaged.
@@ -81,7 +137,7 @@ def read_tensors(path: Path, targets: Mapping[str, torch.Tensor]) -> None:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-            load(cast(dict[str, Any], targets), storage_reader=_Reader(path), no_dist=True)
+            load(cast(dict[str, Any], targets), storage_reader=_Reader(path, table or _read_table(path)), no_dist=True)
     except UserError:
         raise
     except (Exception, CheckpointException) as error:  # torch raises many types for what is damaged
@@ -102,7 +158,8 @@ def deferred_weights(path: Path, likes: Mapping[str, torch.Tensor]) -> dict[str,
 
     def deferred(name: str, like: torch.Tensor) -> Deferred:
         def rows(start: int, stop: int) -> torch.Tensor:
-            whole = _read_one(path, f"state_dict.{name}", like, table=table)
+            whole = torch.empty(like.shape, dtype=like.dtype)
+            read_tensors(path, {f"state_dict.{name}": whole}, table=table)
             return whole[start:stop] if whole.ndim else whole
 
         return Deferred(like, rows, by_rows=False)
@@ -110,36 +167,12 @@ def deferred_weights(path: Path, likes: Mapping[str, torch.Tensor]) -> dict[str,
     return {name: deferred(name, like) for name, like in likes.items()}
 
 
-def _read_one(path: Path, name: str, like: torch.Tensor, *, table: Metadata) -> torch.Tensor:
-    """Read one tensor, part by part; torch's own reading leaves what it read to the garbage collector.
-
-    Raises:
-        UserError: the files are damaged, or hold less than the tensor.
-    """
-    found = torch.empty(like.shape, dtype=like.dtype)
-    missing = found.numel()
-    try:
-        for chunk in table.state_dict_metadata[name].chunks:  # type: ignore[union-attr]
-            place = table.storage_data[MetadataIndex(name, chunk.offsets)]
-            with (path / place.relative_path).open("rb") as file:
-                file.seek(place.offset)
-                part = torch.load(io.BytesIO(file.read(place.length)), map_location="cpu", weights_only=True)
-            target = found
-            for dim, (offset, size) in enumerate(zip(chunk.offsets, chunk.sizes, strict=True)):
-                target = target.narrow(dim, offset, size)
-            if part.shape != target.shape or part.dtype != target.dtype:
-                raise ValueError(f"a part of '{name}' is {tuple(part.shape)} {part.dtype}")
-            target.copy_(part)
-            missing -= part.numel()
-    except Exception as error:  # torch raises many types for what is damaged
-        raise UserError(f"--ckpt_path: '{path}' cannot be read as a checkpoint: {_reason(error)}") from error
-    if missing:
-        raise UserError(f"--ckpt_path: '{path}' cannot be read as a checkpoint: '{name}' lacks {missing} values.")
-    return found
-
-
-def check_files(path: Path) -> None:
+def check_files(key: str, path: Path) -> None:
     """Refuse a folder whose files are not as long as its table says.
+
+    Args:
+        key: the configuration key that named the folder.
+        path: of the checkpoint.
 
     Raises:
         UserError: with the file.
@@ -147,7 +180,7 @@ def check_files(path: Path) -> None:
     for place in _read_table(path).storage_data.values():
         file = path / place.relative_path
         if not file.is_file() or file.stat().st_size < place.offset + place.length:
-            raise UserError(f"--ckpt_path: '{file}' is missing or was cut off. Resume from an earlier checkpoint.")
+            raise UserError(f"{key}: '{file}' is missing or was cut off. Take another checkpoint.")
 
 
 def _read_table(path: Path) -> Metadata:

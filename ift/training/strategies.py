@@ -1,6 +1,5 @@
 """What `trainer.strategy` may be, and the strategies behind our names, with settings whose steps are exact here."""
 
-from datetime import timedelta
 from typing import Any
 
 from ift.errors import UserError, unknown_name
@@ -50,24 +49,22 @@ def check_strategy_name(strategy: Any, command: str) -> None:
         )
 
 
-def build_strategy(chosen: Any, *, timeout: timedelta | None = None) -> Any:
+def build_strategy(chosen: Any) -> Any:
     """Return a strategy for Lightning's Trainer.
 
     Args:
         chosen: a checked `trainer.strategy`; a class path is an object already.
-        timeout: how long a process waits for the others; none for torch's own.
     """
-    waits: dict[str, Any] = {"timeout": timeout} if timeout is not None else {}
     if chosen == "fsdp":
         from ift.training.sharded_strategy import ShardedStrategy
 
-        return ShardedStrategy(**waits)
+        return ShardedStrategy()
     if chosen in deepspeed_config.NAMES:
         from ift.training import deepspeed_strategy
 
-        return deepspeed_strategy.ZeroStrategy(chosen, **waits)
+        return deepspeed_strategy.ZeroStrategy(chosen)
     if chosen == "ddp":
         from lightning.pytorch.strategies import DDPStrategy
 
-        return DDPStrategy(find_unused_parameters=False, **waits)
+        return DDPStrategy(find_unused_parameters=False)
     return chosen

@@ -42,6 +42,11 @@ class Work:
         for window, number in other.pairs.items():
             self.pairs[window] = self.pairs.get(window, 0) + number
 
+    def taken_back(self) -> "Work":
+        """Return what makes nothing of this span when it is added."""
+        pairs = {window: -number for window, number in self.pairs.items()}
+        return Work(-self.seconds, -self.supervised, -self.tokens, -self.padded, pairs)
+
     def flops(self, model: FlopsModel) -> Flops:
         """Return the operations of the span."""
         tokens, positions = self.tokens, self.tokens + self.padded

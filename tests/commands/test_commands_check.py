@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -45,8 +46,6 @@ class Nothing:
     """Stands for checks in other processes."""
 
     def __init__(self, *_: Any, **__: Any) -> None: ...
-
-    def wait_and_kill(self) -> None: ...
 
     def finish(self) -> None: ...
 
@@ -270,24 +269,30 @@ def test_everything_holds_here(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_ranks_that_do_not_exchange_gradients_are_seen(
-    only_lora: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize(
+    ("broken", "strategies"),
+    [
+        ("exchange = lambda engine, *, last: engine.module.trainer.strategy.model.no_sync()", ["ddp"]),
+        ("scale = property(lambda engine: 1.0)", ["ddp", "fsdp"]),  # clipped to the same norm, and half of it before
+    ],
+    ids=["not exchanged", "averaged"],
+)
+def test_ranks_that_do_not_sum_up_their_gradients_are_seen(
+    broken: str, strategies: list[str], only_lora: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Broken in the workers only, by a module that Python imports at its start."""
     (tmp_path / "sitecustomize.py").write_text(
         "import os\n"
         "if os.environ.get('TORCHELASTIC_RUN_ID') == 'ift-check':\n"
         "    import ift.training.engines as engines\n"
-        "    engines.Engine.scale = property(lambda engine: 1.0)\n",
+        f"    engines.Engine.{broken}\n",
         encoding="utf-8",
     )
-    monkeypatch.syspath_prepend(str(tmp_path))
-    import os
-
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
     code, report = check("--only", "3", report=tmp_path / "report.json")
-    wrong = [case["name"] for case in report["cases"] if not case["holds"]]
-    assert code == 1 and wrong and all("2 ranks" in name for name in wrong)
+    wrong = {case["name"]: case["deviation"] for case in report["cases"] if not case["holds"]}
+    assert code == 1 and list(wrong) == [f"lora, 2 ranks, {strategy}, packed rows" for strategy in strategies]
+    assert all(map(math.isfinite, wrong.values())), wrong  # they ran, and were measured
 
 
 def test_wrong_options_are_refused(tmp_path: Path, capsys: Any) -> None:

@@ -87,12 +87,15 @@ def test_a_change_of_code_and_of_environment_is_seen(fit: Any, monkeypatch: pyte
     from ift.training import run_fingerprint
 
     code, environment = run_fingerprint.code, run_fingerprint.environment
-    monkeypatch.setattr("ift.training.run_fingerprint.code", lambda: {**code(), "commit": "another"})
-    monkeypatch.setattr("ift.training.run_folder.code", lambda: {**code(), "commit": "another"})
-    other = fit("other", trainer={"max_epochs": 1})
-    exit_code, report = diff(reference, other, tmp_path / "report.json")
-    assert exit_code == 0 and report["parts"]["code"] is False and report["parts"]["environment"] is True
-    assert any(change["name"] == "code.commit" for change in report["details"])
+    for changed_code, same in (({"commit": "another"}, True), ({"files": {"ift/data": "others"}}, False)):
+        # A commit of other files, as of texts, leaves the code as it is.
+        for module in ("run_fingerprint", "run_folder"):
+            monkeypatch.setattr(f"ift.training.{module}.code", lambda changed=changed_code: {**code(), **changed})
+        other = fit(f"other{same}", trainer={"max_epochs": 1})
+        exit_code, report = diff(reference, other, tmp_path / "report.json")
+        assert exit_code == 0 and report["parts"]["code"] is same and report["parts"]["environment"] is True
+        assert report["same_fingerprint"] is same
+        assert any(change["name"].startswith(f"code.{next(iter(changed_code))}") for change in report["details"])
     monkeypatch.undo()
     changed = lambda trainer: {**environment(trainer), "threads": 64}  # noqa: E731
     monkeypatch.setattr("ift.training.run_fingerprint.environment", changed)

@@ -255,10 +255,13 @@ def test_wrong_files_are_refused_as_ever(damage: str, tmp_path: Path, folders: d
     assert said[0] == said[1]
 
 
-def test_tells_which_way_is_taken(folders: dict[str, str]) -> None:
+def test_tells_which_way_is_taken(folders: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     base = folders["llama"]
     plain: dict[str, Any] = {"quantization": None, "merged": False, "method": methods.lora()}
     assert can_defer("model.base", base, **plain)
+    assert "every rank reads its own rows" in capsys.readouterr().err
+    assert can_defer("model.base", base, **plain, ranks=False)
+    assert not capsys.readouterr().err
     for other, reason in (
         ({"quantization": Quantization("nf4")}, "its weights are quantized while they are read"),
         ({"merged": True}, "adapters are merged into it"),
@@ -266,3 +269,5 @@ def test_tells_which_way_is_taken(folders: dict[str, str]) -> None:
     ):
         with pytest.warns(UserWarning, match=reason):
             assert not can_defer("model.base", base, **{**plain, **other})
+        assert not can_defer("model.base", base, **{**plain, **other}, ranks=False)
+        assert f"all of '{base}' is loaded into memory, as {reason}" in capsys.readouterr().err

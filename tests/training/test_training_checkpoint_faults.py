@@ -14,6 +14,7 @@ import pytest
 import torch
 from comparing import largest_difference
 from killing import kept, output, run_child
+from rank_runs import run_on_ranks
 
 from ift.artifacts import RunFolder
 from ift.cli import main
@@ -242,16 +243,12 @@ def test_a_mount_that_vanishes_is_not_replaced_by_a_folder(config: Config, mount
 
 
 @pytest.mark.slow
-def test_nobody_waits_for_a_rank_that_cannot_write(config: Config, mount: Any, start: Any) -> None:
+def test_nobody_waits_for_a_rank_that_cannot_write(config: Config, mount: Any, tmp_path: Path) -> None:
+    """Ranks that nobody ends with the first one, so that each has to find its own way out."""
     path = config("run", **SETTINGS)
     mount(path.with_suffix("") / "checkpoints", 16)
-    process = start(
-        "fit", "--config", str(path), "--ckpt_path", "last", "--trainer.devices", "2", "--trainer.strategy", "ddp"
-    )
-    try:
-        said, _ = process.communicate(timeout=180)
-    finally:
-        process.kill()
-    assert process.returncode == 2, said
+    two = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    (said,) = run_on_ranks(tmp_path / "ranks", [["fit", "--config", str(path), "--ckpt_path", "last", *two]])
+    assert said.startswith("[2, 2]"), said
     assert "step-00000002.ckpt' could not be written: No space left on device" in said
     assert "another rank could not write" in said and "Traceback" not in said

@@ -17,7 +17,7 @@ from tiny import make_llama
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from ift.cli import main
-from ift.training.sharded_checkpoints import METADATA, save_sharded
+from ift.training.sharded_checkpoints import FACTS, METADATA, save_sharded
 
 Config = Callable[..., Path]
 Fit = Callable[..., Path]
@@ -132,7 +132,7 @@ def test_nothing_is_executed_and_nothing_half_written_stays(
     (checkpoint / METADATA).write_bytes(_planting(tmp_path / "planted"))
     output = tmp_path / "output"
     assert main(["consolidate", str(run), "--output", str(output)]) == 2
-    assert "cannot be read" in capsys.readouterr().err
+    assert ".metadata' is damaged or was changed" in capsys.readouterr().err
     assert not (tmp_path / "planted").exists()
     assert [path.name for path in tmp_path.iterdir() if "output" in path.name] == []
 
@@ -147,19 +147,32 @@ def _planting(path: Path) -> bytes:
     return stream.getvalue()
 
 
-@pytest.mark.parametrize("damage", ["cut_off", "overwritten"])
-def test_a_damaged_part_leaves_nothing(
-    config: Config, fit: Fit, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
-) -> None:
-    checkpoint = as_of_many_ranks(fit(config(**whole())))
-    (part,) = checkpoint.glob("*.distcp")
-    begin = part.read_bytes()[: part.stat().st_size // 20]  # weights come first in it
-    rest = b"" if damage == "cut_off" else bytes(part.stat().st_size - len(begin))
-    part.write_bytes(begin + rest)
-    assert main(["consolidate", str(checkpoint), "--output", str(tmp_path / "output")]) == 2
-    said = {"cut_off": "is missing or was cut off", "overwritten": "cannot be read as a checkpoint"}
-    assert said[damage] in capsys.readouterr().err
-    assert [path.name for path in tmp_path.iterdir() if "output" in path.name] == []
+def test_damage_leaves_nothing(config: Config, fit: Fit, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = fit(config(**whole()))
+    (checkpoint,) = (run / "checkpoints").glob("*.ckpt")
+
+    def refused(file: Path, damaged: bytes, told: str) -> None:
+        kept = file.read_bytes()
+        file.write_bytes(damaged)
+        assert main(["consolidate", str(checkpoint), "--output", str(tmp_path / "output")]) == 2
+        said = capsys.readouterr().err
+        assert f"RUN_OR_CHECKPOINT: '{file}' {told}" in said and "Traceback" not in said
+        assert [path.name for path in tmp_path.iterdir() if "output" in path.name] == []
+        file.write_bytes(kept)
+
+    refused(checkpoint, one_bit_turned(checkpoint), "is damaged or was changed")
+    (part,) = as_of_many_ranks(run).glob("*.distcp")
+    refused(part, part.read_bytes()[:-100], "is missing or was cut off")
+    refused(part, one_bit_turned(part), "is damaged or was changed")  # of what is not read: weights come first in it
+    facts = checkpoint / FACTS
+    refused(facts, one_bit_turned(facts), "is damaged or was changed")
+
+
+def one_bit_turned(path: Path) -> bytes:
+    """Return a file's bytes with one bit turned over in the last tensor, of the optimizer, and nowhere else."""
+    whole = bytearray(path.read_bytes())
+    whole[-1500] ^= 1
+    return bytes(whole)
 
 
 @pytest.mark.parametrize(
@@ -187,4 +200,4 @@ def test_a_checkpoint_of_another_method_is_refused(
     shutil.rmtree(one / "checkpoints")
     shutil.copytree(other / "checkpoints", one / "checkpoints")
     assert main(["consolidate", str(one), "--output", str(tmp_path / "output")]) == 2
-    assert "CHECKPOINT: the checkpoint is of another model or adapter" in capsys.readouterr().err
+    assert "RUN_OR_CHECKPOINT: the checkpoint is of another model or adapter" in capsys.readouterr().err

@@ -4,6 +4,7 @@ The CPU stands in for GPUs (see `cpu_deepspeed`). Runs share their processes, as
 """
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -85,6 +86,25 @@ def test_two_ranks_train_as_one(name: str, config: Config, fit: Fit, tmp_path: P
         assert settings["zero_optimization"]["stage"] == int(strategy.split("_")[1])
         manifest = json.loads((two / "manifest.json").read_text())
         assert manifest["parameters"] == json.loads((one / "manifest.json").read_text())["parameters"]
+
+
+def test_what_fails_before_the_manifest_blocks_no_later_run(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = "from lightning.pytorch import Callback\n\nclass Failing(Callback):\n    def on_fit_start(self, *_):\n"
+    (tmp_path / "failing_callbacks.py").write_text(code + "        raise RuntimeError('failed')\n", encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    program = str(cpu_deepspeed.__file__)
+    strategy = {"trainer": {"max_epochs": 1, "strategy": "deepspeed_2"}}
+    path = config("run", trainer={**strategy["trainer"], "callbacks": [{"class_path": "failing_callbacks.Failing"}]})
+    (outcome,) = run_on_ranks(tmp_path / "failed", [["fit", "--config", str(path)]], ranks=1, program=program)
+    assert "failed" in outcome
+    assert not (path.with_suffix("") / "deepspeed.json").exists()
+    (outcome,) = run_on_ranks(
+        tmp_path / "again", [["fit", "--config", str(config("run", **strategy))]], ranks=1, program=program
+    )
+    assert not outcome, outcome
+    assert (path.with_suffix("") / "deepspeed.json").is_file()
 
 
 RESUMED: dict[str, tuple[dict[str, Any], str]] = {

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +13,10 @@ import torch
 from test_training_resume import SETTINGS, wait_for_step
 
 from ift.artifacts import fingerprints
+from ift.checks.run_difference import compare_runs
 from ift.data.encoding import EncodedBatch
 from ift.data.store import LabelsDigest
+from ift.training.decisive_settings import decisive_settings
 from ift.training.run_fingerprint import _sample
 
 Config = Callable[..., Path]
@@ -56,6 +59,66 @@ def test_each_part_changes_with_what_it_is_of(config: Config, fit: Fit) -> None:
     for name, (sections, parts) in changes.items():
         other = fit(config(name, trainer=trainer, **sections))
         assert differing(reference, other) == {"settings", "total", *parts}, name
+
+
+def test_what_changes_no_weights_and_no_losses_does_not_count(
+    config: Config, fit: Fit, base: Path, rows_file: Path, tmp_path: Path
+) -> None:
+    """All of it at once, with dropout, which would show another order of random numbers."""
+    adapter = {
+        "class_path": "peft.LoraConfig",
+        "init_args": {"r": 4, "target_modules": "all-linear", "lora_dropout": 0.1},
+    }
+    reference = fit(config("reference", model={"adapter": adapter}))
+    shutil.copytree(base, tmp_path / "elsewhere")
+    shutil.copy(rows_file, tmp_path / "copied.json")
+    data = {
+        "sources": [{"path": str(tmp_path / "copied.json"), "layout": "alpaca"}],
+        "cache_dir": str(tmp_path / "other_cache"),
+        "num_workers": 2,
+        "max_rejected": 0.5,
+    }
+    path = config(
+        "other",
+        model={"adapter": adapter, "base": str(tmp_path / "elsewhere")},
+        data=data,
+        trainer={"log_every_n_steps": 3, "enable_progress_bar": True, "num_sanity_val_steps": 0},
+        checkpoint={"every_n_train_steps": 3, "save_top_k": -1},
+        samples={"num_samples": 3},
+        process_group_timeout_seconds=50,
+    )
+    other = fit(path)
+    assert differing(reference, other) == set()
+    found = compare_runs(str(reference), str(other))
+    assert found.same and found.same_fingerprint and not found.settings
+    told = {change.name for change in found.settings_without_effect}
+    assert {"data.num_workers", "data.sources", "model.base", "samples.num_samples"} < told
+
+
+def test_callbacks_of_ones_own_let_all_of_the_trainer_count() -> None:
+    plain = {"seed_everything": 0, "trainer": {"max_epochs": 1, "log_every_n_steps": 5, "callbacks": None}}
+    logged = {**plain, "trainer": {**plain["trainer"], "log_every_n_steps": 6}}  # type: ignore[dict-item]
+    assert decisive_settings(plain) == decisive_settings(logged)
+    stopping: list[Any] = [
+        {**one, "trainer": {**one["trainer"], "callbacks": [{"class_path": "EarlyStopping"}]}}  # type: ignore[dict-item]
+        for one in (plain, logged)
+    ]
+    assert decisive_settings(stopping[0]) != decisive_settings(stopping[1]) != decisive_settings(plain)
+    for key, value in {
+        "max_steps": 9,
+        "max_time": "00:01:00",
+        "val_check_interval": 3,
+        "num_sanity_val_steps": -1,
+    }.items():
+        longer = {**plain, "trainer": {**plain["trainer"], key: value}}  # type: ignore[dict-item]
+        assert decisive_settings(longer) != decisive_settings(plain), key
+
+
+def test_a_streams_path_is_what_is_known_of_it() -> None:
+    def one(path: str, stream: bool) -> dict[str, Any]:
+        return decisive_settings({"data": {"sources": [{"path": path, "layout": "alpaca", "stream": stream}]}})
+
+    assert one("a.jsonl", False) == one("b.jsonl", False) and one("a.jsonl", True) != one("b.jsonl", True)
 
 
 def test_weights_of_the_base_stand_for_themselves_where_they_are_trained(config: Config, fit: Fit) -> None:

@@ -8,8 +8,12 @@ from random import Random
 from typing import Any
 
 import pytest
+import torch
 from comparing import largest_difference
 from rank_runs import run_on_ranks
+from safetensors.torch import load_file
+
+from ift.cli import main
 
 Fit = Callable[..., Path]
 Config = Callable[..., Path]
@@ -74,6 +78,55 @@ def test_a_killed_run_ends_as_one_that_was_not(whole: bool, config: Config, tmp_
     assert not outcome, outcome
     assert kills >= 3
     assert largest_difference(reference.with_suffix(""), run) == 0
+
+
+@pytest.mark.slow
+def test_an_adapter_that_changed_the_base_goes_on_from_its_own_start(config: Config, tmp_path: Path) -> None:
+    """What was trained is the difference from the adapter's first values, which the checkpoint's are not."""
+    model = {"optimizer": ADAM, "adapter": {"class_path": "pissa", "init_args": {"r": 4, "lora_alpha": 4}}}
+    whole, resumed, one = (config(name, model=model, **STEPS) for name in ("whole", "resumed", "one"))
+    checkpoint = str(whole.with_suffix("") / "checkpoints/step-00000003.ckpt")
+    runs = [
+        ["fit", "--config", str(whole), *FSDP],
+        ["fit", "--config", str(resumed), *FSDP, "--ckpt_path", checkpoint],
+        ["fit", "--config", str(one), "--trainer.devices=2", "--trainer.strategy=ddp", "--ckpt_path", checkpoint],
+    ]
+    outcomes = run_on_ranks(tmp_path / "ranks", runs)
+    assert not any(outcomes), outcomes
+    folder = whole.with_suffix("")
+    assert largest_difference(folder, resumed.with_suffix("")) == 0
+    assert largest_difference(folder, one.with_suffix("")) < 2e-6
+    starts = [
+        load_file(str(path.with_suffix("") / "adapter_initial/adapter_model.safetensors")) for path in (whole, resumed)
+    ]
+    assert all(torch.equal(starts[0][name], starts[1][name]) for name in starts[0])
+    trained = torch.load(checkpoint, weights_only=True)["state_dict"]
+    a_start = next(one for name, one in starts[1].items() if "lora_A" in name)
+    assert not any(torch.equal(a_start, one) for one in trained.values())
+
+
+def test_one_bit_turned_over_is_refused_by_all_ranks(
+    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = config("run", model={"optimizer": ADAM, "adapter": None}, **STEPS)
+    command = ["fit", "--config", str(path), *FSDP]
+    assert not any(run_on_ranks(tmp_path / "ranks", [command]))
+    run = path.with_suffix("")
+    part = run / "checkpoints/step-00000003.ckpt/__1_0.distcp"
+    whole = bytearray(part.read_bytes())
+    whole[len(whole) * 2 // 3] ^= 16
+    part.write_bytes(whole)
+    before = {one: one.read_bytes() for one in run.rglob("*") if one.is_file()}
+    resumed = [*command, "--ckpt_path", str(part.parent)]
+    (outcome,) = run_on_ranks(tmp_path / "again", [resumed], timeout=120)
+    assert outcome.startswith("[2, 2]"), outcome
+    for rank in range(2):
+        said = (tmp_path / f"again/rank-{rank}.log").read_text()
+        assert f"--ckpt_path: '{part}' is damaged or was changed" in said and "Traceback" not in said, said
+    assert main([*command[:3], "--ckpt_path", str(part.parent)]) == 2  # on one device
+    assert main(["validate", *command[1:3], "--ckpt_path", str(part.parent)]) == 2
+    assert capsys.readouterr().err.count(f"--ckpt_path: '{part}' is damaged or was changed") == 2
+    assert {one: one.read_bytes() for one in run.rglob("*") if one.is_file()} == before
 
 
 def _until(checkpoints: Path, random: Random) -> Callable[[], bool]:

@@ -7,7 +7,15 @@ import pytest
 import torch
 
 from ift.models.flops import FlopsModel, Products
-from ift.models.simulation import Course, Moment, Simulation
+from ift.models.simulation import (
+    Course,
+    MicroBatchShape,
+    Moment,
+    Simulation,
+    _give_fake_weights,
+    _told_of_packing,
+    simulate,
+)
 from ift.training.memory_plan import BUCKET_BYTES, PLANNED, RankMemory
 from ift.training.optimizer_memory import OptimizerMemory
 from ift.training.planned_model import Weights
@@ -71,70 +79,74 @@ def test_offload_moves_to_main_memory_what_it_takes_from_the_device() -> None:
     assert memory().parts("deepspeed_3_offload", 4).weights == 0
 
 
-def sharded(ranks: int, *, checkpointing: bool, trains_all: bool) -> tuple[float, RankMemory]:
-    """Return the peak that torch's tracker sees of one of several ranks, and the plan; of a small Llama."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
-    from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
-    from torch.distributed.fsdp import fully_shard
+SHAPE = MicroBatchShape(rows=1, length=1024, supervised=512)
+
+
+def small_llama(*, trains_all: bool) -> Any:
+    """Return a small Llama without data, with its method."""
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     from ift.models.adapters import attach_empty
     from ift.models.methods import as_method, lora
-    from ift.models.simulation import MicroBatchShape, _give_fake_weights, _told_of_packing, simulate
-    from ift.training.optimizer_memory import optimizer_memory
 
     sizes: dict[str, Any] = {"hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 6}
     config = LlamaConfig(vocab_size=8000, num_attention_heads=8, num_key_value_heads=8, **sizes)
-    shape = MicroBatchShape(rows=1, length=1024, supervised=512)
+    with torch.device("meta"):
+        plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    return attach_empty(as_method(None) if trains_all else lora(r=8, lora_dropout=0.0), plain).train()
 
-    def model() -> Any:
-        with torch.device("meta"):
-            plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        return attach_empty(as_method(None) if trains_all else lora(r=8, lora_dropout=0.0), plain).train()
 
-    own = model()
-    layers = [list(layer.parameters()) for layer in _layers(own)]
+def planned_memory(*, checkpointing: bool, trains_all: bool) -> RankMemory:
+    """Return the plan, without the optimizer's state."""
+    model = small_llama(trains_all=trains_all)
+    layers = [list(layer.parameters()) for layer in _layers(model)]
     inside = {id(one) for layer in layers for one in layer}
-    trained = [one for one in own.parameters() if one.requires_grad]
+    trained = [one for one in model.parameters() if one.requires_grad]
     weights = Weights(
-        num_parameters=sum(one.numel() for one in own.parameters()),
+        num_parameters=sum(one.numel() for one in model.parameters()),
         num_trainable=sum(one.numel() for one in trained),
-        frozen=sum(4 * one.numel() for one in own.parameters() if not one.requires_grad),
+        frozen=sum(4 * one.numel() for one in model.parameters() if not one.requires_grad),
         trained=sum(4 * one.numel() for one in trained),
         largest_layer=max(sum(4 * one.numel() for one in layer) for layer in layers),
         largest_layer_trained=max(sum(one.numel() for one in layer if one.requires_grad) for layer in layers),
-        outside=sum(4 * one.numel() for one in own.parameters() if id(one) not in inside),
+        outside=sum(4 * one.numel() for one in model.parameters() if id(one) not in inside),
     )
-    build: Any = lambda groups: torch.optim.AdamW(groups, lr=1e-3)  # noqa: E731
-    planned = RankMemory(
-        weights,
-        simulate(model(), shape, checkpointing=checkpointing),
-        1,
-        optimizer_memory(build, trained, on_gpu=False),
-        0,
-    )
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    simulated = simulate(small_llama(trains_all=trains_all), SHAPE, checkpointing=checkpointing)
+    return RankMemory(weights, simulated, 1, OptimizerMemory(0, 0), 0)
+
+
+def tracked_peak(ranks: int, *, checkpointing: bool, trains_all: bool) -> float:
+    """Return the peak that torch's tracker sees of one of several ranks."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
+
     mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (ranks,))
-    with mode, _told_of_packing(shape):
-        real = model()
-        if checkpointing:
-            real.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-            real.disable_input_require_grads()
-        _give_fake_weights(real)
-        for layer in _layers(real):
-            fully_shard(layer, mesh=mesh)
-        fully_shard(real, mesh=mesh)
-        optimizer = torch.optim.AdamW([one for one in real.parameters() if one.requires_grad], lr=1e-3, foreach=False)
-        tracker = FSDPMemTracker(real, optimizer)
+    with FakeTensorMode(allow_non_fake_inputs=True), _told_of_packing(SHAPE):
+        model = _sharded(small_llama(trains_all=trains_all), mesh, checkpointing=checkpointing)
+        optimizer = torch.optim.AdamW([one for one in model.parameters() if one.requires_grad], lr=1e-3, foreach=False)
+        tracker = FSDPMemTracker(model, optimizer)
         tracker.track_inputs((torch.zeros(1, 1024, dtype=torch.int64),))
         with tracker:
             ids = torch.zeros(1, 1024, dtype=torch.int64)
             keep = torch.zeros(512, dtype=torch.int64)
-            logits = real(input_ids=ids, use_cache=False, logits_to_keep=keep).logits
+            logits = model(input_ids=ids, use_cache=False, logits_to_keep=keep).logits
             targets = torch.zeros(512, dtype=torch.int64)
             torch.nn.functional.cross_entropy(logits[0].float(), targets, reduction="sum").backward()
         peak = tracker.get_tracker_snapshot("peak")
-    return float(max(values["Total"] for values in peak.values())), planned
+    return float(max(values["Total"] for values in peak.values()))
+
+
+def _sharded(model: Any, mesh: Any, *, checkpointing: bool) -> Any:
+    from torch.distributed.fsdp import fully_shard
+
+    if checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.disable_input_require_grads()
+    _give_fake_weights(model)
+    for layer in _layers(model):
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return model
 
 
 def _layers(model: Any) -> Any:
@@ -152,10 +164,10 @@ def test_a_sharded_rank_holds_what_torchs_tracker_sees(checkpointing: bool, trai
 
     torch.distributed.init_process_group("fake", rank=0, world_size=8, store=FakeStore())
     try:
-        peak, planned = sharded(8, checkpointing=checkpointing, trains_all=trains_all)
+        peak = tracked_peak(8, checkpointing=checkpointing, trains_all=trains_all)
     finally:
         torch.distributed.destroy_process_group()
-    parts = replace(planned, optimizer=OptimizerMemory(0, 0)).parts("fsdp", 8)
+    parts = planned_memory(checkpointing=checkpointing, trains_all=trains_all).parts("fsdp", 8)
     # Here logits are not fused with the loss: a float32 copy, and the gradients of both.
     without_head = parts.total - parts.logits
     assert without_head <= 1.1 * peak

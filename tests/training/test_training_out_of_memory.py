@@ -238,21 +238,44 @@ sys.exit(main())
 """
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("rank", "positions"), [(1, 300), (0, 300), (1, 10)])
-def test_one_ranks_lack_of_memory_is_all_ranks_business(
-    rank: int, positions: int, config: Config, fit: Fit, tmp_path: Path
-) -> None:
+def on_two_ranks(command: str, path: Path, *, rank: int, positions: int) -> subprocess.CompletedProcess[str]:
+    """Run a command on two ranks, one of which is short of memory."""
     paths = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
-    script = tmp_path / "two.py"
+    script = path.with_suffix(".py")
     script.write_text(RANK_SHORT.format(paths=paths, rank=rank, positions=positions))
+    arguments = [sys.executable, str(script), command, "--config", str(path), "--trainer.devices=2"]
+    return subprocess.run([*arguments, "--trainer.strategy=ddp"], capture_output=True, text=True, timeout=240)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_ranks_lack_of_memory_is_all_ranks_business(rank: int, config: Config, fit: Fit) -> None:
     path = config("two", **SETTINGS)
-    command = [sys.executable, str(script), "fit", "--config", str(path), "--trainer.devices=2"]
-    done = subprocess.run([*command, "--trainer.strategy=ddp"], capture_output=True, text=True, timeout=240)
-    said = done.stdout + done.stderr
-    if positions == 10:
-        assert done.returncode == 2 and "memory ran out on another rank" in said and CPU_MESSAGE[:40] in said, said
-        return
-    assert done.returncode == 0, said
-    assert "memory ran out in training" in said
+    done = on_two_ranks("fit", path, rank=rank, positions=300)
+    assert done.returncode == 0, done.stderr
+    assert "memory ran out in training" in done.stderr
     assert largest_difference(fit(config("one", **SETTINGS)), path.with_suffix("")) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["fit", "validate"])
+def test_ranks_end_together_where_memory_cannot_be_saved(command: str, config: Config) -> None:
+    """The one that ran out tells what to lower, although the first one ends at once."""
+    done = on_two_ranks(command, config("two", **SETTINGS), rank=1, positions=10)
+    assert done.returncode == 2, done.stderr
+    place = "step 4" if command == "fit" else "validation after step 0"
+    assert f"error: {place}: memory ran out on another rank; its own message says what to lower." in done.stderr
+    assert f"error (rank 1): {place}: memory ran out ({CPU_MESSAGE[:40]}" in done.stderr
+    assert "lower data.max_length" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_rank_validates_in_smaller_parts_on_its_own(config: Config) -> None:
+    path = config("two", **SETTINGS)
+    done = on_two_ranks("validate", path, rank=0, positions=170)
+    assert done.returncode == 0 and "memory ran out in validation" in done.stderr, done.stderr
+    enough = on_two_ranks("validate", path, rank=0, positions=1 << 20)
+    assert enough.returncode == 0 and "memory ran out" not in enough.stderr, enough.stderr
+    one, other = (json.loads(each.stdout) for each in (done, enough))
+    assert one["supervised_tokens"] == other["supervised_tokens"]
+    assert one["loss"] == pytest.approx(other["loss"], rel=1e-6)

@@ -129,6 +129,21 @@ def test_a_run_asked_to_end_goes_on_bit_for_bit(
     assert manifest["last_logged"]["step"] == 14
 
 
+def test_sessions_tell_of_all_their_steps_and_of_no_others(
+    config: Config, fit: Fit, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = with_trainer(log_every_n_steps=5)
+    path = config("ended", **with_trainer(log_every_n_steps=5, callbacks=[signalling("SignalAfterStep", 3)]))
+    assert code_of(["fit", "--config", str(path)], capsys)[0] == 75
+    fit(config("ended", **settings), "--ckpt_path", "last")
+    first, second = manifest_of(path.with_suffix(""))["sessions"]
+    (whole,) = manifest_of(fit(config("whole", **settings)))["sessions"]
+    for name in ("supervised_tokens", "tokens"):
+        assert 0.1 < first[name] / whole[name] < 0.35  # 3 steps of 14
+        assert first[name] + second[name] == whole[name]
+    assert sum(one["flops"]["model"] for one in (first, second)) == pytest.approx(whole["flops"]["model"], rel=1e-9)
+
+
 def test_ctrl_c_saves_and_leaves_as_a_shell_does(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
     path = config("ended", **with_trainer(callbacks=[signalling("SignalAfterStep", 2, signal.SIGINT)]))
     code, said = code_of(["fit", "--config", str(path)], capsys)

@@ -1,11 +1,14 @@
 """Sharded checkpoints that were tampered with or are not whole are refused, and nothing in them is executed."""
 
+import hashlib
 import io
 import os
 import pickle
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import pytest
@@ -15,7 +18,7 @@ from torch.distributed.checkpoint.metadata import Metadata
 from ift.artifacts import RunFolder
 from ift.errors import UserError
 from ift.training.checkpoints import AtomicCheckpointIO, newest_checkpoint, resolve_checkpoint, steps_of
-from ift.training.sharded_checkpoints import check_whole, read_whole, save_sharded
+from ift.training.sharded_checkpoints import check_parts, check_whole, read_whole, save_sharded
 
 WEIGHTS = {"model.a": torch.arange(12.0).reshape(4, 3), "model.b": torch.ones(5, dtype=torch.bfloat16)}
 STATE = {0: {"step": torch.tensor(7.0), "exp_avg": torch.full((4, 3), 0.5)}, 1: {"momentum_buffer": None}}
@@ -117,14 +120,78 @@ def test_what_was_tampered_with_is_refused_and_not_executed(change: Callable[[Pa
     change(folder)
     with pytest.raises(UserError, match=r"--ckpt_path: '.*step-7\.ckpt"):
         steps_of(folder)
-        check_whole(folder)
+        check_whole("--ckpt_path", folder)
+        check_parts("--ckpt_path", folder)
+    with pytest.raises((UserError, UnpicklingError)):  # by itself as well
+        steps_of(folder)
         read_whole(folder)
     assert not Path("trap-was-sprung").exists()
 
 
 @pytest.mark.parametrize("change", [spring, spring_inside, point_outside, cut_off, lose_a_part, empty_table])
 def test_what_is_not_whole_shows_before_tensors_are_read(change: Callable[[Path], None], folder: Path) -> None:
-    check_whole(folder)
+    check_whole("--ckpt_path", folder)
     change(folder)
     with pytest.raises(UserError, match=r"--ckpt_path: '.*step-7\.ckpt"):
-        check_whole(folder)
+        check_whole("--ckpt_path", folder)
+
+
+def test_any_change_of_any_file_is_noticed(folder: Path) -> None:
+    chance = random.Random(5)
+    for path in folder.iterdir():
+        whole = path.read_bytes()
+        for _ in range(60):
+            damaged = bytearray(whole)
+            damaged[chance.randrange(len(whole))] ^= 1 << chance.randrange(8)
+            path.write_bytes(damaged)
+            with pytest.raises(UserError, match=f"--ckpt_path: '.*/{path.name}' (is damaged|was not written)"):
+                check_whole("--ckpt_path", folder)
+                check_parts("--ckpt_path", folder)
+        path.write_bytes(whole)
+    check_whole("--ckpt_path", folder)
+    check_parts("--ckpt_path", folder)
+
+
+def test_a_file_of_another_checkpoint_is_noticed(folder: Path) -> None:
+    other = folder.with_name("step-8.ckpt")
+    save_sharded({**checkpoint(8), "state_dict": {name: one + 1 for name, one in WEIGHTS.items()}}, other)
+    check_parts("--ckpt_path", other)
+    shutil.copy(other / "__0_0.distcp", folder)
+    check_whole("--ckpt_path", folder)
+    with pytest.raises(UserError, match=r"__0_0\.distcp' is damaged"):
+        check_parts("--ckpt_path", folder)
+
+
+def test_a_folder_without_sums_is_refused(folder: Path) -> None:
+    """As those of before there were any."""
+    AtomicCheckpointIO().save_checkpoint(torch.load(folder / "facts.pt", weights_only=True) | {"sha256": None}, "facts")
+    shutil.move("facts", folder / "facts.pt")
+    with pytest.raises(UserError, match="lacks the checksums of its files"):
+        check_whole("--ckpt_path", folder)
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 5, 11])
+def test_ranks_share_the_files_out(folder: Path, num_ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    (part,) = folder.glob("*.distcp")
+    names = [f"__{rank}_0.distcp" for rank in range(11)]
+    for name in names[1:]:
+        shutil.copy(part, folder / name)
+    facts = torch.load(folder / "facts.pt", weights_only=True)
+    facts["sha256"] |= dict.fromkeys(names, facts["sha256"][part.name])
+    AtomicCheckpointIO().save_checkpoint(facts, folder / "facts.pt")
+    opened: list[str] = []
+    digest = hashlib.file_digest
+
+    def noted(file: Any, algorithm: str) -> Any:
+        opened.append(Path(file.name).name)
+        return digest(file, algorithm)
+
+    monkeypatch.setattr("hashlib.file_digest", noted)
+    shares = []
+    for rank in range(num_ranks):
+        opened.clear()
+        check_parts("--ckpt_path", folder, rank=rank, num_ranks=num_ranks)
+        shares.append(sorted(opened))
+    assert sorted(name for own in shares for name in own) == sorted(names)
+    if num_ranks == len(names):
+        assert shares == [[name] for name in names]  # each checks what it has written
