@@ -57,6 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
         The exit code: 0; 1 where a check or comparison says no; 2 for a mistake that the user can repair; 69 where
         other processes of the run are gone; 75 after a signal, where the same command goes on; 130 after Ctrl-C.
     """
+    is_program = arguments is None
     given = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in given
     arguments = [argument for argument in given if argument != "--debug"]
@@ -80,7 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
     if command not in _RESUMABLE:
         return exit_code(lambda: _imported(module).run(command, rest), debug=debug)
     # From here on: a signal during the imports must not end a job that would have been started again.
-    with watched():
+    with watched(is_program=is_program):
         try:
             return exit_code(lambda: _imported(module).run(command, rest), debug=debug)
         except Interrupted as interrupted:

@@ -77,8 +77,13 @@ def defer(deferred: bool) -> None:
 
 
 @contextmanager
-def watched() -> Iterator[None]:
-    """Note signals within; the handlers from before come back behind it."""
+def watched(*, is_program: bool = False) -> Iterator[None]:
+    """Note signals within; the handlers from before come back behind it.
+
+    Args:
+        is_program: the process ends behind it. Requests to end are ignored from then on, so that a second one, while
+            libraries are torn down, does not take the place of the exit code.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -88,7 +93,10 @@ def watched() -> Iterator[None]:
         yield
     finally:
         for signum, handler in earlier.items():
-            signal.signal(signum, handler if handler is not None else signal.SIG_DFL)
+            if is_program and signum != signal.SIGINT:
+                signal.signal(signum, signal.SIG_IGN)
+            else:
+                signal.signal(signum, handler if handler is not None else signal.SIG_DFL)
 
 
 def leave(interrupted: Interrupted) -> int:

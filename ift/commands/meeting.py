@@ -1,14 +1,18 @@
 """Where the processes of a job meet before any process group is: who prepares data longer is waited for.
 
 A process group waits for `process_group_timeout_seconds`, and preparing data may take hours, once on each node.
+
+torchrun keeps one store while it starts its processes again and again, so what earlier ones have written is still
+there. The first process therefore opens a meeting under a mark of its own, the others answer it with theirs, and each
+goes on when its very answer comes back.
 """
 
 import os
+import secrets
 import socket
 import sys
 import time
 from datetime import timedelta
-from itertools import count
 from typing import Any
 
 from ift.errors import UserError
@@ -24,8 +28,12 @@ LONGEST_PREPARATION_SECONDS = 24 * 3600.0
 _STORES: dict[tuple[str, int], Any] = {}
 """Open stores by address, for the life of the process: it may meet the others several times, and whoever hosts a store
 that is let go leaves them waiting."""
-_NUMBERS = count()
-"""Of the meetings of this process; all processes have the same ones in the same order."""
+_OPENED, _ANSWER, _RETURNED = "ift/opened", "ift/answer/{}", "ift/returned/{}"
+"""Keys of a meeting: the first process's mark; that with the mark of a rank; the same, as the first one has seen it."""
+_REFUSAL = "ift/refusal/{}"
+"""Why the process of a mark refuses to go on; once it has been let go, why any of them does."""
+_GROUPS = "default_pg/"
+"""Begins the keys under which torch's process groups exchange addresses."""
 
 
 class Meeting:
@@ -80,31 +88,75 @@ class Meeting:
             if refusal:
                 raise UserError(refusal)
             return
-        started = told = time.monotonic()
-        missing = self._place.num_processes
+        deadline = time.monotonic() + longest_seconds
         try:
             if self._store is None:
-                self._await_store(started + longest_seconds)
-            key = f"ift/prepared/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{next(_NUMBERS)}"
+                self._await_store(deadline)
+            mark = secrets.token_hex(8)
             if refusal:
-                self._store.set(f"{key}/refusal", refusal)
-            self._store.add(key, 1)
-            while (missing := self._place.num_processes - self._store.add(key, 0)) > 0:
-                now = time.monotonic()
-                if now - started > longest_seconds:
-                    raise LostProcessError(
-                        f"{missing} processes have not prepared their data in {longest_seconds:g} s."
-                    )
-                if self._place.is_first and now - told > _BETWEEN_NEWS_SECONDS:
-                    told = now
-                    print(f"waiting for {missing} processes, which prepare their data", file=sys.stderr, flush=True)
-                time.sleep(_PAUSE_SECONDS)
-            if self._store.check([f"{key}/refusal"]):
-                raise UserError(refusal or self._store.get(f"{key}/refusal").decode())
+                self._store.set(_REFUSAL.format(mark), refusal)
+            missing = self._receive(mark, deadline) if self._place.is_first else self._join(mark, deadline)
+            said = refusal or self._read(_REFUSAL.format(mark))
         except RuntimeError as error:  # torch has many names for a store that is gone
             raise LostProcessError(
                 f"the first process of this run, at {self._address[0]}, is gone before training began: {error}"
             ) from error
+        if missing:
+            raise LostProcessError(f"{missing} processes have not prepared their data in {longest_seconds:g} s.")
+        if said:
+            raise UserError(said)
+
+    def _receive(self, mark: str, deadline: float) -> int:
+        """Open a meeting as the first process, and let the others go when all are there; return how many are not."""
+        self._store.set(_OPENED, mark)
+        answers: dict[int, str] = {}
+        told = time.monotonic()
+        while True:
+            for rank in range(1, self._place.num_processes):
+                if rank not in answers and (answer := self._read(_ANSWER.format(rank))).startswith(mark):
+                    answers[rank] = answer
+            if not (missing := self._place.num_processes - 1 - len(answers)):
+                break
+            if (now := time.monotonic()) > deadline:
+                return missing
+            if now - told > _BETWEEN_NEWS_SECONDS:
+                told = now
+                print(f"waiting for {missing} processes, which prepare their data", file=sys.stderr, flush=True)
+            time.sleep(_PAUSE_SECONDS)
+        self._forget_groups()
+        marks = [mark, *(answer.split()[1] for answer in answers.values())]
+        if said := next(filter(None, (self._read(_REFUSAL.format(one)) for one in marks)), ""):
+            for one in marks:
+                self._store.set(_REFUSAL.format(one), said)
+        for rank, answer in answers.items():
+            self._store.set(_RETURNED.format(rank), answer)
+        return 0
+
+    def _join(self, mark: str, deadline: float) -> int:
+        """Answer the first process as often as it opens a meeting, until it has seen the answer; return 0 then."""
+        rank, answered = self._place.rank, ""
+        while time.monotonic() < deadline:
+            opened = self._read(_OPENED)  # before the next line: a meeting that has ended is not answered again
+            if self._read(_RETURNED.format(rank)).endswith(mark):
+                return 0
+            if opened and opened != answered:
+                self._store.set(_ANSWER.format(rank), f"{opened} {mark}")
+                answered = opened
+            time.sleep(_PAUSE_SECONDS)
+        return self._place.num_processes - 1
+
+    def _forget_groups(self) -> None:
+        """Delete what process groups of earlier meetings left: one takes addresses of processes that are gone from it.
+
+        Stores cannot list their keys before torch 2.10; restarts of torchrun may fail there.
+        """
+        for key in getattr(self._store, "list_keys", list)():
+            if key.startswith(_GROUPS):
+                self._store.delete_key(key)
+
+    def _read(self, key: str) -> str:
+        """Return what stands under a key, or nothing, without waiting for it."""
+        return str(self._store.get(key).decode()) if self._store.check([key]) else ""
 
     def _await_store(self, deadline: float) -> None:
         """Connect to the store of the first process, which may still be starting."""

@@ -24,6 +24,13 @@ class Row:
     """Whether these are the run's own settings."""
     settings: dict[str, Any]
     """Keys to change for it, and their values."""
+    refused: str | None = None
+    """Why `ift fit` would not run it; `None` where it would."""
+
+    @property
+    def advisable(self) -> bool:
+        """Whether it fits and `ift fit` would run it."""
+        return self.fits and self.refused is None
 
     def describe(self) -> dict[str, Any]:
         """Return plain values, in GiB."""

@@ -9,7 +9,10 @@ from ift.commands.stage_config import has_stages
 from ift.commands.trainer import TrainingCLI, hide_advice
 from ift.commands.trainer_settings import check_trainer
 from ift.errors import UserError
+from ift.training import deepspeed_config
 from ift.training.memory_plan import ONE_DEVICE, PLANNED
+
+NO_DEEPSPEED = "DeepSpeed is not installed here (pip install 'ift[deepspeed]'); 'ift fit' needs it where it runs"
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,8 @@ class RunSettings:
     ranks_per_node: int
     on_gpu: bool
     precision: str
+    finds_unused: bool
+    """Whether DDP looks for weights without gradients."""
     max_epochs: int | None
     max_steps: int | None
     notes: tuple[str, ...]
@@ -47,8 +52,11 @@ class _PlanCLI(TrainingCLI):
         """Refuse what cannot be, but for what this machine lacks."""
         chosen = self.config["trainer"].clone() if hasattr(self.config["trainer"], "clone") else self.config["trainer"]
         chosen["accelerator"] = "auto"
-        check_trainer(chosen, "fit")
         self.notes: list[str] = []
+        if chosen["strategy"] in deepspeed_config.NAMES and not deepspeed_config.is_installed():
+            self.notes.append(f"trainer.strategy: {NO_DEEPSPEED}")
+            chosen["strategy"] = "auto"
+        check_trainer(chosen, "fit")
         import torch
 
         if self.config["model"]["attention"] == "flash_attention_2" and not torch.cuda.is_available():
@@ -95,6 +103,7 @@ def run_settings(arguments: list[str], *, card_named: bool) -> RunSettings:
         ranks_per_node=per_node,
         on_gpu=on_gpu,
         precision=str(trainer["precision"] or "32-true"),
+        finds_unused="find_unused" in str(trainer["strategy"]),
         max_epochs=trainer["max_epochs"],
         max_steps=trainer["max_steps"] if trainer["max_steps"] and trainer["max_steps"] > 0 else None,
         notes=(*cli.notes, *cli.module.notes()),

@@ -26,7 +26,9 @@ def _table(report: PlanReport) -> Iterator[str]:
     for title, rows in _groups(report.rows):
         yield title
         for row in rows:
-            yield _line(row, width)
+            if row.refused is None or row.own:
+                yield _line(row, width)
+        yield from _refused([row for row in rows if row.refused is not None and not row.own])
 
 
 def _groups(rows: tuple[Row, ...]) -> Iterator[tuple[str, list[Row]]]:
@@ -39,6 +41,22 @@ def _groups(rows: tuple[Row, ...]) -> Iterator[tuple[str, list[Row]]]:
         yield f"{key[0]}{_described(group[0])}", group
 
 
+def _refused(rows: list[Row]) -> Iterator[str]:
+    """Yield what 'ift fit' would not run, strategies with the same reason in one line."""
+    reasons: dict[str, list[str]] = {}
+    for row in rows:
+        reasons.setdefault(_short(str(row.refused), row.strategy), []).append(row.strategy)
+    for reason, strategies in reasons.items():
+        yield f"  refused: {', '.join(strategies)}: {reason}"
+
+
+def _short(reason: str, strategy: str) -> str:
+    """Return the first sentence of a refusal, which says why; what follows says what to take instead."""
+    return (
+        reason.partition(". ")[0].rstrip(".").replace(strategy, "it" if strategy.startswith("deepspeed") else strategy)
+    )
+
+
 def _described(row: Row) -> str:
     quantized = f", {row.quantized}" if row.quantized is not None else ""
     return f"{quantized}, gradient_checkpointing: {str(row.checkpointing).lower()}"
@@ -48,7 +66,7 @@ def _line(row: Row, width: int) -> str:
     name = row.strategy if row.devices == 1 else f"{row.strategy} x{row.devices}"
     values = " ".join(f"{getattr(row.parts, one) / GIB:11.2f}" for one in _COLUMNS)
     host = f", {row.parts.host / GIB:.1f} GiB of main memory" if row.parts.host else ""
-    verdict = ("fits" if row.fits else "too large") + host
+    verdict = ("refused" if row.refused is not None else "fits" if row.fits else "too large") + host
     return f"  {name:<{width - 2}} {values} {row.parts.total / GIB:8.2f} {row.needed_gib:8.2f}  {verdict}"
 
 

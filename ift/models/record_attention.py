@@ -41,7 +41,8 @@ def attend_outside_graphs() -> None:
 
     How many examples a row has, and how long each is, would be compiled anew with nearly every micro-batch.
     """
-    AttentionInterface.register(NAME, torch.compiler.disable(_attention))
+    disable: Any = torch.compiler.disable
+    AttentionInterface.register(NAME, disable(_attention))
     AttentionMaskInterface.register(NAME, _mask)
 
 

@@ -7,7 +7,7 @@ checkpointing or the fused head keep for the backward pass is counted as they ke
 """
 
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,6 +23,7 @@ from ift.errors import UserError
 from ift.models.calling import Calling, calling_of, with_fused_head
 from ift.models.flops import FlopsModel, Products, flops_model, recording
 from ift.models.fused_head import FusedHead
+from ift.models.heap import Heap
 
 
 @dataclass(frozen=True)
@@ -129,10 +130,15 @@ def continued(few: Simulation, more: Simulation, *, by: float) -> Simulation:
 
 
 class LiveMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of tensors made within it that are still referred to."""
+    """Counts the bytes of tensors made within it that are still referred to.
 
-    def __init__(self) -> None:
+    Args:
+        heap: of which the same memory is requested.
+    """
+
+    def __init__(self, heap: Heap | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._heap = heap
         self._sizes: dict[int, int] = {}
         self._gradients: dict[int, int] = {}
         self._ignored: set[int] = set()
@@ -176,6 +182,8 @@ class LiveMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if key in self._sizes or key in self._gradients or key in self._ignored:
             return
         self._sizes[key] = size = storage.nbytes()
+        if self._heap is not None:
+            self._heap.take(key, size)
         self.activations += size
         if self.in_head:
             self._of_head.add(key)
@@ -183,6 +191,8 @@ class LiveMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
         weakref.finalize(storage, self._drop, key)
 
     def _drop(self, key: int) -> None:
+        if self._heap is not None:
+            self._heap.give_back(key)
         size = self._sizes.pop(key, 0)
         self.activations -= size
         if key in self._of_head:
@@ -219,14 +229,69 @@ def simulate(
     Raises:
         UserError: what the model does depends on values, so that it cannot run on shapes.
     """
+    calling = _as_trained(model, checkpointing=checkpointing)
+    with _on_shapes(model):
+        live = _watched(model, LiveMemory(), frees_gradients=frees_gradients)
+        model.get_output_embeddings().register_forward_pre_hook(lambda *_: setattr(live, "in_head", True))
+        with recording(model) as heard:
+            _pass(model, calling, shape, live, autocast)
+    flops = flops_model(model, heard, supervised=shape.supervised, checkpointing=checkpointing)
+    gradients = sum(one.numel() * one.element_size() for one in model.parameters() if one.requires_grad)
+    return Simulation(((1.0, Course(live.moments(), 0 if frees_gradients else gradients, live.logits)),), flops)
+
+
+def lost_in_heap(
+    model: Any,
+    shapes: Sequence[MicroBatchShape],
+    *,
+    checkpointing: bool,
+    autocast: torch.dtype | None = None,
+    frees_gradients: bool = False,
+) -> int:
+    """Return by how much the heap of a process on a CPU exceeds what a step holds; the model is of use no more.
+
+    Args:
+        model: as of `simulate`, and so are all others.
+        shapes: of micro-batches in their order, as tensors of another size leave other holes.
+        checkpointing: as `model.gradient_checkpointing`.
+        autocast: dtype of mixed precision.
+        frees_gradients: whether the optimizer uses each gradient up as soon as it is there.
+
+    Raises:
+        UserError: as of `simulate`.
+    """
+    calling, heap = _as_trained(model, checkpointing=checkpointing), Heap()
+    try:
+        with _on_shapes(model):
+            live = _watched(model, LiveMemory(heap), frees_gradients=frees_gradients)
+            for one in shapes:
+                _pass(model, calling, one, live, autocast)
+    finally:
+        heap.close()
+    held = max(activations + gradients for gradients, activations in live.highest.items())
+    return max(0, heap.growth - held)
+
+
+def _as_trained(model: Any, *, checkpointing: bool) -> Calling:
+    """Turn a model to training, and return how it is called."""
     model.train()
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.disable_input_require_grads()
-    calling = _believed(with_fused_head(calling_of(model), model))
+    return _believed(with_fused_head(calling_of(model), model))
+
+
+@contextmanager
+def _on_shapes(model: Any) -> Iterator[None]:
+    """Let a model run without data, and tell where it cannot.
+
+    Raises:
+        UserError: what the model does depends on values.
+    """
     try:
         with FakeTensorMode(allow_non_fake_inputs=True):
-            return _run(model, calling, shape, checkpointing, _autocast(autocast), frees_gradients)
+            _give_fake_weights(model)
+            yield
     except (NotImplementedError, RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(
@@ -239,30 +304,23 @@ def _autocast(dtype: torch.dtype | None) -> AbstractContextManager[Any]:
     return torch.autocast("cpu", dtype=dtype) if dtype is not None else nullcontext()
 
 
-def _run(
-    model: Any,
-    calling: Calling,
-    shape: MicroBatchShape,
-    checkpointing: bool,
-    autocast: AbstractContextManager[Any],
-    frees_gradients: bool,
-) -> Simulation:
-    _give_fake_weights(model)
-    live = LiveMemory()
+def _watched(model: Any, live: LiveMemory, *, frees_gradients: bool) -> LiveMemory:
+    """Let weights not count, and their gradients apart."""
     live.ignore([*model.parameters(), *model.buffers()])
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.register_post_accumulate_grad_hook(_taker(live, frees_gradients))
+    return live
+
+
+def _pass(model: Any, calling: Calling, shape: MicroBatchShape, live: LiveMemory, autocast: torch.dtype | None) -> None:
+    """Run forward and backward."""
     inputs, keep, targets = _inputs(shape)
-    model.get_output_embeddings().register_forward_pre_hook(lambda *_: setattr(live, "in_head", True))
-    with _told_of_packing(shape), live, recording(model) as heard:
-        with autocast:
+    with _told_of_packing(shape), live:
+        with _autocast(autocast):
             loss = _loss(model, calling, inputs, keep, targets)
         live.in_head = False
         loss.backward()  # type: ignore[no-untyped-call]
-    flops = flops_model(model, heard, supervised=shape.supervised, checkpointing=checkpointing)
-    gradients = sum(one.numel() * one.element_size() for one in model.parameters() if one.requires_grad)
-    return Simulation(((1.0, Course(live.moments(), 0 if frees_gradients else gradients, live.logits)),), flops)
 
 
 @contextmanager

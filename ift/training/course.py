@@ -30,9 +30,22 @@ def check_strategy(key: str, method: Method, trainer: Trainer) -> None:
         UserError: with the strategy to take.
     """
     strategy = trainer.strategy
-    if not isinstance(method.config, SampledLayers) or not isinstance(strategy, DDPStrategy):
-        return
-    if not strategy._ddp_kwargs.get("find_unused_parameters"):
+    if isinstance(strategy, DDPStrategy):
+        check_ddp(key, method, finds_unused=bool(strategy._ddp_kwargs.get("find_unused_parameters")))
+
+
+def check_ddp(key: str, method: Method, *, finds_unused: bool) -> None:
+    """Refuse a method that does not train all its weights in every step, where DDP waits for all their gradients.
+
+    Args:
+        key: the configuration key of the method, for errors.
+        method: of the run.
+        finds_unused: whether DDP looks for weights without gradients.
+
+    Raises:
+        UserError: with the strategy to take.
+    """
+    if isinstance(method.config, SampledLayers) and not finds_unused:
         raise UserError(
             f"{key}: {method.name} trains other layers every few steps, and DDP would wait for the gradients of all. "
             "Set trainer.strategy to ddp_find_unused_parameters_true, or trainer.devices to 1."

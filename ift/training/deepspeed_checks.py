@@ -100,11 +100,25 @@ def check_deepspeed(module: Any, trainer: Trainer) -> None:
     strategy = trainer.strategy
     if not isinstance(strategy, ZeroStrategy):
         return
-    name, stage = strategy.name, strategy.settings.stage
     check_accelerator(trainer.accelerator)
-    if str(trainer.precision) != "32-true":
+    check_zero(module, name=strategy.name, stage=strategy.settings.stage, precision=str(trainer.precision))
+
+
+def check_zero(module: Any, *, name: str, stage: int, precision: str) -> None:
+    """Refuse settings of a run that ZeRO would compute otherwise than one device.
+
+    Args:
+        module: an `InstructionModule`, without its model.
+        name: of the strategy.
+        stage: of ZeRO.
+        precision: of the run.
+
+    Raises:
+        UserError: with the key and the repair.
+    """
+    if precision != "32-true":
         raise UserError(
-            f"trainer.precision: {trainer.precision} is not possible with {name}, which would turn adapters into "
+            f"trainer.precision: {precision} is not possible with {name}, which would turn adapters into "
             "bfloat16, too. Leave it out, and set model.dtype to bfloat16: DeepSpeed updates such weights in float32."
         )
     if module.compiles:

@@ -6,6 +6,7 @@ alone; and, where that has many layers, what a few of them say of all.
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ from ift.models.loading import read_config
 from ift.models.methods import Method
 from ift.models.quantization import Quantization, modules_to_skip, stored_quantization
 from ift.models.rope import with_rope
-from ift.models.simulation import MicroBatchShape, Simulation, continued, simulate
+from ift.models.simulation import MicroBatchShape, Simulation, continued, lost_in_heap, simulate
 from ift.models.vocabulary import enlarged_config
 
 FEW_LAYERS = (2, 4)
@@ -117,6 +118,26 @@ def planned_memory(
         for one in FEW_LAYERS
     )
     return continued(few, more, by=(number - FEW_LAYERS[0]) / (FEW_LAYERS[1] - FEW_LAYERS[0]))
+
+
+def planned_heap(
+    module: Any,
+    shapes: Sequence[MicroBatchShape],
+    *,
+    quantization: Quantization | None,
+    checkpointing: bool,
+    autocast: torch.dtype | None,
+) -> float:
+    """Return by how many bytes the heap of a process on a CPU exceeds what micro-batches hold; arguments as above.
+
+    Of a model with many equal layers, few are run: each layer leaves as many holes.
+    """
+    options: dict[str, Any] = {"checkpointing": checkpointing, "autocast": autocast}
+    options["frees_gradients"] = module.optimizer_traits.fused
+    number = _num_layers(module)
+    few = number > MANY_LAYERS and _layers_are_alike(module)
+    model = empty_run_model(module, quantization=quantization, num_layers=FEW_LAYERS[1] if few else None)
+    return lost_in_heap(model, shapes, **options) * (number / FEW_LAYERS[1] if few else 1.0)
 
 
 def empty_run_model(module: Any, *, quantization: Quantization | None, num_layers: int | None = None) -> Any:

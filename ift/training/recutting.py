@@ -69,6 +69,14 @@ def _average(gradients: list[torch.Tensor]) -> None:
         one.copy_(part.view_as(one))
 
 
+def cannot_repeat(strategy: str) -> UserError:
+    """Return the refusal of repeated steps under a strategy whose ranks wait for each other within them."""
+    return UserError(
+        f"{KEY}: under {strategy} ranks exchange weights or gradients while they compute, and would wait for one whose "
+        "memory ran out. Set it to false and lower data.micro_batch_tokens, or take trainer.strategy ddp."
+    )
+
+
 class Recutting:
     """Computes steps, in smaller micro-batches where memory ran out.
 
@@ -105,11 +113,7 @@ class Recutting:
                 "it to false, and data.global_batch_size to what fits, or take another optimizer."
             )
         if isinstance(strategy, ZeroStrategy) or not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
-            raise UserError(
-                f"{KEY}: under {type(strategy).__name__} ranks exchange weights or gradients while they compute, and "
-                "would wait for one whose memory ran out. Set it to false and lower data.micro_batch_tokens, or take "
-                "trainer.strategy ddp."
-            )
+            raise cannot_repeat(type(strategy).__name__)
 
     def engine(self, engine: Engine) -> Engine:
         """Return the engine to use: under DDP, one that lets ranks agree before they exchange gradients."""

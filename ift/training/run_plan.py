@@ -9,17 +9,19 @@ from typing import Any
 import torch
 
 from ift.models.flops import Flops, num_pairs
+from ift.models.heap import can_ask
 from ift.models.loading import read_config
 from ift.models.quantization import Quantization
-from ift.models.simulation import Simulation
+from ift.models.simulation import MicroBatchShape, Simulation
 from ift.training.memory_plan import RankMemory
 from ift.training.optimizer_memory import OptimizerMemory, optimizer_memory
-from ift.training.planned_model import PlannedModel, planned_memory, planned_weights
+from ift.training.planned_model import PlannedModel, planned_heap, planned_memory, planned_weights
+from ift.training.refusals import Surroundings, refusal
 from ift.training.step_shapes import StepShapes
 
 HEAP_SHARE = 0.6
-"""On a CPU, what freed activations leave of the heap that the next ones, of other sizes, cannot use: a share of them.
-Fitted to the measured peaks in scripts/bench/RESULTS_plan.md."""
+"""On a CPU whose C library does not tell the size of its heap, what freed activations leave of it that the next ones
+cannot use: a share of them, about what was measured with glibc without recomputation."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class RunPlanner:
         self._module, self._on_gpu = module, on_gpu
         self._autocast = torch.bfloat16 if precision in ("bf16-mixed", "bf16") else None
         self._simulations: dict[Any, Simulation] = {}
+        self._lost: dict[bool, float] = {}
+        self._refusals: dict[Any, str | None] = {}
         self._models: dict[Quantization | None, PlannedModel] = {}
         self._optimizers: dict[Quantization | None, tuple[OptimizerMemory, int]] = {}
 
@@ -55,6 +59,14 @@ class RunPlanner:
     def method(self) -> str:
         """Name of the method that is planned."""
         return str(self._module.method.name)
+
+    def refusal(self, variant: Variant, strategy: str, around: Surroundings) -> str | None:
+        """Return why `ift fit` would refuse these settings, or `None`."""
+        key = (_key(variant.quantization), variant.checkpointing, strategy, around)
+        if key not in self._refusals:
+            options: dict[str, Any] = {"quantization": variant.quantization, "checkpointing": variant.checkpointing}
+            self._refusals[key] = refusal(self._module, strategy, around=around, **options)
+        return self._refusals[key]
 
     def model(self, quantization: Quantization | None) -> PlannedModel:
         """Return what weights the run has, quantized in this way."""
@@ -81,8 +93,27 @@ class RunPlanner:
             )
         simulation = self._simulations[key]
         optimizer, copied = self._optimizer(model, variant.quantization)
-        lost = 0.0 if self._on_gpu else HEAP_SHARE
+        lost = 0.0 if self._on_gpu else self._lost_share(variant, shapes.sequence, simulation)
         return RankMemory(model.weights, simulation, shapes.num_micro_batches, optimizer, copied, lost)
+
+    def _lost_share(self, variant: Variant, sequence: tuple[MicroBatchShape, ...], simulation: Simulation) -> float:
+        """Return what the heap takes beside activations, as a share of them.
+
+        Asked once with and once without recomputation, of the settings that come first: the run's own. A heap that was
+        asked is not as it was.
+        """
+        if not can_ask():
+            return HEAP_SHARE
+        if variant.checkpointing not in self._lost:
+            lost = planned_heap(
+                self._module,
+                sequence,
+                quantization=variant.quantization,
+                checkpointing=variant.checkpointing,
+                autocast=self._autocast,
+            )
+            self._lost[variant.checkpointing] = lost / max(1, simulation.activations)
+        return self._lost[variant.checkpointing]
 
     def _optimizer(self, model: PlannedModel, quantization: Quantization | None) -> tuple[OptimizerMemory, int]:
         key = _key(quantization)

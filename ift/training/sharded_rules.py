@@ -37,8 +37,20 @@ def check_sharded(module: Any, trainer: Trainer, *, config: Any) -> None:
     Raises:
         UserError: with the setting, the reason and what to take.
     """
-    if not isinstance(trainer.strategy, ShardedStrategy):
-        return
+    if isinstance(trainer.strategy, ShardedStrategy):
+        check_shared_out(module, config=config)
+
+
+def check_shared_out(module: Any, *, config: Any) -> None:
+    """Refuse what cannot be trained with weights shared out by FSDP2.
+
+    Args:
+        module: an `InstructionModule`, checked, without its model.
+        config: as for `check_sharded`.
+
+    Raises:
+        UserError: with the setting, the reason and what to take.
+    """
     if module.compiles:
         raise UserError(f"model.compile: true, and trainer.strategy fsdp gathers weights between layers. {_TAKE}.")
     if is_quantized(config, module.quantization) and (reason := _obstacle_beside_quantized(config, module)):

@@ -14,6 +14,10 @@ from ift.models.simulation import MicroBatchShape
 
 MOST_STEPS = 400
 """Of a longer epoch, so many steps are looked at, evenly spread."""
+KEPT_SHAPES = 64
+"""Of the first micro-batches."""
+MOST_IN_SEQUENCE = 4
+"""Micro-batches in a row, of which the heap of a process is asked."""
 SUPERVISED_SHARE = 0.5
 """Of all tokens, where nothing is known."""
 
@@ -38,6 +42,8 @@ class StepShapes:
     """That were looked at."""
     steps_per_epoch: int | None
     """`None` where data are not prepared, or stream without end."""
+    sequence: tuple[MicroBatchShape, ...]
+    """Large micro-batches of a rank, in their order, the largest among them."""
     counted: bool
     """Whether the numbers are those of prepared data."""
 
@@ -61,6 +67,7 @@ def counted_shapes(
     looked_at = np.unique(np.linspace(0, last - 1, min(last, MOST_STEPS)).astype(np.int64))
     largest, most, most_supervised, positions, supervised = MicroBatchShape(1, 1, 1), 0, 0, 0, 0
     lengths: list[int] = []
+    sequence: list[MicroBatchShape] = []
     for index in looked_at.tolist():
         examples = steps.examples_of(index)
         own, counts = data.store.num_tokens(examples), data.store.num_supervised(examples)
@@ -72,6 +79,7 @@ def counted_shapes(
             groups = cut(own[part], data.micro_batch_tokens, choice=data.row_layout_choice)
             shapes = [_shape(group, own[part], counts[part], masks=masks) for group in groups]
             most, positions = max(most, len(shapes)), positions + sum(one.positions for one in shapes)
+            sequence += shapes if len(sequence) < KEPT_SHAPES else []
             largest = max(largest, *shapes, key=lambda one: one.positions * width + one.supervised * vocabulary)
             most_supervised = max(most_supervised, *(one.supervised for one in shapes))
     number = len(looked_at)
@@ -85,8 +93,17 @@ def counted_shapes(
         lengths=tuple(lengths),
         num_steps=number,
         steps_per_epoch=per_epoch,
+        sequence=_large(sequence, largest),
         counted=True,
     )
+
+
+def _large(sequence: list[MicroBatchShape], largest: MicroBatchShape) -> tuple[MicroBatchShape, ...]:
+    """Return the first micro-batches of at least half the largest's positions, and the largest, where it comes."""
+    found = [one for one in sequence if 2 * one.positions >= largest.positions]
+    place = found.index(largest) if largest in found else len(found)
+    first = found[:MOST_IN_SEQUENCE] if place < MOST_IN_SEQUENCE else [*found[: MOST_IN_SEQUENCE - 1], largest]
+    return tuple(first)
 
 
 def _shape(rows: list[list[int]], lengths: Any, supervised: Any, *, masks: bool) -> MicroBatchShape:
@@ -117,6 +134,7 @@ def assumed_shapes(data: Any, *, world_size: int, length: int | None = None) -> 
         lengths=(length,) * data.global_batch_size,
         num_steps=1,
         steps_per_epoch=None,
+        sequence=(MicroBatchShape(rows, length, max(1, round(rows * length * SUPERVISED_SHARE))),) * 2,
         counted=False,
     )
 

@@ -10,6 +10,7 @@ each: positive where more was predicted than was needed.
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -25,13 +26,31 @@ PARTS = ("weights", "gradients", "optimizer", "activations", "logits")
 MIB = 2**20
 WARM = "warm"
 """A model that is trained first in each process, so that libraries are loaded when the measurement begins."""
-SIZES: dict[str, dict[str, int]] = {
+SIZES: dict[str, dict[str, Any]] = {
     WARM: {"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 2000, "intermediate_size": 128},
     "10M": {"hidden_size": 256, "num_hidden_layers": 8, "vocab_size": 8_000, "intermediate_size": 688},
     "30M": {"hidden_size": 256, "num_hidden_layers": 4, "vocab_size": 49_954, "intermediate_size": 688},
     "60M": {"hidden_size": 512, "num_hidden_layers": 8, "vocab_size": 32_000, "intermediate_size": 1376},
     "134M": {"hidden_size": 768, "num_hidden_layers": 12, "vocab_size": 32_000, "intermediate_size": 2048},
+    "qwen2": {
+        "model_type": "qwen2",
+        "hidden_size": 384,
+        "num_hidden_layers": 6,
+        "num_key_value_heads": 2,
+        "vocab_size": 100_000,
+        "intermediate_size": 1536,
+        "tie_word_embeddings": True,
+    },
+    "neox": {
+        "model_type": "gpt_neox",
+        "hidden_size": 512,
+        "num_hidden_layers": 6,
+        "vocab_size": 16_000,
+        "intermediate_size": 2048,
+    },
+    "deep": {"hidden_size": 320, "num_hidden_layers": 20, "vocab_size": 5_000, "intermediate_size": 864},
 }
+"""Llamas, unless another `model_type` is named."""
 CASES: dict[str, dict[str, Any]] = {
     "30M lora": {"size": "30M", "adapter": "lora"},
     "30M full": {"size": "30M"},
@@ -48,18 +67,36 @@ CASES: dict[str, dict[str, Any]] = {
     "60M lora, bfloat16": {"size": "60M", "adapter": "lora", "dtype": "bfloat16", "budget": 2048},
     "134M full": {"size": "134M"},
     "134M lora, large budget": {"size": "134M", "adapter": "lora", "budget": 4096},
+    "qwen2 lora": {"size": "qwen2", "adapter": "lora"},
+    "qwen2 lora, recomputed": {"size": "qwen2", "adapter": "lora", "checkpointing": True, "budget": 4096},
+    "qwen2 full": {"size": "qwen2"},
+    "neox lora, recomputed": {"size": "neox", "adapter": "lora", "checkpointing": True},
+    "neox full": {"size": "neox", "budget": 2048},
+    "deep lora, padded": {"size": "deep", "adapter": "lora", "layout": "grouped"},
+    "deep lora, recomputed": {"size": "deep", "adapter": "lora", "checkpointing": True},
+    "deep full, recomputed": {"size": "deep", "checkpointing": True, "budget": 2048},
+    "60M qlora": {"size": "60M", "adapter": "qlora"},
+    "134M qlora, recomputed": {"size": "134M", "adapter": "qlora", "checkpointing": True, "budget": 2048},
+    "60M lora, recomputed, packed": {
+        "size": "60M",
+        "adapter": "lora",
+        "checkpointing": True,
+        "layout": "packed",
+        "budget": 4096,
+    },
 }
-"""Defaults: float32, AdamW, a budget of 1024 positions in a micro-batch, nothing recomputed, all weights trained."""
+"""Defaults: float32, AdamW, a budget of 1024 positions in a micro-batch, nothing recomputed, all weights trained, rows
+as `data.row_layout: auto` has them."""
 
 
 def make_base(folder: Path, size: str) -> None:
-    """Write a random Llama and its tokenizer."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    """Write a random model and its tokenizer."""
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     memory.make_tokenizer(folder)
-    settings: dict[str, Any] = dict(SIZES[size])
+    settings: dict[str, Any] = {"model_type": "llama", "tie_word_embeddings": False, **SIZES[size]}
     settings["num_attention_heads"] = settings["hidden_size"] // 64
-    LlamaForCausalLM(LlamaConfig(**settings, tie_word_embeddings=False)).save_pretrained(str(folder))
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings)).save_pretrained(str(folder))
 
 
 def write_records(path: Path) -> None:
@@ -102,17 +139,28 @@ def data_of(case: dict[str, Any], folder: Path) -> Any:
         max_length=512,
         global_batch_size=8,
         micro_batch_tokens=case.get("budget", 1024),
+        row_layout=case.get("layout", "auto"),
         cache_dir=str(folder / "cache"),
     )
+
+
+def choose_rows(module: Any, data: Any, accelerator: str) -> None:
+    """Lay out rows as `ift fit` does."""
+    from dataclasses import replace
+
+    from ift.models.adapters import peft_config_of
+    from ift.models.packing import choose_row_layout
+
+    options: dict[str, Any] = {"base": module.base, "adapter": peft_config_of(module.method)}
+    device = "cpu" if accelerator == "cpu" else None
+    choice = choose_row_layout("data.row_layout", data.row_layout, device=device, **options)
+    data.row_layout_choice = replace(choice, whole_step=module.optimizer_traits.fused)
 
 
 def train(case: dict[str, Any], folder: Path, accelerator: str) -> float:
     """Train for a few steps and return the peak in MiB."""
     import torch
     from lightning.pytorch import Callback, Trainer
-
-    from ift.models.adapters import peft_config_of
-    from ift.models.packing import choose_row_layout
 
     class Peak(Callback):
         """Forgets the peak of loading when training starts."""
@@ -138,9 +186,7 @@ def train(case: dict[str, Any], folder: Path, accelerator: str) -> float:
     for one in ({**case, "size": WARM}, case):
         module, data = module_of(one, folder), data_of(one, folder)
         module.check()
-        data.row_layout_choice = choose_row_layout(
-            "data.row_layout", "auto", base=module.base, adapter=peft_config_of(module.method)
-        )
+        choose_rows(module, data, accelerator)
         options: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
         trainer = Trainer(accelerator=accelerator, devices=1, max_steps=STEPS, callbacks=[peak], **options)
         trainer.fit(module, data)
@@ -151,18 +197,13 @@ def predict(case: dict[str, Any], folder: Path, accelerator: str) -> dict[str, f
     """Return the predicted peak and its parts in MiB."""
     from dataclasses import asdict
 
-    from ift.models.adapters import peft_config_of
-    from ift.models.packing import choose_row_layout
     from ift.training.memory_plan import ONE_DEVICE
     from ift.training.run_plan import RunPlanner
     from ift.training.step_shapes import counted_shapes
 
     module, data = module_of(case, folder), data_of(case, folder)
     module.check()
-    choice = choose_row_layout("data.row_layout", "auto", base=module.base, adapter=peft_config_of(module.method))
-    from dataclasses import replace
-
-    data.row_layout_choice = replace(choice, whole_step=module.optimizer_traits.fused)
+    choose_rows(module, data, accelerator)
     data.load()
     planner = RunPlanner(module, precision="32-true", on_gpu=accelerator != "cpu")
     vocabulary, width = planner.widths()
@@ -171,13 +212,15 @@ def predict(case: dict[str, Any], folder: Path, accelerator: str) -> dict[str, f
     return {"total": parts.total / MIB, **{name: value / MIB for name, value in asdict(parts).items()}}
 
 
-def measure(name: str, folder: Path, accelerator: str) -> float:
-    """Train in a process of its own."""
-    command = [sys.executable, __file__, "--train", name, "--folder", str(folder), "--accelerator", accelerator]
-    done = subprocess.run(command, capture_output=True, text=True)
+def in_own_process(task: str, name: str, folder: Path, accelerator: str) -> Any:
+    """Train or predict in a process of its own, and return what it printed."""
+    command = [sys.executable, __file__, task, name, "--folder", str(folder), "--accelerator", accelerator]
+    # As `ift fit` has it.
+    environment = {**os.environ, "THP_MEM_ALLOC_ENABLE": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{name}: {done.stderr[-4000:]}")
-    return float(done.stdout.splitlines()[-1])
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def compare(arguments: argparse.Namespace) -> None:
@@ -193,8 +236,8 @@ def compare(arguments: argparse.Namespace) -> None:
             f"{'':<34} {'predicted':>9} {'measured':>9} {'error':>7}   weights gradients optimizer activations logits"
         )
         for name in names:
-            found = predict(CASES[name], folder, arguments.accelerator)
-            peaks = [measure(name, folder, arguments.accelerator) for _ in range(arguments.repeats)]
+            found = in_own_process("--predict", name, folder, arguments.accelerator)
+            peaks = [in_own_process("--train", name, folder, arguments.accelerator) for _ in range(arguments.repeats)]
             errors.append(found["total"] / median(peaks) - 1)
             told = " ".join(f"{found[part]:11.0f}" for part in PARTS)
             print(f"{name:<34} {found['total']:9.0f} {median(peaks):9.0f} {errors[-1]:+7.1%} {told}", flush=True)
@@ -208,10 +251,14 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=1, help="trainings of each case (default: 1)")
     parser.add_argument("--only", default="", help="cases whose names hold this (default: all)")
     parser.add_argument("--train", choices=list(CASES), help="train once and print the peak (used by the script)")
-    parser.add_argument("--folder", type=Path, help="with --train: folder of base models and records")
+    parser.add_argument("--predict", choices=list(CASES), help="print a prediction (used by the script)")
+    parser.add_argument("--folder", type=Path, help="with these two: folder of base models and records")
     arguments = parser.parse_args()
     if arguments.train:
         print(train(CASES[arguments.train], arguments.folder, arguments.accelerator))
+        return 0
+    if arguments.predict:
+        print(json.dumps(predict(CASES[arguments.predict], arguments.folder, arguments.accelerator)))
         return 0
     compare(arguments)
     return 0

@@ -153,13 +153,15 @@ def test_a_job_that_cannot_be_requeued_says_so(scontrol: Callable[..., Path], mo
 
 
 SIGNALLED = """
-import os, signal, sys, threading
+import atexit, os, signal, sys, threading
 from ift import cli
+atexit.register(os.kill, os.getpid(), signal.SIGTERM)  # a second signal, while libraries are torn down
 def run(command, arguments):
     os.kill(os.getpid(), signal.{name})
     for _ in range(1000000): pass
 cli._imported = lambda module: type("M", (), {{"run": staticmethod(run)}})
-sys.exit(cli.main(["fit"]))
+sys.argv = ["ift", "fit"]
+sys.exit(cli.main())
 """
 
 

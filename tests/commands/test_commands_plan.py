@@ -1,5 +1,6 @@
 """`ift plan`: what a run will take, told before anything is loaded, and true of the run that follows."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -140,6 +141,46 @@ def test_lomo_is_planned_on_one_device_and_holds_no_gradients(
     report = planned(config("run", model={"adapter": None, "optimizer": lomo}))
     assert {row["strategy"] for row in report["rows"]} == {"one device"}
     assert own(report)["gradients_gib"] == 0 and "several devices" in report["skipped"]
+
+
+def test_what_fit_refuses_is_refused_with_its_reason_and_never_advised(
+    config: Config, ift: Ift, planned: Callable[..., dict[str, Any]]
+) -> None:
+    adalora = {"class_path": "peft.AdaLoraConfig", "init_args": {"total_step": 100, "target_modules": ["q_proj"]}}
+    path = config("run", model={"adapter": adalora}, trainer={"accelerator": "auto"})
+    report = planned(path, "--skip_data", "--card", "0.01")
+    refused = {row["strategy"] for row in report["rows"] if row["refused"] is not None}
+    assert refused == STRATEGIES - {"one device", "ddp"}
+    (fsdp, *_) = [row["refused"] for row in report["rows"] if row["strategy"] == "fsdp"]
+    fitted = ift("fit", "--config", path, "--trainer.strategy", "fsdp", "--trainer.accelerator", "cpu")
+    assert fitted.code == 2 and fsdp in fitted.err
+    # On a card of such a size that some rows fit and the run does not.
+    sizes = sorted(row["needed_gib"] for row in report["rows"])
+    between = (sizes[0] + own(report)["needed_gib"]) / 2
+    table = ift("plan", "--config", path, "--skip_data", "--card", f"{between:.5f}").out
+    assert "refused: fsdp: model.adapter: AdaLoraConfig does not work with trainer.strategy fsdp" in table
+    *_, advice = table.partition("It does not fit")
+    assert " fits (" in advice and "trainer.strategy: fsdp" not in advice and "deepspeed" not in advice
+
+
+def test_a_run_that_fit_refuses_is_told_to_be(config: Config, planned: Callable[..., dict[str, Any]]) -> None:
+    sharded = {"strategy": "fsdp", "devices": 2}
+    report = planned(config("run", trainer=sharded, data={"auto_micro_batch": True}), "--skip_data")
+    assert own(report)["refused"].startswith("data.auto_micro_batch: under fsdp")
+    assert report["advice"][0].startswith("'ift fit' would refuse this run: data.auto_micro_batch")
+    assert any("trainer.strategy: ddp" in line and "fits" in line for line in report["advice"])
+
+
+def test_deepspeed_is_planned_without_it_and_without_gpus(
+    config: Config, planned: Callable[..., dict[str, Any]]
+) -> None:
+    zero = {"strategy": "deepspeed_2", "devices": 4, "accelerator": "auto"}
+    there = planned(config("run", trainer=zero), "--skip_data", "--card", "24")
+    assert (own(there)["strategy"], own(there)["devices"], own(there)["refused"]) == ("deepspeed_2", 4, None)
+    installed = importlib.util.find_spec("deepspeed") is not None
+    assert installed or any("DeepSpeed is not installed here" in note for note in there["notes"])
+    here = planned(config("run", trainer={**zero, "accelerator": "cpu"}), "--skip_data")
+    assert "DeepSpeed needs GPUs" in own(here)["refused"]
 
 
 @pytest.mark.parametrize(

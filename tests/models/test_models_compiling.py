@@ -16,6 +16,7 @@ from ift.inference.generation import Decoding, generate
 from ift.models.compiling import check_compilable, compile_blocks, uncompiled
 from ift.models.loading import load_base_model
 from ift.models.quantization import Quantization
+from ift.models.record_attention import attend_by_example
 
 compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler, g++")
 
@@ -59,6 +60,34 @@ def test_blocks_are_compiled_once_for_all_lengths_and_layers(tmp_path: Path) -> 
         )
     assert counter.frame_count == 1
     torch._dynamo.reset()
+
+
+def test_attention_by_example_is_not_compiled_anew_for_other_examples(tmp_path: Path) -> None:
+    from torch._dynamo.testing import CompileCounter
+
+    folder = make_llama(tmp_path / "llama", 90)
+    plain, model = (load_base_model("base", str(folder), "float32") for _ in range(2))
+    counter = CompileCounter()
+    torch._dynamo.reset()
+    attend_by_example(model)
+    compile_blocks(model, backend=counter)  # type: ignore[arg-type]
+    attend_by_example(plain)  # a second model changes nothing for the first
+    seen = []
+    for lengths in ((9, 4), (20,), (7, 7, 7), (3, 12, 2, 5)):
+        positions = torch.cat([torch.arange(length) for length in lengths])[None]
+        check_equal(plain, model, torch.arange(positions.numel())[None] % 90, positions)
+        seen.append(counter.frame_count)
+    assert seen[-1] == seen[1] > 0  # with the second, torch learns that lengths change
+    torch._dynamo.reset()
+
+
+def test_rows_are_laid_out_as_without_compiling(config: Callable[..., Path]) -> None:
+    """Dropout draws for the rows as they are."""
+    from ift.commands.trainer import prepare
+
+    prepared = prepare("fit", ["--config", str(config(model={"compile": True}))], tell=False)
+    choice = prepared.datamodule.row_layout_choice
+    assert choice.layout == "flattened" and choice.by_example
 
 
 def test_a_model_without_blocks_is_refused() -> None:

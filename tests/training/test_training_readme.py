@@ -23,7 +23,7 @@ LINES = [
     shlex.split(line, comments=True)
     for language, block in BLOCKS
     if language != "yaml"
-    for line in block.splitlines()
+    for line in block.replace("\\\n", " ").splitlines()
     if line.strip()
 ]
 RUN = "configs/quickstart/lora.yaml"

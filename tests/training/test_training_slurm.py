@@ -36,7 +36,7 @@ SETTINGS: dict[str, Any] = {
     "checkpoint": {"every_n_train_steps": 100},
 }
 CODE = '''
-import os, time
+import os, signal, time
 from lightning.pytorch import Callback
 from ift.data.conversation import Conversation, Message
 
@@ -46,6 +46,12 @@ class SlowSteps(Callback):
         time.sleep(0.6 if trainer.global_rank else 0.0)
         if trainer.is_global_zero:
             open(os.environ["PROGRESS"], "w").write(str(trainer.global_step))
+
+class WarnOneRank(Callback):
+    """Sends the second rank alone the warning, in the first start of the job."""
+    def on_train_batch_end(self, trainer, *args):
+        if trainer.global_rank == 1 and trainer.global_step == 3 and "SLURM_RESTART_COUNT" not in os.environ:
+            os.kill(os.getpid(), signal.SIGUSR1)
 
 def slowly(row):
     time.sleep(float(os.environ.get("PREPARATION_SECONDS", "0")) / 40)
@@ -70,7 +76,12 @@ class Job:
     """A submitted job."""
 
     def __init__(
-        self, environment: dict[str, str], config: Path, *options: str, arguments: tuple[str, ...] = ()
+        self,
+        environment: dict[str, str],
+        config: Path,
+        *options: str,
+        arguments: tuple[str, ...] = (),
+        script: Path = SCRIPT,
     ) -> None:
         self.folder, self.environment = config.parent, environment
         (self.folder / "slurm_code.py").write_text(CODE, encoding="utf-8")
@@ -78,7 +89,7 @@ class Job:
         path = f"{ROOT}{os.pathsep}{self.folder}"
         self.environment = {**environment, "PYTHONPATH": path, "PROGRESS": str(self.progress)}
         size = ["--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=0", "--cpus-per-task=1", "--mem=1800", "--time=10"]
-        command = ["sbatch", "--parsable", *size, f"--output={self.output}", *options, str(SCRIPT), str(config)]
+        command = ["sbatch", "--parsable", *size, f"--output={self.output}", *options, str(script), str(config)]
         self.id = self.call(*command, *arguments).strip()
 
     def call(self, *command: str) -> str:
@@ -161,6 +172,35 @@ def test_two_nodes_train_as_one_process_also_when_they_are_asked_to_end(
     assert manifest["sessions"][1]["from_step"] == manifest["sessions"][0]["to_step"] > 0
     assert manifest["status"] == "finished"
     assert largest_difference(run, ended.output.with_suffix("")) == 0
+
+
+def test_shards_of_two_nodes_are_saved_where_one_rank_is_warned(
+    config: Config, fit: Fit, submit: Callable[..., Job]
+) -> None:
+    settings = {key: value for key, value in SETTINGS.items() if key != "model"}
+    settings["model"] = {"optimizer": SETTINGS["model"]["optimizer"]}  # all weights: checkpoints are folders of shards
+    alone = fit(config("alone", **settings))
+    fsdp = {**SETTINGS["trainer"], "strategy": "fsdp"}
+    whole = submit(config("whole", **{**settings, "trainer": fsdp}))
+    assert whole.wait_for_end() == "COMPLETED", whole.said()
+    run = whole.output.with_suffix("")
+    assert largest_difference(alone, run) < 1e-6
+    fsdp["callbacks"] = [{"class_path": "slurm_code.WarnOneRank"}]
+    ended = submit(config("ended", **{**settings, "trainer": fsdp}))
+    assert ended.wait_for_end() == "COMPLETED", ended.said()
+    assert f"Job {ended.id} is requeued." in ended.said() and "Traceback" not in ended.said()
+    sessions = manifest_of(ended.output.with_suffix(""))["sessions"]
+    assert [(one.get("status"), one["from_step"]) for one in sessions] == [("preempted", 0), (None, 3)]
+    assert largest_difference(run, ended.output.with_suffix("")) == 0
+
+
+def test_the_script_of_one_node_trains_as_one_process(config: Config, fit: Fit, submit: Callable[..., Job]) -> None:
+    alone = fit(config("alone", **SETTINGS))
+    script = ROOT / "scripts" / "slurm" / "one_node.sbatch"
+    job = submit(config("whole", **SETTINGS), "--nodes=1", "--ntasks-per-node=2", script=script)
+    assert job.wait_for_end() == "COMPLETED", job.said()
+    assert manifest_of(job.output.with_suffix(""))["sessions"][0]["world_size"] == 2
+    assert largest_difference(alone, job.output.with_suffix("")) < 1e-6
 
 
 def test_a_cancelled_job_stays_cancelled(config: Config, submit: Callable[..., Job]) -> None:

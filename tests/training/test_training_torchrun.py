@@ -113,6 +113,14 @@ def _descendants(pid: int) -> list[int]:
     return found
 
 
+def _is_running(pid: int) -> bool:
+    """Whether a process has not ended; torchrun may be too busy to ask what became of one that has."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def _kill(pid: int) -> None:
     try:
         os.kill(pid, signal.SIGKILL)
@@ -120,9 +128,13 @@ def _kill(pid: int) -> None:
         return
 
 
-def _wait_for_checkpoint(config: Path, processes: list[Any]) -> None:
+def _checkpoints(config: Path) -> set[str]:
+    return {path.name for path in config.with_suffix("").glob("checkpoints/step-*.ckpt")}
+
+
+def _wait_for_checkpoint(config: Path, processes: list[Any], *, known: set[str] | None = None) -> None:
     deadline = time.monotonic() + 180
-    while not list(config.with_suffix("").glob("checkpoints/step-*.ckpt")):
+    while not _checkpoints(config) - (known or set()):
         assert time.monotonic() < deadline and all(one.poll() is None for one in processes)
         time.sleep(0.1)
 
@@ -240,7 +252,9 @@ def network() -> Iterator[tuple[str, str]]:
             subprocess.run(["ip", "netns", "delete", name], capture_output=True)
 
 
-def _on_nodes(torchrun: Torchrun, network: tuple[str, str], config: Path, *arguments: str) -> list[Any]:
+def _on_nodes(
+    torchrun: Torchrun, network: tuple[str, str], config: Path, *arguments: str, restarts: int = 0
+) -> list[Any]:
     started = []
     for number, name in enumerate(network):
         card = f"v{os.getpid() % 10**6}{'ab'[number]}"
@@ -252,6 +266,7 @@ def _on_nodes(torchrun: Torchrun, network: tuple[str, str], config: Path, *argum
             "--rdzv-id=lab",
             f"--local-addr=10.77.0.{number + 1}",
             f"--rdzv-conf=timeout=60,last_call_timeout=3,join_timeout=60,is_host={'true' if number == 0 else 'false'}",
+            f"--max-restarts={restarts}",
         )
         more: dict[str, Any] = {"options": options, "prefix": ("ip", "netns", "exec", name)}
         started.append(torchrun(config, *arguments, variables={"GLOO_SOCKET_IFNAME": card}, **more))
@@ -272,7 +287,7 @@ def test_a_cut_cable_ends_both_nodes_in_time_and_a_restart_resumes(
     subprocess.run(["ip", "-n", network[1], "link", "set", card, "down"], check=True)
     began = time.monotonic()
     # The programs end in time; torchrun itself asks the other node's store for minutes before it gives up.
-    while any(len(_descendants(one.pid)) > 1 for one in nodes):
+    while any(_is_running(pid) for one in nodes for pid in _descendants(one.pid)[1:]):
         assert time.monotonic() - began < TIMEOUT + MARGIN
         time.sleep(0.2)
     for one in nodes:
@@ -284,6 +299,33 @@ def test_a_cut_cable_ends_both_nodes_in_time_and_a_restart_resumes(
     output = "".join(one.communicate(timeout=240)[0] for one in again)
     assert all(one.returncode == 0 for one in again), output
     assert manifest_of(path.with_suffix(""))["sessions"][1]["from_step"] > 0
+    assert largest_difference(whole.with_suffix(""), path.with_suffix("")) == 0
+
+
+def test_a_killed_node_ends_the_other_in_time_and_its_program_alone_is_started_again(
+    config: Config, torchrun: Torchrun, network: tuple[str, str], tmp_path: Path
+) -> None:
+    whole = config("whole", **SETTINGS)
+    assert torchrun(whole).wait(timeout=240) == 0
+    (tmp_path / "torchrun_code.py").write_text(SLOW_STEPS, encoding="utf-8")
+    slow = {"class_path": "torchrun_code.SlowSteps", "init_args": {}}
+    path = config("killed", **{**SETTINGS, "trainer": {**SETTINGS["trainer"], "callbacks": [slow]}})
+    nodes = _on_nodes(torchrun, network, path)
+    _wait_for_checkpoint(path, nodes)
+    for pid in _descendants(nodes[1].pid):
+        _kill(pid)
+    output, _ = nodes[0].communicate(timeout=TIMEOUT + MARGIN)
+    assert nodes[0].returncode != 0 and "error: another process of this run has ended" in output, output
+    # Now only the program of the second node dies, in the run that goes on: torchrun starts both anew.
+    again = _on_nodes(torchrun, network, path, "--ckpt_path", "last", restarts=1)
+    _wait_for_checkpoint(path, again, known=_checkpoints(path))
+    for pid in _descendants(again[1].pid)[1:]:
+        _kill(pid)
+    output = "".join(one.communicate(timeout=300)[0] for one in again)
+    assert all(one.returncode == 0 for one in again), output
+    sessions = manifest_of(path.with_suffix(""))["sessions"]
+    assert [one["world_size"] for one in sessions] == [2, 2, 2]
+    assert 0 < sessions[1]["from_step"] < sessions[2]["from_step"]
     assert largest_difference(whole.with_suffix(""), path.with_suffix("")) == 0
 
 
