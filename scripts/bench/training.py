@@ -39,7 +39,6 @@ TITLES = {
     "ift": "ift fit",
     "transformers": "transformers' Trainer, padded",
     "trl": "TRL's SFTTrainer, padding-free",
-    "trl_padded": "TRL's SFTTrainer, padded",
     "llamafactory": "LLaMA-Factory, neat packing",
     "llamafactory_padded": "LLaMA-Factory, padded",
 }

@@ -109,17 +109,18 @@ def transformers_trainer(folder: Path, method: str, steps: int, tell: Tell) -> N
     telling(Trainer, tell)(model, TrainingArguments(**arguments), collator, examples).train()
 
 
-def trl(folder: Path, method: str, steps: int, tell: Tell, *, padding_free: bool = True) -> None:
+def trl(folder: Path, method: str, steps: int, tell: Tell) -> None:
     """Train with TRL's SFTTrainer, its head and loss fused, on a dataset that is tokenized already.
 
     Its defaults for GPUs, bfloat16 and gradient checkpointing, are off. Padding-free lays the examples of a step in one
-    row; its packing does so too, after it chose other examples for each step, so that the two are one here.
+    row; its packing does so too, after it chose other examples for each step, so that the two are one here. Padded
+    batches are slower, as on a processor the head is computed where there is padding, too.
     """
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
     arguments: dict[str, Any] = shared_arguments(folder, steps) | {"report_to": []}
-    arguments |= {"padding_free": padding_free, "max_length": None, "gradient_checkpointing": False}
+    arguments |= {"padding_free": True, "max_length": None, "gradient_checkpointing": False}
     telling(SFTTrainer, tell)(
         model=load_model(folder),
         args=SFTConfig(**arguments),
@@ -127,11 +128,6 @@ def trl(folder: Path, method: str, steps: int, tell: Tell, *, padding_free: bool
         processing_class=load_tokenizer(folder),
         peft_config=lora() if method == "lora" else None,
     ).train()
-
-
-def trl_padded(folder: Path, method: str, steps: int, tell: Tell) -> None:
-    """Train with TRL's SFTTrainer on padded batches."""
-    trl(folder, method, steps, tell, padding_free=False)
 
 
 def llamafactory_rows(step: Examples, pad: int, *, packed: bool) -> list[dict[str, Any]]:
@@ -204,7 +200,6 @@ def llamafactory_padded(folder: Path, method: str, steps: int, tell: Tell) -> No
 PEERS: dict[str, tuple[Callable[[Path, str, int, Tell], None], tuple[str, ...]]] = {
     "transformers": (transformers_trainer, ("transformers", "accelerate", "peft")),
     "trl": (trl, ("trl", "datasets", "peft")),
-    "trl_padded": (trl_padded, ("trl", "datasets", "peft")),
     "llamafactory": (llamafactory, ("llamafactory", "datasets", "peft")),
     "llamafactory_padded": (llamafactory_padded, ("llamafactory", "datasets", "peft")),
 }
