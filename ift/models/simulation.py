@@ -43,6 +43,11 @@ class MicroBatchShape:
         """Positions of all rows."""
         return self.rows * self.length
 
+    @property
+    def kept(self) -> int:
+        """Positions whose logits are computed: as many in each row, where shapes are all there is."""
+        return self.rows * max(1, -(-self.supervised // self.rows))
+
 
 @dataclass(frozen=True)
 class Moment:
@@ -235,7 +240,7 @@ def simulate(
         model.get_output_embeddings().register_forward_pre_hook(lambda *_: setattr(live, "in_head", True))
         with recording(model) as heard:
             _pass(model, calling, shape, live, autocast)
-    flops = flops_model(model, heard, supervised=shape.supervised, checkpointing=checkpointing)
+    flops = flops_model(model, heard, supervised=shape.kept, checkpointing=checkpointing)
     gradients = sum(one.numel() * one.element_size() for one in model.parameters() if one.requires_grad)
     return Simulation(((1.0, Course(live.moments(), 0 if frees_gradients else gradients, live.logits)),), flops)
 
@@ -365,12 +370,12 @@ def _give_fake_weights(model: nn.Module) -> None:
 
 def _inputs(shape: MicroBatchShape) -> tuple[dict[str, Any], torch.Tensor, torch.Tensor]:
     """Return a micro-batch, at which places of each row logits are kept, and what is to be predicted there."""
-    places = max(1, -(-shape.supervised // shape.rows))
+    places = shape.kept // shape.rows
     inputs: dict[str, Any] = {"input_ids": torch.zeros(shape.rows, shape.length, dtype=torch.int64), "use_cache": False}
     if shape.masked:
         inputs["position_ids"] = torch.zeros(shape.rows, shape.length, dtype=torch.int64)
     keep = torch.zeros(places, dtype=torch.int64)
-    return inputs, keep, torch.zeros(shape.rows * places, dtype=torch.int64)
+    return inputs, keep, torch.zeros(shape.kept, dtype=torch.int64)
 
 
 def _loss(
