@@ -134,11 +134,16 @@ class RunFolder:
         Raises:
             UserError: with the first key that differs.
         """
-        if not self.config.is_file() or not self.has_begun:
+        if not self.has_begun:
             return
-        import yaml
-
-        begun, now = flat_decisive(yaml.safe_load(self.config.read_text(encoding="utf-8"))), flat_decisive(config)
+        kept = self.read_manifest().get("config_sha256")
+        self.read_config()
+        if kept is not None and hashlib.sha256(self.config.read_bytes()).hexdigest() != kept:
+            raise UserError(
+                f"'{self.config}' has been changed since the run began, so it no longer says what the run is. Restore "
+                "it, and give settings that may change on resume by a file of your own or on the command line."
+            )
+        begun, now = flat_decisive(self.read_config()), flat_decisive(config)
         differing = sorted(key for key in begun.keys() | now.keys() if begun.get(key) != now.get(key))
         if differing:
             first = differing[0]
@@ -146,6 +151,30 @@ class RunFolder:
                 f"{first}: '{self.root}' began with {begun.get(first)!r}, and is to be continued with "
                 f"{now.get(first)!r}. Resume with the same settings, or begin a new run_dir."
                 + (f" Also different: {', '.join(differing[1:6])}." if differing[1:] else "")
+            )
+
+    def check_not_shortened(self, config: Mapping[str, Any], *, has_checkpoint: bool) -> None:
+        """Refuse to end a finished run anew at an earlier step, whose weights would take the place of its own.
+
+        Args:
+            config: the resolved configuration, as plain values.
+            has_checkpoint: whether there is one to go on from.
+
+        Raises:
+            UserError: with the reason.
+        """
+        if not self.has_begun or (manifest := self.read_manifest())["status"] != "finished":
+            return
+        steps, most = manifest["steps"], config["trainer"]["max_steps"]
+        if 0 < most < steps:
+            raise UserError(
+                f"trainer.max_steps: '{self.root}' is finished with {steps} steps, and {most} would put an older state "
+                "in the place of its result. Give another run_dir."
+            )
+        if not has_checkpoint:
+            raise UserError(
+                f"ckpt_path: 'last' finds no checkpoint in '{self.root}', which is finished: all of it would be "
+                "trained anew and overwritten. Give another run_dir."
             )
 
     def check_same_duration(self, config: Mapping[str, Any]) -> None:
@@ -157,17 +186,32 @@ class RunFolder:
         Raises:
             UserError: with the first key that differs.
         """
-        import yaml
-
         sessions = {int(path.stem.rpartition("-")[2]): path for path in self.root.glob("config.session-*.yaml")}
         last = sessions[max(sessions)] if sessions else self.config
-        then, now = flat(yaml.safe_load(last.read_text(encoding="utf-8"))), flat(config)
+        then, now = flat(self.read_config(last)), flat(config)
         for key in DURATION:
             if then.get(key) != now.get(key):
                 raise UserError(
                     f"{key}: '{self.root}' is finished with {then.get(key)!r}, and here it is {now.get(key)!r}. What "
                     "was trained after it began from there. Restore the setting, or begin a new run_dir."
                 )
+
+    def read_config(self, path: Path | None = None) -> dict[str, Any]:
+        """Read the configuration that the run began with, or that of a later session.
+
+        Raises:
+            UserError: it is gone, or no YAML mapping any more.
+        """
+        import yaml
+
+        path = path or self.config
+        try:
+            config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise UserError(f"'{path}' cannot be read: {' '.join(str(error).split())}. Restore it.") from error
+        if not isinstance(config, dict):
+            raise UserError(f"'{path}' is damaged: it holds no mapping. Restore it.")
+        return config
 
     def read_manifest(self) -> dict[str, Any]:
         """Read the manifest.
@@ -178,9 +222,11 @@ class RunFolder:
         if not self.manifest.is_file():
             raise UserError(f"'{self.root}' is no run folder: it holds no manifest.json.")
         try:
-            manifest: dict[str, Any] = json.loads(self.manifest.read_text(encoding="utf-8"))
+            manifest = json.loads(self.manifest.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise UserError(f"'{self.manifest}' is damaged: {error}.") from error
+            raise UserError(f"'{self.manifest}' is damaged: {error}. Restore it; checkpoints need it.") from error
+        if not isinstance(manifest, dict) or "status" not in manifest:
+            raise UserError(f"'{self.manifest}' is damaged: it holds no status. Restore it; checkpoints need it.")
         return manifest
 
 

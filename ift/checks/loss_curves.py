@@ -39,15 +39,19 @@ class Parting:
     """The largest gap as a share of the loss, where that is above 1."""
     steps: tuple[int, int]
     """Last step of each run."""
+    alone: tuple[int, int] = (0, 0)
+    """Steps up to the shorter one's last that the first, and the second, has recorded alone."""
 
     @property
     def same(self) -> bool:
         """Whether both have the same steps with the same losses."""
-        return self.first is None and self.steps[0] == self.steps[1] and self.num_steps > 0
+        return self.first is None and self.steps[0] == self.steps[1] and self.num_steps > 0 and not any(self.alone)
 
     def text(self) -> str:
         """Return one line for people."""
         length = "" if self.steps[0] == self.steps[1] else f"; one has {self.steps[0]} steps, the other {self.steps[1]}"
+        for which, number in zip(("second", "first"), self.alone, strict=True):
+            length += f"; the {which} lacks {number} steps on the way" if number else ""
         if not self.num_steps:
             return f"no step that both have logged{length}"
         if self.first is None:
@@ -80,6 +84,8 @@ def part(one: Curve, two: Curve) -> Parting:
     differing = [step for step in steps if gaps[step]]
     first = differing[0] if differing else None
     before = [step for step in steps if first is not None and step < first]
+    until = min(max(one.losses, default=0), max(two.losses, default=0))
+    alone = [sum(step <= until for step in a.losses.keys() - b.losses.keys()) for a, b in ((one, two), (two, one))]
     largest = max(differing, key=lambda step: abs(gaps[step])) if differing else None
     return Parting(
         source=one.source,
@@ -91,6 +97,7 @@ def part(one: Curve, two: Curve) -> Parting:
         largest_at=largest,
         largest_share=max((abs(gaps[step]) / max(1.0, abs(one.losses[step])) for step in differing), default=0.0),
         steps=(max(one.losses, default=0), max(two.losses, default=0)),
+        alone=(alone[0], alone[1]),
     )
 
 
@@ -112,7 +119,7 @@ def recorded_losses(run: RunFolder) -> dict[int, float]:
         UserError: a damaged record.
     """
     losses: dict[int, float] = {}
-    lines = run.losses.read_text(encoding="utf-8").splitlines()
+    lines = run.losses.read_text(encoding="utf-8", errors="replace").splitlines()
     for number, line in enumerate(lines, 1):
         try:
             entry = json.loads(line)

@@ -109,11 +109,7 @@ def _same_part(part: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> b
 
 def _settings(one: RunFolder, other: RunFolder) -> tuple[tuple[Change, ...], tuple[Change, ...]]:
     """Return what differs and may change weights or losses, and what differs beside it."""
-    import yaml
-
-    configs = [
-        yaml.safe_load(run.config.read_text(encoding="utf-8")) if run.config.is_file() else {} for run in (one, other)
-    ]
+    configs = [run.read_config() if run.config.is_file() else {} for run in (one, other)]
     found = list(_nested_changes("", *configs))
     places = [str(run.root) for run in (one, other)]
     found = [

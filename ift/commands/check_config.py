@@ -38,8 +38,7 @@ def config_of_run(folder: str) -> dict[str, Any]:
     run = RunFolder(folder)
     if not run.config.is_file():
         raise UserError(f"--run: '{folder}' is no run folder: it holds no config.yaml.")
-    config: dict[str, Any] = yaml.safe_load(run.config.read_text(encoding="utf-8"))
-    return config
+    return run.read_config()
 
 
 def config_of_file(path: str) -> dict[str, Any]:

@@ -99,13 +99,11 @@ def _module_of(run: RunFolder) -> Any:
     Raises:
         UserError: its base model is gone or has changed.
     """
-    import yaml
-
     from ift.commands.config import ConfigParser
     from ift.models.trained_run import base_of_run
     from ift.training.module import InstructionModule
 
-    config = yaml.safe_load(run.config.read_text(encoding="utf-8"))
+    config = run.read_config()
     settings = {**config["model"], "base": base_of_run("RUN", run, run.read_manifest()["base"])}
     own = ConfigParser(prog="ift consolidate")
     own.add_argument("--seed_everything", type=bool | int, default=0)

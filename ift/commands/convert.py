@@ -10,7 +10,7 @@ from ift.commands.merge import DTYPES
 from ift.commands.option_parser import OptionParser
 from ift.errors import UserError
 
-_SHARD_SIZE = re.compile(r"\d+(KB|MB|GB)")
+_SHARD_SIZE = re.compile(r"[1-9]\d*(KB|MB|GB)")
 _SHARDS = "5GB"
 _ADAPTER = "adapter_config.json"
 

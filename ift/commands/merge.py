@@ -14,7 +14,7 @@ from ift.errors import UserError
 
 DTYPES = ("float32", "bfloat16", "float16")
 """Those of `ift.models.loading.Dtype`, which imports torch."""
-SHARD_SIZE = re.compile(r"\d+(KB|MB|GB)")
+SHARD_SIZE = re.compile(r"[1-9]\d*(KB|MB|GB)")
 
 
 def parser() -> OptionParser:

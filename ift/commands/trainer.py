@@ -190,12 +190,16 @@ class TrainingCLI(IftCLI):
             check_checkpoint(self.checkpoint, self.config["model"]["base"], resumes=self.command == "fit")
         # Only the first process looks: the others start when it has begun to write.
         if self.command == "fit" and is_first_process():
+            config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
             if self._continues():
                 self.run.check_continuable()
-                self.run.check_same(yaml.safe_load(self.parser.dump(self.config, skip_none=False)))
+                self.run.check_same(config)
+                self.run.check_not_shortened(config, has_checkpoint=self.checkpoint is not None)
                 remove_unfinished(self.run)
             else:
                 self.run.check_new()
+                if self.checkpoint is not None:  # its optimizer, schedule and place in the data are gone on with, too
+                    RunFolder(self.checkpoint.resolve().parent.parent).check_same(config)
 
     def _continues(self) -> bool:
         """Whether the run folder's own run is resumed; another run's checkpoint begins a new one."""

@@ -173,8 +173,10 @@ def with_fused_head(calling: Calling, model: Any, *, compiled: bool = False) -> 
     head = fusable_head(base) if calling.keep_only and calling.split is None and calling.both_ways is None else None
     if head is None:
         return calling
-    # Compiled blocks would be compiled anew with every change, and tasks are told row by row.
-    block = last_block(base) if not calling.names_task and not compiled else None
+    # Compiled blocks would be compiled anew with every change, tasks are told row by row, and X-LoRA chooses its
+    # adapters by the hidden states of all positions.
+    reads_all = isinstance(model, PeftModel) and peft_type(model.active_peft_config) == "XLORA"
+    block = last_block(base) if not (compiled or calling.names_task or reads_all) else None
     fused = replace(calling, head=head, block=block)
     module = model.get_input_embeddings()
     embedding = getattr(module, "original_module", module).weight  # PEFT's trainable tokens make theirs by asking

@@ -5,7 +5,7 @@ block would give elsewhere is read by nothing and has no gradient: nothing stand
 stay what they are.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -92,8 +92,15 @@ def last_block(base: Any) -> LastBlock | None:
 
 def _drops_out(config: Any) -> bool:
     """Whether a model draws random numbers: where all positions are computed (compiled, sharded), others than here."""
-    rates = {name: value for name, value in config.to_dict().items() if "drop" in name and isinstance(value, float)}
-    return any(rate > 0 for name, rate in rates.items() if not name.startswith(("classifier", "summary")))
+
+    def rates(settings: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+        for name, value in settings.items():
+            if isinstance(value, Mapping):
+                yield from rates(value)
+            elif isinstance(value, int | float) and "drop" in name:
+                yield name, value
+
+    return any(rate > 0 and not name.startswith(("classifier", "summary")) for name, rate in rates(config.to_dict()))
 
 
 def _by_position(block: nn.Module) -> bool:

@@ -34,6 +34,9 @@ every one. Bloom, Falcon, MPT, OPT and XGLM take their positions from elsewhere,
 ATTENTION_WITHOUT_POSITIONS = frozenset({"codegen", "gpt_bigcode", "gpt_neo", "gptj", "persimmon"})
 """Of these, those whose code hands no `position_ids` to the attention function, where FlashAttention looks for them."""
 
+WINDOW_IN_MASK = frozenset({"qwen2_moe"})
+"""Of these, those whose code tells the mask alone of a sliding window, and not the attention function."""
+
 WITHOUT_FLASH = frozenset({"ift_baichuan_13b"})
 """Of these, those whose attention FlashAttention cannot compute; transformers refuses the two together."""
 
@@ -98,7 +101,7 @@ def choose_row_layout(
 
 def _by_example(best: RowLayoutChoice, config: Any, *, attention: str) -> RowLayoutChoice:
     """Return the layout for attention that is computed example by example, where a model can have that."""
-    made_of, unfit = model_class(config), ATTENTION_WITHOUT_POSITIONS | WITHOUT_FLASH
+    made_of, unfit = model_class(config), ATTENTION_WITHOUT_POSITIONS | WINDOW_IN_MASK | WITHOUT_FLASH
     if best.layout != "packed" or attention != "sdpa" or config.model_type in unfit:
         return best
     if made_of is None or not has_attention(made_of, "sdpa"):

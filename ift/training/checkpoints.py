@@ -126,7 +126,7 @@ def read_checkpoint(path: Path) -> Any:
     try:
         return read_unread(path)
     except Exception as error:  # torch raises many types for what is no checkpoint; each means that it is unusable
-        reason = str(error).partition("\n")[0][:200]
+        reason = str(error).partition("\n")[0].partition(". ")[0].rstrip(".")[:200] + "."
         raise UserError(
             f"--ckpt_path: '{path}' cannot be read as a checkpoint: {reason} Move it out of the way; 'last' then takes "
             "the newest of the others."

@@ -1,5 +1,6 @@
 """Writes the run folder: at the start what goes in, at the end what came out."""
 
+import hashlib
 import json
 import shutil
 import time
@@ -176,6 +177,7 @@ class RunFolderWriter(Callback):
         parts |= {"validation": data.get("validation_prepared"), "versions": versions()}
         return {
             "status": BEGINNING,
+            "config_sha256": hashlib.sha256(self._config.encode()).hexdigest(),
             "fingerprint": fingerprint(parts),
             "fingerprints": run_fingerprints(
                 pl_module, datamodule, data=data, settings=self._settings, base=base["fingerprint"], initial=initial

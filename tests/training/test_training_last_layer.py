@@ -137,3 +137,21 @@ def test_the_block_is_itself_again_afterwards() -> None:
     with pytest.raises(IndexError):
         loss_sum(model, wrong, calling=calling)
     assert "forward" not in vars(block)
+
+
+def test_where_hidden_states_of_all_positions_are_read_all_are_computed() -> None:
+    """X-LoRA's classifier chooses by them."""
+    model = adapted(target_modules=["q_proj"])
+    assert with_fused_head(calling_of(model), model).block is not None
+    model.active_peft_config.peft_type = peft.PeftType.XLORA
+    assert with_fused_head(calling_of(model), model).block is None
+
+
+def test_dropout_is_seen_in_nested_settings() -> None:
+    model = make_model("mpt")
+    for name in ("resid_pdrop", "emb_pdrop"):
+        setattr(model.config, name, 0.0)
+    model.config.attn_config.attn_pdrop = 0
+    assert last_block(model) is not None
+    model.config.attn_config.attn_pdrop = 1
+    assert last_block(model) is None

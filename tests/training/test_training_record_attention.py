@@ -157,6 +157,7 @@ def test_examples_begin_where_positions_do_not_go_on(positions: list[int], lengt
         ("llama", "auto", None, ("packed", False)),
         ("gpt_bigcode", "auto", "cpu", ("packed", False)),
         ("gemma2", "auto", "cpu", ("packed", False)),
+        ("qwen2_moe", "auto", "cpu", ("packed", False)),  # which tells the mask alone of a sliding window
         ("bloom", "auto", "cpu", ("grouped", False)),
     ],
 )

@@ -1,0 +1,66 @@
+"""What would put another result in the place of a run's own is refused: changed files, other settings, fewer steps."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from ift.cli import main
+
+Config = Callable[..., Path]
+Fit = Callable[..., Path]
+
+SETTINGS: dict[str, Any] = {"trainer": {"max_steps": 4}, "checkpoint": {"every_n_train_steps": 2}}
+
+
+@pytest.fixture
+def finished(config: Config, fit: Fit) -> Path:
+    return fit(config("run", **SETTINGS))
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    capsys.readouterr()
+    assert main(["fit", *arguments]) == 2
+    return " ".join(capsys.readouterr().err.split())
+
+
+def test_a_finished_run_is_not_ended_earlier(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config, adapter = f"{finished}.yaml", finished / "adapter" / "adapter_model.safetensors"
+    before = load_file(adapter)
+    said = refused(capsys, "--config", config, "--ckpt_path", "last", "--trainer.max_steps", "3")
+    assert "trainer.max_steps" in said and "4 steps" in said
+    shutil.rmtree(finished / "checkpoints")
+    said = refused(capsys, "--config", config, "--ckpt_path", "last", "--trainer.max_steps", "6")
+    assert "ckpt_path: 'last' finds no checkpoint" in said
+    assert all(bool((load_file(adapter)[name] == one).all()) for name, one in before.items())
+
+
+@pytest.mark.parametrize("change", ["edited", "gone", "torn"])
+def test_a_changed_configuration_in_the_run_folder_is_seen(
+    finished: Path, capsys: pytest.CaptureFixture[str], change: str
+) -> None:
+    kept = finished / "config.yaml"
+    text = kept.read_text()
+    if change == "gone":
+        kept.unlink()
+    else:
+        kept.write_text(text.replace("gradient_clip_norm: ", "gradient_clip_norm: 1") if change == "edited" else "a: [")
+    said = refused(capsys, "--config", f"{finished}.yaml", "--ckpt_path", "last", "--trainer.max_steps", "6")
+    assert str(kept) in said and "Restore" in said
+    kept.write_text(text)
+    assert main(["fit", "--config", f"{finished}.yaml", "--ckpt_path", "last", "--trainer.max_steps", "6"]) == 0
+
+
+def test_a_checkpoint_of_another_run_wants_that_runs_settings(
+    finished: Path, config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its optimizer's learning rate and its place in the data are gone on with, whatever the new YAML says."""
+    (checkpoint,) = map(str, (finished / "checkpoints").iterdir())
+    other = str(config("other", **SETTINGS))
+    for setting in ("--model.optimizer.init_args.lr=0.5", "--data.global_batch_size=4"):
+        said = refused(capsys, "--config", other, "--ckpt_path", checkpoint, setting)
+        assert setting.partition("=")[0][2:] in said and str(finished) in said
+    assert main(["fit", "--config", other, "--ckpt_path", checkpoint, "--trainer.max_steps", "6"]) == 0
