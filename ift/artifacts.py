@@ -196,6 +196,22 @@ class RunFolder:
                     "was trained after it began from there. Restore the setting, or begin a new run_dir."
                 )
 
+    def later_than(self, step: int) -> str:
+        """Return a note where the run has finished behind a checkpoint, whose weights are not its result then.
+
+        Args:
+            step: of the checkpoint.
+        """
+        if not self.has_begun or (manifest := self.read_manifest())["status"] != "finished":
+            return ""
+        if (steps := manifest["steps"]) <= step:
+            return ""
+        result = self.adapter if self.adapter.is_dir() else self.model
+        return (
+            f"note: '{self.root}' has finished with {steps} steps, and this checkpoint is of step {step}: the last one "
+            f"that checkpoint.every_n_train_steps wrote. The result of the run is in {result}."
+        )
+
     def read_config(self, path: Path | None = None) -> dict[str, Any]:
         """Read the configuration that the run began with, or that of a later session.
 

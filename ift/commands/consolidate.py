@@ -50,6 +50,8 @@ def run(command: str, arguments: list[str]) -> None:
 
     checkpoint = open_checkpoint("RUN_OR_CHECKPOINT", path)
     print(f"{path}: step {checkpoint.step}, {len(checkpoint.weights)} trained tensors", file=sys.stderr)
+    if note := folder.later_than(checkpoint.step):
+        print(note, file=sys.stderr)
     module = _module_of(folder)
     consolidate(
         module,

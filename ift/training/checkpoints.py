@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +182,8 @@ def check_checkpoint(path: Path, base: str, *, resumes: bool = False) -> None:
             f"--ckpt_path: '{path}' belongs to another base model ('{own['base']}'; model.base is '{base}', with "
             "other weights or another config). Resume with the configuration in the run folder."
         )
+    if not resumes and (note := RunFolder(path.resolve().parent.parent).later_than(int(checkpoint["global_step"]))):
+        print(note, file=sys.stderr)
     if resumes and "optimizer_states" not in checkpoint:
         raise UserError(
             f"--ckpt_path: '{path}' holds weights only (checkpoint.save_weights_only), and training goes on from "

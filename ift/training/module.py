@@ -281,9 +281,10 @@ class InstructionModule(LightningModule):
         self._course.before_step(step.index, optimizer.optimizer)
         gradient = StepGradient(self.model, self.calling, self._course, self.engine, self.seed, self.global_rank)
         if isinstance(optimizer.optimizer, FusedOptimizer):
-            total, norm = optimizer.optimizer.fused_backward(
-                lambda: gradient(step), self.parameters(), clip_norm=self.gradient_clip_norm
-            )
+            with self.recutting.computing(step):
+                total, norm = optimizer.optimizer.fused_backward(
+                    lambda: gradient(step), self.parameters(), clip_norm=self.gradient_clip_norm
+                )
         else:
             total = self.recutting.gradient(gradient, step, self.engine)
             limit = self.gradient_clip_norm or float("inf")
@@ -294,7 +295,8 @@ class InstructionModule(LightningModule):
         self.between_steps = False
         if not usable:
             optimizer.zero_grad()  # without gradients, optimizers change nothing, and the step is counted all the same
-        self.engine.update(optimizer)
+        with self.recutting.updating(step):
+            self.engine.update(optimizer)
         if usable:
             self._course.after_update(step.index)
         optimizer.zero_grad()

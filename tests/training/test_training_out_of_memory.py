@@ -279,3 +279,25 @@ def test_a_rank_validates_in_smaller_parts_on_its_own(config: Config) -> None:
     one, other = (json.loads(each.stdout) for each in (done, enough))
     assert one["supervised_tokens"] == other["supervised_tokens"]
     assert one["loss"] == pytest.approx(other["loss"], rel=1e-6)
+
+
+@pytest.mark.parametrize("way", ["update", "fused"])
+def test_memory_that_runs_out_elsewhere_in_a_step_is_told(
+    way: str, config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fused = {"class_path": "ift.training.fused_optimizers.Lomo", "init_args": {"lr": 0.5}}
+    optimizer = fused if way == "fused" else SGD
+    model = {"optimizer": optimizer, "adapter": None}
+    path = config("run", **{**SETTINGS, "model": model, "data": {**SETTINGS["data"], "auto_micro_batch": False}})
+
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    if way == "fused":
+        monkeypatch.setattr(gradients, "loss_sum", fail)
+    else:
+        monkeypatch.setattr(torch.optim.SGD, "step", fail)
+    assert main(["fit", "--config", str(path)]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "step 1: memory ran out" in said and "Traceback" not in said
+    assert ("model.optimizer" if way == "update" else "data.micro_batch_tokens") in said

@@ -64,3 +64,17 @@ def test_a_checkpoint_of_another_run_wants_that_runs_settings(
         said = refused(capsys, "--config", other, "--ckpt_path", checkpoint, setting)
         assert setting.partition("=")[0][2:] in said and str(finished) in said
     assert main(["fit", "--config", other, "--ckpt_path", checkpoint, "--trainer.max_steps", "6"]) == 0
+
+
+def test_a_checkpoint_that_is_not_the_result_is_told_of(
+    config: Config, fit: Fit, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = fit(config("run", trainer={"max_steps": 5}, checkpoint={"every_n_train_steps": 2}))
+    commands = [
+        ["validate", "--config", f"{run}.yaml", "--ckpt_path", "last"],
+        ["consolidate", str(run), "--output", str(tmp_path / "consolidated")],
+    ]
+    for command in commands:
+        capsys.readouterr()
+        assert main(command) == 0
+        assert "finished with 5 steps, and this checkpoint is of step 4" in " ".join(capsys.readouterr().err.split())
