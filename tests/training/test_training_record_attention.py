@@ -17,13 +17,14 @@ from test_training_packing import (
     reference_gradients,
     two_rows,
 )
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from ift.data.micro_batches import RowLayoutChoice
 from ift.models import record_attention
 from ift.models.packing import (
     ATTENTION_WITHOUT_POSITIONS,
     EXACT_FAMILIES,
+    WINDOW_IN_MASK,
     WITHOUT_FLASH,
     choose_row_layout,
     verify_row_layout,
@@ -185,3 +186,29 @@ def test_transformers_still_takes_a_prepared_mask() -> None:
         attend_by_example(model)
         found = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
     assert torch.equal(found, expected)
+
+
+WINDOWED = sorted(
+    name
+    for name in EXACT_FAMILIES - {"gemma2"}  # which has no sdpa
+    if not name.startswith("ift_") and hasattr(AutoConfig.for_model(name), "sliding_window")
+)
+
+
+@pytest.mark.parametrize("model_type", WINDOWED)
+def test_every_family_keeps_its_sliding_window(model_type: str) -> None:
+    """Some code tells the mask of a window, and not the attention function: there, no mask means no window."""
+    known = AutoConfig.for_model(model_type)
+    window = {"sliding_window": 3, "use_sliding_window": True, "max_window_layers": 0}
+    window["layer_types"] = ["sliding_attention"] * SIZES["num_hidden_layers"]
+    settings = {key: value for key, value in {**SIZES, **window}.items() if hasattr(known, key)}
+    config = AutoConfig.for_model(model_type, **settings)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+    ids = torch.arange(3, 23)[None]
+    with torch.no_grad():
+        expected = model(input_ids=ids, use_cache=False).logits
+        attend_by_example(model)
+        found = model(input_ids=ids, use_cache=False).logits
+    same = bool((found - expected).abs().max() < 1e-5)
+    assert same == (model_type not in WINDOW_IN_MASK)
