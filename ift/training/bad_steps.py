@@ -24,10 +24,10 @@ from ift.errors import UserError
 from ift.training.objective import loss_sum
 from ift.training.optimizers import OptimizerTraits
 
-_REPAIR = (
-    "Lower the learning rate (model.optimizer.init_args.lr), lengthen model.schedule.warmup, use model.dtype float32, "
-    "mend the examples; or leave such steps out: --ckpt_path last --model.on_bad_step.action skip."
+_STEADIER = (
+    "Lower the learning rate (model.optimizer.init_args.lr), lengthen model.schedule.warmup, use model.dtype float32"
 )
+_REPAIR = f"{_STEADIER}, mend the examples; or leave such steps out (model.on_bad_step.action skip, --ckpt_path last)."
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ class BadSteps:
         if self.settings.action == "stop":
             raise UserError(f"{text} The weights are not kept. {_REPAIR}")
         if self._in_a_row > self.settings.most_in_a_row:
-            raise UserError(f"{text} It is the bad step number {self._in_a_row} in a row: not the data. {_REPAIR}")
+            raise UserError(f"{text} It is the bad step number {self._in_a_row} in a row: not the data. {_STEADIER}.")
         self.skipped.append({"step": number, "reason": reason})
         if trainer.is_global_zero:
             tqdm.write(f"{text} It is left out, the {len(self.skipped)}. of this run.", file=sys.stderr)
