@@ -30,6 +30,9 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """From the one that asks for least to the one that asks for most."""
 _WAIT_SECONDS = {signal.SIGUSR1: 60.0, signal.SIGTERM: 10.0}
 """How long a process waits for the first one to requeue their job, which ends them all."""
+_STUCK_SECONDS = 30.0
+"""How long a signal may go unheard before there is training: libraries that wait for other processes do not return to
+Python, which alone can raise."""
 
 
 class Interrupted(BaseException):
@@ -90,13 +93,43 @@ def watched(*, is_program: bool = False) -> Iterator[None]:
     _note.__init__()  # type: ignore[misc]
     earlier = {signum: signal.signal(signum, _note.take) for signum in SIGNALS}
     try:
-        yield
+        with _leaving_where_stuck():
+            yield
     finally:
         for signum, handler in earlier.items():
             if is_program and signum != signal.SIGINT:
                 signal.signal(signum, signal.SIG_IGN)
             else:
                 signal.signal(signum, handler if handler is not None else signal.SIG_DFL)
+
+
+@contextmanager
+def _leaving_where_stuck() -> Iterator[None]:
+    """End the process where its main thread does not come back to hear a signal, and no step is trained yet."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    earlier = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    threading.Thread(target=_end_if_stuck, args=(reading,), daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(earlier)
+        os.close(writing)  # which ends the thread
+
+
+def _end_if_stuck(reading: int) -> None:
+    """Wait for signals, which Python writes here at once, whatever the main thread does."""
+    while number := os.read(reading, 1):
+        if number[0] not in SIGNALS:
+            continue
+        signum = signal.Signals(number[0])
+        deadline = time.monotonic() + _STUCK_SECONDS
+        while not _note.received and not _note.is_deferred and time.monotonic() < deadline:
+            time.sleep(0.2)
+        if not _note.received and not _note.is_deferred:
+            code = leave(Interrupted(signum, "It waited for other processes; nothing had been trained."))
+            os._exit(code)
+    os.close(reading)
 
 
 def leave(interrupted: Interrupted) -> int:

@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +13,8 @@ from typing import Any
 import pytest
 from comparing import largest_difference
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from ift import interruptions
 
 Config = Callable[..., Path]
 Fit = Callable[..., Path]
@@ -185,3 +189,30 @@ def test_a_signal_to_one_rank_ends_both(
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     assert largest_difference(path.with_name("whole"), path.with_suffix("")) == 0
+
+
+STUCK = """
+from datetime import timedelta
+from ift import interruptions
+interruptions._STUCK_SECONDS = 0.5
+with interruptions.watched(is_program=True):
+    from torch.distributed import TCPStore
+    print("waiting", flush=True)
+    TCPStore("127.0.0.1", 0, 2, is_master=True, timeout=timedelta(seconds=100))
+"""
+
+
+def test_a_signal_is_heard_where_other_processes_are_waited_for() -> None:
+    """Torch waits for them without coming back to Python, which could not raise anything until the time is over."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", STUCK], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        assert process.stdout is not None and process.stdout.readline() == "waiting\n"
+        time.sleep(0.5)
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == interruptions.EXIT_SAVED
+    assert "SIGTERM received. It waited for other processes" in output
