@@ -32,6 +32,8 @@ _OPENED, _ANSWER, _RETURNED = "ift/opened", "ift/answer/{}", "ift/returned/{}"
 """Keys of a meeting: the first process's mark; that with the mark of a rank; the same, as the first one has seen it."""
 _REFUSAL = "ift/refusal/{}"
 """Why the process of a mark refuses to go on; once it has been let go, why any of them does."""
+_HEARD = "ift/heard/{}"
+"""That the process of a mark has heard of a refusal."""
 _GROUPS = "default_pg/"
 """Begins the keys under which torch's process groups exchange addresses."""
 
@@ -97,6 +99,8 @@ class Meeting:
                 self._store.set(_REFUSAL.format(mark), refusal)
             missing = self._receive(mark, deadline) if self._place.is_first else self._join(mark, deadline)
             said = refusal or self._read(_REFUSAL.format(mark))
+            if said and not self._place.is_first:
+                self._store.set(_HEARD.format(mark), "")
         except RuntimeError as error:  # torch has many names for a store that is gone
             raise LostProcessError(
                 f"the first process of this run, at {self._address[0]}, is gone before training began: {error}"
@@ -130,6 +134,11 @@ class Meeting:
                 self._store.set(_REFUSAL.format(one), said)
         for rank, answer in answers.items():
             self._store.set(_RETURNED.format(rank), answer)
+        if said:  # the store may end with this process: not before the others have heard
+            heard = [_HEARD.format(one) for one in marks[1:]]
+            until = min(deadline, time.monotonic() + _ANSWER_SECONDS)
+            while not all(self._store.check([one]) for one in heard) and time.monotonic() < until:
+                time.sleep(_PAUSE_SECONDS)
         return 0
 
     def _join(self, mark: str, deadline: float) -> int:

@@ -222,6 +222,9 @@ class TestCheckpointOfAnother:
         settings = {"r": 3, "target_modules": "all-linear"}
         other = config("second", model={"adapter": {"class_path": "peft.LoraConfig", "init_args": settings}})
         said = refused("fit", "--config", other, "--ckpt_path", checkpoint)
+        assert "model.adapter.init_args.r: " in said and "began with 4, and is to be continued with 3" in said
+        moved = checkpoint.rename(tmp_path / checkpoint.name)  # where nothing tells what it was trained with
+        said = refused("fit", "--config", other, "--ckpt_path", moved)
         assert "--ckpt_path: the checkpoint is of another model or adapter" in said
         assert "Resume with the configuration in the run folder" in said
         assert not (tmp_path / "second").exists()

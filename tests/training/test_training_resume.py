@@ -143,7 +143,8 @@ def test_a_checkpoint_of_another_adapter_is_refused(config: Config, fit: Fit, ca
     run = fit(config("first", trainer={"max_epochs": 1}))
     other = {"class_path": "peft.LoraConfig", "init_args": {"r": 8, "target_modules": "all-linear"}}
     path = config("second", model={"adapter": other})
-    checkpoint = sorted(run.glob("checkpoints/*.ckpt"))[-1]
+    # Away from its run, nothing but the checkpoint itself tells what it was trained with.
+    checkpoint = sorted(run.glob("checkpoints/*.ckpt"))[-1].rename(run.parent / "alone.ckpt")
     assert main(["fit", "--config", str(path), "--ckpt_path", str(checkpoint)]) == 2
     message = capsys.readouterr().err
     assert "--ckpt_path: the checkpoint is of another model or adapter" in message
