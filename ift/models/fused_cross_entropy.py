@@ -68,6 +68,7 @@ class _FusedCrossEntropy(torch.autograd.Function):
         targets: torch.Tensor,
         buffers: Buffers,
     ) -> torch.Tensor:
+        """Compute the loss tile by tile, and with it the gradients that will be asked for."""
         wanted = ctx.needs_input_grad
         gradients = _Gradients(
             torch.empty_like(hidden) if wanted[0] else None,

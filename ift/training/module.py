@@ -281,7 +281,7 @@ class InstructionModule(LightningModule):
         self._course.before_step(step.index, optimizer.optimizer)
         gradient = StepGradient(self.model, self.calling, self._course, self.engine, self.seed, self.global_rank)
         if isinstance(optimizer.optimizer, FusedOptimizer):
-            with self.recutting.computing(step):
+            with self.recutting.told(step, updating=False):
                 total, norm = optimizer.optimizer.fused_backward(
                     lambda: gradient(step), self.parameters(), clip_norm=self.gradient_clip_norm
                 )
@@ -295,7 +295,7 @@ class InstructionModule(LightningModule):
         self.between_steps = False
         if not usable:
             optimizer.zero_grad()  # without gradients, optimizers change nothing, and the step is counted all the same
-        with self.recutting.updating(step):
+        with self.recutting.told(step, updating=True):
             self.engine.update(optimizer)
         if usable:
             self._course.after_update(step.index)

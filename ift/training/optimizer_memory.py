@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ift.models.simulation import LiveMemory
+from ift.models.live_memory import LiveMemory
 from ift.training.optimizers import with_fused_update, without_paging
 from ift.training.parameter_groups import parameter_groups
 

@@ -147,8 +147,12 @@ class Recutting:
             self._shrink("training", smaller, self._module.trainer.global_step + 1)
 
     @contextmanager
-    def updating(self, step: Step) -> Iterator[None]:
-        """Say what to lower where memory runs out when the weights are updated.
+    def told(self, step: Step, *, updating: bool) -> Iterator[None]:
+        """Say what to lower where memory runs out in what cannot be repeated.
+
+        Args:
+            step: as it is computed.
+            updating: whether the gradient is there, and the weights are updated.
 
         Raises:
             UserError: it did.
@@ -160,27 +164,14 @@ class Recutting:
             if not is_out_of_memory(error):
                 raise
             failure = str(error).partition("\n")[0][:200]
+        where = f"step {step.index + 1}"
+        if not updating:
+            raise self._error(step, where, failure, budget=self._budget("training"))
         raise LocalError(
-            f"step {step.index + 1}: memory ran out in the update of the weights ({failure}), which no way of cutting "
-            "steps makes smaller. Train fewer weights (model.adapter), take a model.optimizer that holds less "
+            f"{where}: memory ran out in the update of the weights ({failure}), which no way of cutting steps makes "
+            "smaller. Train fewer weights (model.adapter), take a model.optimizer that holds less "
             "(bitsandbytes.optim.AdamW8bit), or share them out (trainer.strategy fsdp)."
         )
-
-    @contextmanager
-    def computing(self, step: Step) -> Iterator[None]:
-        """Say what to lower where memory runs out in a step that cannot be repeated.
-
-        Raises:
-            UserError: it did.
-        """
-        try:
-            yield
-            return
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            failure = str(error).partition("\n")[0][:200]
-        raise self._error(step, f"step {step.index + 1}", failure, budget=self._budget("training"))
 
     def validation(self, compute: Callable[[Step], torch.Tensor], step: Step) -> torch.Tensor:
         """Compute the sums of a validation step, again and in smaller parts while memory runs out.

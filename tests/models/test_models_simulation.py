@@ -12,10 +12,10 @@ from ift.errors import UserError
 from ift.models.adapters import attach, attach_empty
 from ift.models.base_weights import LastLayers
 from ift.models.calling import calling_of, with_fused_head
+from ift.models.live_memory import LiveMemory
 from ift.models.methods import Method, as_method, lora
 from ift.models.simulation import (
     Course,
-    LiveMemory,
     MicroBatchShape,
     Moment,
     Simulation,
