@@ -143,7 +143,7 @@ class RunFolder:
                 f"'{self.config}' has been changed since the run began, so it no longer says what the run is. Restore "
                 "it, and give settings that may change on resume by a file of your own or on the command line."
             )
-        begun, now = flat_decisive(self.read_config()), flat_decisive(config)
+        begun, now = (flat_decisive(one) | _precision(one) for one in (self.read_config(), config))
         differing = sorted(key for key in begun.keys() | now.keys() if begun.get(key) != now.get(key))
         if differing:
             first = differing[0]
@@ -165,10 +165,15 @@ class RunFolder:
         """
         if not self.has_begun or (manifest := self.read_manifest())["status"] != "finished":
             return
-        steps, most = manifest["steps"], config["trainer"]["max_steps"]
-        if 0 < most < steps:
+        then, now = self._last_session()["trainer"], config["trainer"]
+        # What ended the run: epochs end it only where nothing says how many steps.
+        key, done = ("max_steps", manifest["steps"])
+        if then["max_steps"] < 1 and now["max_steps"] < 1:
+            key, done = ("max_epochs", then["max_epochs"] or 0)
+        most = now[key] or -1
+        if 0 < most < done:
             raise UserError(
-                f"trainer.max_steps: '{self.root}' is finished with {steps} steps, and {most} would put an older state "
+                f"trainer.{key}: '{self.root}' is finished with {done} {key[4:]}, and {most} would put an older state "
                 "in the place of its result. Give another run_dir."
             )
         if not has_checkpoint:
@@ -186,15 +191,18 @@ class RunFolder:
         Raises:
             UserError: with the first key that differs.
         """
-        sessions = {int(path.stem.rpartition("-")[2]): path for path in self.root.glob("config.session-*.yaml")}
-        last = sessions[max(sessions)] if sessions else self.config
-        then, now = flat(self.read_config(last)), flat(config)
+        then, now = flat(self._last_session()), flat(config)
         for key in DURATION:
             if then.get(key) != now.get(key):
                 raise UserError(
                     f"{key}: '{self.root}' is finished with {then.get(key)!r}, and here it is {now.get(key)!r}. What "
                     "was trained after it began from there. Restore the setting, or begin a new run_dir."
                 )
+
+    def _last_session(self) -> dict[str, Any]:
+        """Read the configuration of the last session."""
+        sessions = {int(path.stem.rpartition("-")[2]): path for path in self.root.glob("config.session-*.yaml")}
+        return self.read_config(sessions[max(sessions)] if sessions else self.config)
 
     def later_than(self, step: int) -> str:
         """Return a note where the run has finished behind a checkpoint, whose weights are not its result then.
@@ -249,6 +257,12 @@ class RunFolder:
 def flat_decisive(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that decide a run's result, by dotted key; without how long it trains."""
     return {key: one for key, one in flat(config).items() if key.startswith(DECISIVE) and key not in CHANGEABLE}
+
+
+def _precision(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return in which precision is computed, whichever of its names was typed."""
+    typed = str(config["trainer"]["precision"])
+    return {"trainer.precision": {"None": "32-true", "32": "32-true", "bf16": "bf16-mixed"}.get(typed, typed)}
 
 
 def flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -29,14 +29,15 @@ def check_data(cli: Any) -> None:
     if cli.command == "validate" and not data.num_validation_examples:
         raise UserError("data.validation: null holds nothing out, so there is nothing to validate. Set it.")
     _check_longest(cli)
-    if cli.command == "fit" and cli.run.has_begun and cli._continues():
-        kept = cli.run.read_manifest()["data"]
+    begun = cli.gone_on_with if cli.command == "fit" else None
+    if begun is not None and begun.has_begun:
+        kept = begun.read_manifest()["data"]
         if kept["prepared"] != (now := data.describe())["prepared"] or kept.get("validation_prepared") != now.get(
             "validation_prepared"
         ):
             raise UserError(
                 f"data.sources: the rows, their layout, the tokenizer or the version of ift have changed since "
-                f"'{cli.run.root}' began, so it cannot be continued. Begin a new run_dir."
+                f"'{begun.root}' began, so it cannot be continued. Begin a new run_dir, without --ckpt_path."
             )
 
 

@@ -29,6 +29,7 @@ from ift.commands.cluster import cluster_plugins, settle_devices  # noqa: E402
 from ift.commands.config import ConfigParser  # noqa: E402
 from ift.commands.data_fit import check_data  # noqa: E402
 from ift.commands.meeting import Meeting  # noqa: E402
+from ift.commands.run_lock import RunLock  # noqa: E402
 from ift.commands.stage_config import has_stages  # noqa: E402
 from ift.commands.trainer_settings import check_trainer  # noqa: E402
 from ift.data.datamodule import InstructionDataModule  # noqa: E402
@@ -183,13 +184,16 @@ class TrainingCLI(IftCLI):
         check_trainer(self.config["trainer"], self.command)
         settle_devices(self.config["trainer"])
         self.timeout = timedelta(seconds=self.config["process_group_timeout_seconds"])
-        self.begun_before = Path(self.config["run_dir"]).expanduser().exists()
         self.run = RunFolder(self.config["run_dir"])
+        # Only the first process looks: the others start when it has begun to write.
+        self.lock = RunLock(self.run) if self.command == "fit" and is_first_process() else None
+        if self.lock is not None:
+            self.lock.acquire()
+        self.begun_before = self.run.root.exists()
         self.checkpoint = resolve_checkpoint(self.config["ckpt_path"], self.run, required=self.command != "fit")
         if self.checkpoint is not None:
             check_checkpoint(self.checkpoint, self.config["model"]["base"], resumes=self.command == "fit")
-        # Only the first process looks: the others start when it has begun to write.
-        if self.command == "fit" and is_first_process():
+        if self.lock is not None:
             config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
             if self._continues():
                 self.run.check_continuable()
@@ -198,14 +202,27 @@ class TrainingCLI(IftCLI):
                 remove_unfinished(self.run)
             else:
                 self.run.check_new()
-                if self.checkpoint is not None:  # its optimizer, schedule and place in the data are gone on with, too
-                    RunFolder(self.checkpoint.resolve().parent.parent).check_same(config)
+                if self.gone_on_with is not None:  # its optimizer, schedule and place in the data are taken, too
+                    self.gone_on_with.check_same(config)
+                    if not self.gone_on_with.has_begun:
+                        print(
+                            f"note: '{self.checkpoint}' lies in no run folder, so nobody knows whether the settings "
+                            "and data are those that it was trained with",
+                            file=sys.stderr,
+                        )
 
     def _continues(self) -> bool:
         """Whether the run folder's own run is resumed; another run's checkpoint begins a new one."""
         if self.checkpoint is None:
             return bool(self.config["ckpt_path"] == "last")
         return self.checkpoint.resolve().parent == self.run.checkpoints.resolve()
+
+    @property
+    def gone_on_with(self) -> RunFolder | None:
+        """The run that the checkpoint is of: this folder's own, or another one."""
+        if self._continues():
+            return self.run
+        return RunFolder(self.checkpoint.resolve().parent.parent) if self.checkpoint is not None else None
 
     def own_callbacks(self) -> list[Callback]:
         """Add what writes the run folder."""
@@ -389,4 +406,6 @@ def run_once(command: str, arguments: list[str], *, tell: bool = True) -> tuple[
     finally:
         if command == "fit" and cli.trainer.is_global_zero:
             _remove_unbegun(cli.run, was_there=cli.begun_before)
+        if cli.lock is not None:
+            cli.lock.release()
     return cli, None

@@ -49,7 +49,7 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> None:
 def _locked(folder: Path) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
-    lock = FileLock(_lock_file(folder))
+    lock = FileLock(lock_file(folder))
     told = time.monotonic()
     while True:
         try:
@@ -65,7 +65,7 @@ def _locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _lock_file(folder: Path) -> str:
+def lock_file(folder: Path) -> str:
     """Return a file in a folder of this user's on the node's own disk, or else beside the folder."""
     own = Path(tempfile.gettempdir()) / f"ift-locks-{os.getuid()}"
     try:

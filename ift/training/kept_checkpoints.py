@@ -52,6 +52,7 @@ class RunCheckpoint(ModelCheckpoint):
         # What Lightning does for modules that optimize by themselves looks for weights of before the step, and ignores
         # train_time_interval.
         if not self._is_due(trainer):
+            self._save_end(trainer, validates=is_due(trainer, pl_module))
             return
         metrics = self._monitor_candidates(trainer)
         if self.monitor is not None and (self.monitor not in metrics or is_due(trainer, pl_module)):
@@ -59,6 +60,29 @@ class RunCheckpoint(ModelCheckpoint):
         elif not self._should_skip_saving_checkpoint(trainer):
             self._save_topk_checkpoint(trainer, metrics)
             self._save_last_checkpoint(trainer, metrics)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save what is due, or where the validation ends the run."""
+        super().on_validation_end(trainer, pl_module)
+        self._save_end(trainer, validates=False)
+
+    def _save_end(self, trainer: Trainer, *, validates: bool) -> None:
+        """Save the last step of a run, whatever the interval: it can be gone on from, validated and consolidated.
+
+        Args:
+            trainer: of the run.
+            validates: whether a validation follows, which gives the monitored metric.
+        """
+        saves = self._every_n_train_steps > 0 or self._every_n_epochs > 0 or self._train_time_interval is not None
+        if not saves or not _is_last_step(trainer) or self._should_skip_saving_checkpoint(trainer):
+            return
+        metrics = self._monitor_candidates(trainer)
+        if self.monitor is None:
+            self._save_topk_checkpoint(trainer, metrics)
+        elif validates:
+            self._defer_save_until_validation = True
+            return
+        self._save_last_checkpoint(trainer, metrics)  # a metric of an earlier step judges no other
 
     def _is_due(self, trainer: Trainer) -> bool:
         if self._train_time_interval is None:
@@ -124,3 +148,12 @@ class RunCheckpoint(ModelCheckpoint):
     def _should_remove_checkpoint(self, trainer: Trainer, previous: str, current: str) -> bool:
         # Lightning's own keeps the file that the run resumed from: one more with every kill.
         return previous != current and Path(str(self.dirpath)).absolute() in Path(previous).absolute().parents
+
+
+def _is_last_step(trainer: Trainer) -> bool:
+    """Whether no step follows the one that is just done."""
+    loop = trainer.fit_loop
+    if 0 < trainer.max_steps <= trainer.global_step or (trainer.should_stop and loop._can_stop_early):
+        return True
+    epochs = trainer.max_epochs or -1
+    return loop.epoch_loop._is_training_done and 0 < epochs <= trainer.current_epoch + 1

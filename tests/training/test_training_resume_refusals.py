@@ -1,5 +1,6 @@
 """What would put another result in the place of a run's own is refused: changed files, other settings, fewer steps."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -69,7 +70,8 @@ def test_a_checkpoint_of_another_run_wants_that_runs_settings(
 def test_a_checkpoint_that_is_not_the_result_is_told_of(
     config: Config, fit: Fit, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = fit(config("run", trainer={"max_steps": 5}, checkpoint={"every_n_train_steps": 2}))
+    best = {"monitor": "validation/loss", "mode": "max"}  # of the first validation, as the loss falls
+    run = fit(config("run", trainer={"max_steps": 5, "val_check_interval": 2}, checkpoint=best))
     commands = [
         ["validate", "--config", f"{run}.yaml", "--ckpt_path", "last"],
         ["consolidate", str(run), "--output", str(tmp_path / "consolidated")],
@@ -77,4 +79,41 @@ def test_a_checkpoint_that_is_not_the_result_is_told_of(
     for command in commands:
         capsys.readouterr()
         assert main(command) == 0
-        assert "finished with 5 steps, and this checkpoint is of step 4" in " ".join(capsys.readouterr().err.split())
+        assert "finished with 5 steps, and this checkpoint is of step 2" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_checkpoint_of_another_run_wants_that_runs_data(
+    finished: Path, config: Config, rows_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (checkpoint,) = map(str, (finished / "checkpoints").iterdir())
+    rows = json.loads(rows_file.read_text(encoding="utf-8"))
+    rows_file.write_text(json.dumps(rows[::-1]), encoding="utf-8")
+    said = refused(capsys, "--config", str(config("other", **SETTINGS)), "--ckpt_path", checkpoint)
+    assert "data.sources" in said and str(finished) in said
+
+
+def test_a_checkpoint_outside_of_its_run_is_told_of(
+    finished: Path, config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (checkpoint,) = (finished / "checkpoints").iterdir()
+    moved = shutil.copy(checkpoint, tmp_path / "moved.ckpt")
+    other = str(config("other", **SETTINGS))
+    assert main(["fit", "--config", other, "--ckpt_path", str(moved), "--trainer.max_steps", "6"]) == 0
+    assert f"'{moved}' lies in no run folder" in capsys.readouterr().err
+
+
+def test_a_run_keeps_its_precision(config: Config, fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    run = fit(config("run", **SETTINGS))
+    more = ["--config", f"{run}.yaml", "--ckpt_path", "last", "--trainer.max_steps", "6", "--trainer.precision"]
+    assert "trainer.precision: " in refused(capsys, *more, "bf16-mixed")
+    assert main(["fit", *more, "32"]) == 0  # as it was, by another name
+
+
+def test_a_finished_run_is_not_ended_after_fewer_epochs(
+    config: Config, fit: Fit, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = fit(config("run", trainer={"max_epochs": 3, "max_steps": -1}))
+    more = ["--config", f"{run}.yaml", "--ckpt_path", "last", "--trainer.max_epochs"]
+    said = refused(capsys, *more, "2")
+    assert "trainer.max_epochs: " in said and "finished with 3 epochs" in said
+    assert main(["fit", *more, "4"]) == 0
