@@ -22,7 +22,9 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +95,17 @@ class RunFolder:
     def has_begun(self) -> bool:
         """Whether a run has written here what goes in."""
         return self.manifest.is_file() and self.read_manifest()["status"] != BEGINNING
+
+    def remove_unbegun(self, *, was_there: bool) -> None:
+        """Remove what the logger opened if the model could not be built: a run begins with its manifest.
+
+        Args:
+            was_there: whether the folder was there before; it stays then.
+        """
+        if not was_there and not self.manifest.is_file():
+            shutil.rmtree(self.tensorboard, ignore_errors=True)
+            with suppress(OSError):  # absent, or not empty
+                self.root.rmdir()
 
     def check_new(self) -> None:
         """Refuse a folder that holds anything, so that nothing of an older run is overwritten.

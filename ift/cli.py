@@ -1,6 +1,7 @@
 """The command line: finds the command and calls it. Imports nothing heavy until a command needs it."""
 
 import importlib
+import logging
 import os
 import sys
 from types import ModuleType
@@ -90,5 +91,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _imported(module: str) -> ModuleType:
     """Import a command, but not what its libraries only want to have at hand."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # at import it reports kernels that are not needed here
     with deferred():
         return importlib.import_module(module)

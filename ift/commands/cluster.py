@@ -32,7 +32,7 @@ def settle_devices(trainer: Any, environment: Mapping[str, str] | None = None) -
         )
     num_nodes = place.num_processes // per_node
     _check_visible_gpus(trainer, place, per_node)
-    said = _number_of(trainer["devices"])
+    said = asked_devices(trainer["devices"])
     names = _VARIABLES[place.program]
     if said is not None and said != per_node:
         raise UserError(
@@ -84,15 +84,21 @@ def _check_job(found: Mapping[str, str]) -> None:
         )
 
 
-def _number_of(devices: Any) -> int | None:
-    """Return how many devices are asked for, or `None` for all that there are."""
-    if isinstance(devices, list):
-        return len(devices)
-    text = str(devices).strip()
+def asked_devices(devices: Any) -> int | None:
+    """Return how many devices `trainer.devices` asks for, or `None` for all that there are.
+
+    Raises:
+        UserError: no number, no list of numbers, and not `auto`.
+    """
+    text = ",".join(map(str, devices)) if isinstance(devices, list) else str(devices).strip()
     if text in ("auto", "-1"):
         return None
-    parts = [part for part in text.split(",") if part.strip()]
-    return int(text) if text.isdecimal() else len(parts)
+    parts = [part.strip() for part in text.strip("[]").split(",") if part.strip()]
+    if not parts or not all(part.isdecimal() for part in parts):
+        raise UserError(
+            f"trainer.devices: '{devices}' is neither a number, 'auto' nor a list such as 0,1. Give one of these."
+        )
+    return int(text) if text.isdecimal() and not isinstance(devices, list) else len(parts)
 
 
 def _check_visible_gpus(trainer: Any, place: Launch, per_node: int) -> None:

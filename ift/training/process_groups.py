@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import distributed
 
 from ift.errors import UserError
@@ -14,7 +15,7 @@ LONGEST_WAIT_SECONDS = 600
 EXIT_LOST = 69
 """Exit code where other processes are gone: EX_UNAVAILABLE, "a service that is needed is not there"."""
 _GONE = (
-    "Connection closed by peer",
+    "Connection closed by",
     "Connection reset by peer",
     "Connection refused",
     "Broken pipe",
@@ -29,9 +30,11 @@ _GONE = (
     "Network is unreachable",
     "recvValue failed",
     "sendBytes failed",
-    "NCCL",
+    "ncclRemoteError",
+    "NCCL communicator was aborted",
+    "collective operation timeout",
 )
-"""What gloo, NCCL and the store say where another process is gone or does not answer."""
+"""What gloo, NCCL and the store say where another process is gone or does not answer; NCCL also says other things."""
 
 
 class LostProcessError(UserError):
@@ -63,7 +66,8 @@ class ProcessGroupTimeout(Callback):
 
 def set_timeout(strategy: Any, timeout: timedelta) -> None:
     """Let a strategy of several processes begin its groups with this longest wait."""
-    if hasattr(strategy, "_timeout"):
+    if isinstance(strategy, DDPStrategy | ModelParallelStrategy):  # DeepSpeed's is one of the former
+        assert hasattr(strategy, "_timeout"), f"{type(strategy).__name__} keeps its timeout elsewhere now"
         strategy._timeout = timeout
 
 
@@ -75,7 +79,8 @@ def lost_process(error: BaseException, *, timeout_seconds: float) -> LostProcess
         timeout_seconds: the longest wait, for the text.
     """
     text = str(error)
-    known = isinstance(error, distributed.DistError) or any(word in text for word in _GONE)
+    told = isinstance(error, distributed.DistNetworkError | distributed.DistStoreError)
+    known = told or any(word in text for word in _GONE)
     if not isinstance(error, RuntimeError) or not known or isinstance(error, torch.cuda.OutOfMemoryError):
         return None
     first = text.strip().splitlines()[0] if text.strip() else type(error).__name__

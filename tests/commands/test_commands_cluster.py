@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import distributed
 
 from ift import interruptions
-from ift.commands.cluster import settle_devices
+from ift.commands.cluster import asked_devices, settle_devices
 from ift.data.node_lock import build_once
 from ift.errors import UserError
 from ift.launch import Launch, launch
@@ -50,6 +51,17 @@ def test_a_process_knows_its_rank_before_any_process_group() -> None:
     assert not launch({"LOCAL_RANK": "1", "WORLD_SIZE": "2"}).is_first  # a child of Lightning's
     assert not launch({"NODE_RANK": "1"}).is_first
     assert launch({**SLURM, "SLURM_JOB_NAME": "bash"}).program is None
+
+
+@pytest.mark.parametrize("devices", ["banana", "2x", "", [], "1.5"])
+def test_what_is_no_number_of_devices_is_refused(devices: Any) -> None:
+    with pytest.raises(UserError, match=r"trainer\.devices: .* neither a number"):
+        asked_devices(devices)
+
+
+@pytest.mark.parametrize(("devices", "number"), [("auto", None), (-1, None), (2, 2), ("2", 2), ("0,1,5", 3), ([3], 1)])
+def test_devices_are_counted(devices: Any, number: int | None) -> None:
+    assert asked_devices(devices) == number
 
 
 @pytest.mark.parametrize("environment", [TORCHRUN, SLURM], ids=["torchrun", "SLURM"])
@@ -196,6 +208,10 @@ def test_what_libraries_say_of_a_lost_process_is_explained() -> None:
         found = lost_process(RuntimeError(text), timeout_seconds=20)
         assert isinstance(found, LostProcessError) and found.exit_code == 69
         assert "process_group_timeout_seconds" in str(found) and text.split("]")[0] in str(found)
+    own = distributed.DistBackendError(
+        "NCCL error in: ProcessGroupNCCL.cpp:3, invalid usage (run with NCCL_DEBUG=WARN)"
+    )
+    assert lost_process(own, timeout_seconds=20) is None, "a mistake of this process is nobody's end"
     assert lost_process(RuntimeError("mat1 and mat2 shapes cannot be multiplied"), timeout_seconds=20) is None
     assert lost_process(ValueError("Connection closed by peer"), timeout_seconds=20) is None
 
@@ -207,7 +223,7 @@ def test_two_nodes_on_one_file_system_may_prepare_the_same(tmp_path: Path, monke
     def build(building: Path) -> None:
         if not folder.exists():  # the other node, meanwhile
             monkeypatch.setattr("ift.data.node_lock._node", lambda: "other")
-            monkeypatch.setattr("ift.data.node_lock._lock_file", lambda folder: str(tmp_path / "other.lock"))
+            monkeypatch.setattr("ift.data.node_lock.lock_file", lambda folder: str(tmp_path / "other.lock"))
             build_once(folder, lambda inner: (inner / "file").write_text("whole") and None)
         (building / "file").write_text("whole")
 

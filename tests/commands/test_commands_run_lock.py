@@ -35,11 +35,12 @@ def hold() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Hold a run folder in a process of its own."""
     holders: list[subprocess.Popen[str]] = []
 
-    def start(root: Path, *, seconds: float = 60.0) -> subprocess.Popen[str]:
+    def start(root: Path, *, seconds: float = 60.0, wait: bool = True) -> subprocess.Popen[str]:
         command = [sys.executable, "-c", HOLD, str(root), str(seconds)]
         holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         holders.append(holder)
-        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        assert holder.stdout is not None
+        assert not wait or holder.stdout.readline() == "held\n"
         return holder
 
     yield start
@@ -86,15 +87,17 @@ def test_a_killed_run_holds_nothing(hold: Any, tmp_path: Path, monkeypatch: pyte
     lock.release()
 
 
-def test_one_process_may_hold_a_folder_twice_and_others_are_free(tmp_path: Path) -> None:
+def test_one_process_may_hold_a_folder_twice_and_others_are_free(hold: Any, tmp_path: Path) -> None:
     first, again = RunLock(RunFolder(tmp_path / "a")), RunLock(RunFolder(tmp_path / "a"))
     first.acquire()
     again.acquire()
-    other = RunLock(RunFolder(tmp_path / "b"))
-    other.acquire()
-    for lock in (first, again, other):
-        lock.release()
-    again.release()  # held no more: nothing to give back
+    hold(tmp_path / "b")
+    first.release()
+    other = hold(tmp_path / "a", wait=False)
+    time.sleep(3.0)
+    assert other.poll() is None, "it is still held"
+    again.release()
+    assert other.stdout.readline() == "held\n"
 
 
 def test_a_run_gives_its_folder_back(config: Config, hold: Any) -> None:
