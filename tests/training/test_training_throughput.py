@@ -145,7 +145,7 @@ def test_measuring_takes_well_under_a_second_and_draws_nothing_at_random() -> No
     assert math.isfinite(found.flops_per_second) and found.flops_per_second > 1e8
 
 
-def test_no_step_but_the_logged_ones_waits_for_the_device(
+def test_measuring_waits_for_the_device_only_where_a_step_is_logged(
     config: Config, fit: Fit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Counted are the ways in which a tensor becomes a number of Python, in the callback that measures."""
