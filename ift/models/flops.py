@@ -219,6 +219,7 @@ def flops_model(model: Any, heard: Recording, *, supervised: int, checkpointing:
         if _within(name, head):
             continue
         products = record.products(again=name in repeated)
+        # As many rows as there are supervised tokens: computed only where the loss reads (head, last block).
         if record.rows == supervised != heard.positions:
             rare += products
         else:

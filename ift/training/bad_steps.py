@@ -60,9 +60,10 @@ class OnBadStep:
             UserError: with the setting.
         """
         if self.spike_ratio is not None and self.spike_ratio <= 1:
-            raise UserError(f"{key}.spike_ratio: {self.spike_ratio} is not above 1, so half of all steps were spikes.")
-        if self.window < 1 or self.most_in_a_row < 1:
-            raise UserError(f"{key}: window ({self.window}) and most_in_a_row ({self.most_in_a_row}) are at least 1.")
+            raise UserError(f"{key}.spike_ratio: {self.spike_ratio} is not above 1; half of all steps would be spikes.")
+        for name, value in (("window", self.window), ("most_in_a_row", self.most_in_a_row)):
+            if value < 1:
+                raise UserError(f"{key}.{name}: {value} is below 1. Set it to 1 or more.")
         if optimizer.fused and (self.action == "skip" or self.spike_ratio is not None):
             raise UserError(
                 f"{key}: {optimizer.name} updates weights before the whole gradient is known, so a step cannot be left "
@@ -165,10 +166,10 @@ class BadSteps:
         if self.settings.action == "stop":
             raise UserError(f"{text} The weights are not kept. {_REPAIR}")
         if self._in_a_row > self.settings.most_in_a_row:
-            raise UserError(f"{text} It is the bad step number {self._in_a_row} in a row: not the data. {_STEADIER}.")
+            raise UserError(f"{text} {self._in_a_row} bad steps in a row: the data are not the cause. {_STEADIER}.")
         self.skipped.append({"step": number, "reason": reason})
         if trainer.is_global_zero:
-            tqdm.write(f"{text} It is left out, the {len(self.skipped)}. of this run.", file=sys.stderr)
+            tqdm.write(f"{text} It is left out ({len(self.skipped)} so far).", file=sys.stderr)
         if trainer.logger is not None:
             trainer.logger.log_metrics({"train/skipped_steps": len(self.skipped)}, step=number)
 

@@ -62,7 +62,7 @@ class Engine:
 
     @property
     def scale(self) -> float:
-        """Return by what a loss is multiplied so that what is exchanged becomes a sum over ranks; DDP averages."""
+        """Return the factor on a loss that turns DDP's mean of gradients over ranks into their sum."""
         return float(self.module.trainer.world_size)
 
     def exchange(self, *, last: bool) -> AbstractContextManager[Any]:
@@ -87,7 +87,7 @@ class Engine:
         """
         trained = list(parameters)
         norm = torch.nn.utils.get_total_norm([one.grad for one in trained if one.grad is not None])
-        # Times 1 is a pass over all gradients; whether it is, can be seen without a wait on a CPU only.
+        # Scaling by 1 is a pass over all gradients. On a CPU reading the norm waits for nothing, and it is left out.
         seen = type(norm) is torch.Tensor and norm.device.type == "cpu"
         if not (seen and math.isfinite(norm) and norm + 1e-6 <= limit):
             torch.nn.utils.clip_grads_with_norm_(trained, limit, norm)

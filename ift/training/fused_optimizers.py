@@ -195,8 +195,8 @@ class AdaLomo(FusedOptimizer):
     ) -> None:
         if clip_threshold <= 0 or decay_rate >= 0 or min(eps) <= 0:
             raise ValueError(
-                f"clip_threshold {clip_threshold} and both eps {tuple(eps)} must be above 0, decay_rate {decay_rate} "
-                "below"
+                f"clip_threshold {clip_threshold} and both eps {tuple(eps)} must be above 0, and decay_rate "
+                f"{decay_rate} below 0"
             )
         defaults = {"lr": lr, "weight_decay": weight_decay, "eps": tuple(eps), "clip_threshold": clip_threshold}
         super().__init__(params, {**defaults, "decay_rate": decay_rate})

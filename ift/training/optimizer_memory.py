@@ -74,7 +74,7 @@ class _Probe:
             optimizer.step()
         most = max((one.activations for one in live.moments()), default=0)
         self.temporary = most / (weight.numel() * weight.element_size())
-        """Of one weight, as often as it is large."""
+        """Bytes for each byte of a weight."""
 
     @staticmethod
     def size(shape: Shape, dtype: torch.dtype) -> int:

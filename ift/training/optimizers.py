@@ -85,10 +85,8 @@ def with_fused_update(optimizer: Any) -> Any:
     """
     if type(optimizer) is not torch.optim.AdamW:
         return optimizer
-    asked = ("fused", "foreach", "capturable", "differentiable")
-    if any(optimizer.defaults[name] not in (None, False) for name in asked) or optimizer.defaults["fused"] is False:
-        return optimizer
-    if optimizer.defaults["foreach"] is False:
+    chosen = optimizer.defaults["fused"] is not None or optimizer.defaults["foreach"] is not None
+    if chosen or optimizer.defaults["capturable"] or optimizer.defaults["differentiable"]:
         return optimizer
     if all(_is_whole(tensor) for group in optimizer.param_groups for tensor in group["params"]):
         for group in optimizer.param_groups:

@@ -18,8 +18,12 @@ class SampleResponses(Callback):
     """
 
     def __init__(self, num_samples: int = 4, max_new_tokens: int = 64) -> None:
-        if num_samples < 0 or max_new_tokens < 1:
-            raise UserError("samples: num_samples must be 0 or more, max_new_tokens 1 or more.")
+        if num_samples < 0:
+            raise UserError(f"samples.num_samples: {num_samples} is below 0. Set 0 for none.")
+        if max_new_tokens < 1:
+            raise UserError(
+                f"samples.max_new_tokens: {max_new_tokens} is below 1. Set num_samples to 0 for no samples."
+            )
         self.num_samples, self.max_new_tokens = num_samples, max_new_tokens
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
