@@ -2,11 +2,10 @@
 
 import json
 from argparse import Namespace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ift.artifacts import write_json
-from ift.commands.option_parser import OptionParser
+from ift.commands.option_parser import OptionParser, writable_file
 
 if TYPE_CHECKING:
     from ift.checks.run_difference import RunDifference
@@ -37,11 +36,12 @@ def run(command: str, arguments: list[str]) -> int:
         UserError: an option, or a run folder that is none.
     """
     options = parser().parse(arguments)
+    report = writable_file("--json", options.json) if options.json is not None else None
     from ift.checks.run_difference import compare_runs
 
     found = compare_runs(options.run_a, options.run_b)
-    if options.json is not None:
-        write_json(Path(options.json), json.loads(json.dumps(found.describe(), default=str)))
+    if report is not None:
+        write_json(report, json.loads(json.dumps(found.describe(), default=str)))
     print("\n".join(_lines(options, found)))
     return 0 if found.same else 1
 

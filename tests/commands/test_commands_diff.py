@@ -175,6 +175,8 @@ def test_a_run_that_is_shorter_is_not_the_same(fit: Any, tmp_path: Path) -> None
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, capsys: Any) -> None:
     assert main(["diff", str(tmp_path), str(tmp_path)]) == 2
     assert "RUN_A:" in capsys.readouterr().err
+    assert main(["diff", str(tmp_path), str(tmp_path), "--json", str(tmp_path)]) == 2
+    assert "--json: " in capsys.readouterr().err
 
 
 def test_it_needs_no_torch(fit: Any) -> None:
