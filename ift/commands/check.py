@@ -1,5 +1,6 @@
 """`ift check`: hold this machine, or a run's configuration, to what must stay true."""
 
+import logging
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -51,6 +52,7 @@ def run(command: str, arguments: list[str]) -> int:
     options = parser().parse(arguments)
     wanted = _wanted(options)
     report = writable_file("--json", options.json) if options.json is not None else None
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it names kernels that are not needed
     from ift.commands.check_runs import check
 
     told = sys.stderr  # which the checks hide from the commands that they run

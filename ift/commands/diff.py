@@ -55,8 +55,15 @@ def _lines(options: Namespace, found: "RunDifference") -> list[str]:
         "",
         *_results(found),
         "",
-        "the same bit for bit" if found.same else "different",
+        _verdict(found),
     ]
+
+
+def _verdict(found: "RunDifference") -> str:
+    if found.same:
+        return "the same bit for bit"
+    within = found.losses.first is not None and (found.rounding or "").startswith("within")
+    return "different (losses within rounding)" if within else "different"
 
 
 def _reasons(found: "RunDifference") -> list[str]:
