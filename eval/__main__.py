@@ -1,15 +1,31 @@
 """`python -m eval`: lists benchmarks, writes their prompts, and scores the predictions that `ift predict` made."""
 
 import argparse
+import difflib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from eval import agree_command, compare_command, extract_command, judge_command, run_command, score_command
 from eval.benchmark import find_benchmarks, get_benchmark, how_asked, prompts_of
 from eval.matching import select
 from ift.errors import exit_code
 from ift.records import write_jsonl
+
+
+class NearestParser(argparse.ArgumentParser):
+    """Names the nearest option where one is unknown, before it misses those that are required."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse; of the parser of all commands, leave the options to theirs."""
+        known = [name for name in self._option_string_actions if name.startswith("--")]
+        for argument in args or () if self._subparsers is None else ():
+            name = argument.partition("=")[0]
+            if name.startswith("--") and not any(one.startswith(name) for one in known):
+                nearest = difflib.get_close_matches(name, known, n=1)
+                self.error(f"unknown option '{name}'." + (f" Did you mean '{nearest[0]}'?" if nearest else ""))
+        return super().parse_known_args(args, namespace)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,9 +56,9 @@ def _prepare(options: argparse.Namespace) -> None:
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
-    common = argparse.ArgumentParser(add_help=False)
+    common = NearestParser(add_help=False)
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    parser = argparse.ArgumentParser(prog="python -m eval", description=__doc__)
+    parser = NearestParser(prog="python -m eval", description=__doc__)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     command = commands.add_parser("list", parents=[common], help="show the benchmarks")

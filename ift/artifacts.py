@@ -111,8 +111,9 @@ class RunFolder:
         """Refuse a folder that holds anything, so that nothing of an older run is overwritten.
 
         Raises:
-            UserError: the folder exists and is not empty.
+            UserError: the folder exists and is not empty, or cannot be made.
         """
+        self._check_place()
         if self.root.exists() and (not self.root.is_dir() or any(self.root.iterdir())):
             raise UserError(
                 f"run_dir: '{self.root}' exists, and nothing in an older run is ever overwritten. "
@@ -125,8 +126,9 @@ class RunFolder:
         A run that was killed while its model loaded has only begun its log.
 
         Raises:
-            UserError: something that no run writes, and no manifest.
+            UserError: something that no run writes, and no manifest; or the folder cannot be made.
         """
+        self._check_place()
         if self.manifest.is_file() or not self.root.exists():
             return
         own = {self.tensorboard.name, self.checkpoints.name}
@@ -134,6 +136,14 @@ class RunFolder:
             raise UserError(
                 f"run_dir: '{self.root}' holds files but no manifest.json, so it is no run to continue. "
                 "Give another run_dir."
+            )
+
+    def _check_place(self) -> None:
+        above = next((folder for folder in self.root.absolute().parents if folder.exists()), None)
+        if not self.root.exists() and above is not None and not (above.is_dir() and os.access(above, os.W_OK)):
+            raise UserError(
+                f"run_dir: '{self.root}' cannot be made: '{above}' is no folder that you can write to. Give another "
+                "run_dir."
             )
 
     def check_same(self, config: Mapping[str, Any]) -> None:

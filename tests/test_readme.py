@@ -45,6 +45,34 @@ def test_every_ift_command_parses(
     assert "base:" in capsys.readouterr().out
 
 
+def test_the_required_keys_are_marked(tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is marked is asked for when it is missing, and with all of it nothing else is."""
+    from ift.cli import main
+
+    rows = re.findall(r"^\| (.*) \(required.*?\) \|", README, flags=re.MULTILINE)
+    marked = [name for row in rows for name in re.findall(r"`([^`]+)`", row)]
+    short = {"micro_batch_tokens": "data.micro_batch_tokens", "max_length": "data.max_length"}
+    given = {
+        "run_dir": str(tmp_path / "run"),
+        "model.base": str(base),
+        "model.optimizer": "torch.optim.SGD",
+        "data.sources": "",  # given as YAML below
+        "data.global_batch_size": "8",
+        "data.micro_batch_tokens": "512",
+        "data.max_length": "256",
+        "trainer.max_steps": "1",
+    }
+    assert {short.get(name, name) for name in marked} - {"trainer.max_epochs"} == given.keys()
+    sources = ["--data.sources", '[{"path": "scripts/quickstart/data/train.json"}]']
+    for missing in given:
+        others = [f"--{name}={value}" for name, value in given.items() if name not in (missing, "data.sources")]
+        optimizer = [] if missing == "model.optimizer" else ["--model.optimizer.lr=0.1"]
+        assert main(["fit", *others, *optimizer, *([] if missing == "data.sources" else sources)]) == 2
+        told = "trainer.max_epochs: required" if missing == "trainer.max_steps" else f"{missing}: required, and not"
+        assert told in capsys.readouterr().err, missing
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("arguments", MERGE, ids=" ".join)
 def test_every_merge_command_parses(arguments: list[str]) -> None:
     from ift.commands.merge import parser

@@ -143,7 +143,7 @@ def _check_saved(module: Any, probe: Probe, findings: Findings, *, name: str, fo
     try:
         check_mergeable("adapter", folder / "saved", config=loaded().get_base_model().config)
     except UserError as error:
-        findings.omit(8, f"{name}, merged", str(error).split(". ")[0])
+        findings.omit(8, f"{name}, merged", str(error).split("cannot be merged: ")[-1].split(". ")[0])
         return
     findings.measure(
         8,

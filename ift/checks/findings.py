@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -55,7 +55,7 @@ class Case:
         """Return one line for people."""
         verdict = "" if self.holds else "  VIOLATED"
         note = f" ({self.note})" if self.note else ""
-        return f"{self.name}: {_number(self.deviation)} of {_number(self.allowed)} {self.quantity}{verdict}{note}"
+        return f"{self.name}: {_number(self.deviation)} {self.quantity}, allowed {_number(self.allowed)}{verdict}{note}"
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,17 @@ class Omission:
     invariant: int
     name: str
     reason: str
+
+
+@dataclass(frozen=True)
+class Part:
+    """A stretch of a check, by which its progress is counted."""
+
+    invariants: frozenset[int]
+    """Those that it has cases of."""
+    seconds: float
+    """About how long it takes on one of two CPU cores, the other being busy with the two ranks."""
+    run: Callable[[], None]
 
 
 class Findings:
@@ -79,7 +90,16 @@ class Findings:
         self.wanted = wanted
         self.cases: list[Case] = []
         self.omissions: list[Omission] = []
-        self._tell, self._started = tell, time.monotonic()
+        self._tell, self._started, self._progress = tell, time.monotonic(), ""
+
+    def run(self, parts: Sequence[Part]) -> None:
+        """Say how much there is to do, and do it; what is told on the way says how far it is."""
+        wanted = [part for part in parts if part.invariants & self.wanted]
+        self.say(f"{len(wanted)} parts, {_roughly(sum(part.seconds for part in wanted))} on two CPU cores")
+        for number, part in enumerate(wanted, 1):
+            self._progress = f", {number:>{len(str(len(wanted)))}} of {len(wanted)}"
+            part.run()
+        self._progress = ""
 
     def measure(
         self, invariant: int, name: str, compute: Callable[[], float], *, quantity: str, allowed: float
@@ -115,7 +135,7 @@ class Findings:
 
     def say(self, text: str) -> None:
         """Tell how far the check is."""
-        self._tell(f"[{time.monotonic() - self._started:5.1f} s] {text}")
+        self._tell(f"[{time.monotonic() - self._started:5.1f} s{self._progress}] {text}")
 
     @contextmanager
     def guarded(self, invariant: int, name: str) -> Iterator[None]:
@@ -147,7 +167,13 @@ class Findings:
     def table(self) -> str:
         """Return the table of all invariants, and below it what is violated or left out."""
         head = ["", "invariant", "cases", "largest deviation", "allowed", "seconds", "verdict"]
-        lines = [head, *([str(value) for value in _shown(row)] for row in self._rows())]
+        shown = {row["number"]: [str(value) for value in _shown(row)] for row in self._rows()}
+        shown |= {
+            one.invariant: [str(one.invariant), TITLES[one.invariant], "0", "", "", "", "left out"]
+            for one in self.omissions
+            if one.invariant not in shown
+        }
+        lines = [head, *(shown[number] for number in sorted(shown))]
         widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
         text = [
             "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
@@ -185,6 +211,10 @@ def _shown(row: dict[str, Any]) -> list[Any]:
         row["seconds"],
         "holds" if row["holds"] else "VIOLATED",
     ]
+
+
+def _roughly(seconds: float) -> str:
+    return f"about {max(10, round(seconds, -1)):.0f} s" if seconds < 100 else f"about {seconds / 60:.0f} minutes"
 
 
 def _number(value: float) -> str:

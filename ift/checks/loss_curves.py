@@ -9,6 +9,10 @@ from typing import Any, Literal
 from ift.artifacts import RunFolder
 from ift.errors import UserError
 
+_OF_ROUNDING = {"float32": 1e-5, "float16": 1e-3, "bfloat16": 1e-2}
+"""Largest share of a loss by which sums in another order differ, by dtype: about a hundred roundings of float32, one of
+the others, over whose tokens a loss is a mean."""
+
 
 @dataclass(frozen=True)
 class Curve:
@@ -37,6 +41,8 @@ class Parting:
     largest_at: int | None
     largest_share: float
     """The largest gap as a share of the loss, where that is above 1."""
+    first_share: float
+    """The same of the gap at the first step that differs."""
     steps: tuple[int, int]
     """Last step of each run."""
     alone: tuple[int, int] = (0, 0)
@@ -87,6 +93,7 @@ def part(one: Curve, two: Curve) -> Parting:
     until = min(max(one.losses, default=0), max(two.losses, default=0))
     alone = [sum(step <= until for step in a.losses.keys() - b.losses.keys()) for a, b in ((one, two), (two, one))]
     largest = max(differing, key=lambda step: abs(gaps[step])) if differing else None
+    shares = [abs(gaps[step]) / max(1.0, abs(one.losses[step])) for step in differing]
     return Parting(
         source=one.source,
         num_steps=len(steps),
@@ -95,10 +102,31 @@ def part(one: Curve, two: Curve) -> Parting:
         gap=gaps[first] if first is not None else 0.0,
         largest_gap=abs(gaps[largest]) if largest is not None else 0.0,
         largest_at=largest,
-        largest_share=max((abs(gaps[step]) / max(1.0, abs(one.losses[step])) for step in differing), default=0.0),
+        largest_share=max(shares, default=0.0),
+        first_share=shares[0] if shares else 0.0,
         steps=(max(one.losses, default=0), max(two.losses, default=0)),
         alone=(alone[0], alone[1]),
     )
+
+
+def rounding_text(parting: Parting, dtypes: set[str]) -> str | None:
+    """Return what the gaps mean, for people; `None` where there are none, or a dtype is not known.
+
+    Args:
+        parting: of two runs.
+        dtypes: in which they computed.
+    """
+    if parting.first is None or not dtypes <= _OF_ROUNDING.keys():
+        return None
+    dtype = max(dtypes, key=lambda name: _OF_ROUNDING[name])
+    limit = _OF_ROUNDING[dtype]
+    usual = f"sums in another order differ by up to {limit / 10:.0e} to {limit:.0e} of the loss in {dtype}"
+    if parting.largest_share <= limit:
+        return f"within rounding: at most {parting.largest_share:.1e} of the loss; {usual}, and what is beyond is real"
+    text = f"beyond rounding: up to {parting.largest_share:.1e} of the loss, where {usual}. The difference is real"
+    if parting.first_share <= limit:
+        return f"{text}, or rounding ({parting.first_share:.1e} at step {parting.first}) that many steps have enlarged"
+    return text
 
 
 def _gap(one: float, two: float) -> float:

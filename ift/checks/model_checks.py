@@ -1,6 +1,6 @@
 """Invariants 6 and 7 on tiny models: packed examples against each alone, the engine's loss against the plain one."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from ift.checks.findings import Findings
 from ift.checks.tiny_world import lora
-from ift.checks.workbench import Changes, Workbench
+from ift.checks.workbench import Changes, Recipe, Workbench
 from ift.data.encoding import IGNORE_INDEX, Example
 from ift.data.micro_batches import MicroBatch, RowLayoutChoice, collate, fill_rows
 
@@ -65,21 +65,21 @@ def disturb(model: Any) -> None:
                 parameter.add_(0.05 * noise)
 
 
-def check_packing(bench: Workbench, findings: Findings, *, layouts: Mapping[str, tuple[str, ...]]) -> None:
-    """Invariant 6, on every family of the world with LoRA; with the first of them, for each kind of attention.
+def check_packing(
+    bench: Workbench, findings: Findings, model_type: str, *, attention: str | None, layouts: tuple[str, ...]
+) -> None:
+    """Invariant 6, on a family of the world with LoRA.
 
     Args:
-        bench: opens the models.
+        bench: opens the model.
         findings: gain the cases.
-        layouts: by model type, the row layouts that are exact for it.
+        model_type: of the family.
+        attention: `model.attention`.
+        layouts: the row layouts that are exact for it.
     """
-    if 6 not in findings.wanted:
-        return
-    for number, (model_type, folder) in enumerate(bench.world.families.items()):
-        for attention in ("sdpa", "eager") if not number else (None,):
-            title = model_type + (f", {attention}" if attention else "")
-            model: Changes = {"base": str(folder), "attention": attention, "adapter": lora()}
-            check_rows(bench, findings, title=title, layouts=layouts[model_type], changes={"model": model})
+    title = model_type + (f", {attention}" if attention else "")
+    model: Changes = {"base": str(bench.world.families[model_type]), "attention": attention, "adapter": lora()}
+    check_rows(bench, findings, title=title, layouts=layouts, changes={"model": model})
 
 
 def check_rows(bench: Workbench, findings: Findings, *, title: str, layouts: tuple[str, ...], changes: Changes) -> None:
@@ -159,22 +159,21 @@ def row_gap(module: Any, batch: MicroBatch) -> float:
     return gap / largest
 
 
-def check_loss(bench: Workbench, findings: Findings, cases: Mapping[str, Changes]) -> None:
+def check_loss(bench: Workbench, recipe: Recipe, findings: Findings) -> None:
     """Invariant 7: the gradient of a step, against a loop over its examples with full logits.
 
     Args:
-        bench: opens the models.
-        findings: gain the cases.
-        cases: changes to the settings of the world, by name.
+        bench: opens the model.
+        recipe: what is trained.
+        findings: gain the case.
     """
-    for title, changes in cases.items():
-        findings.measure(
-            7,
-            title,
-            lambda title=title, changes=changes: gradient_gap(bench, title, changes),  # type: ignore[misc]
-            quantity="of the largest gradient, or loss",
-            allowed=RELATIVE_ROUNDING,
-        )
+    findings.measure(
+        7,
+        recipe.name,
+        lambda: gradient_gap(bench, recipe.name, recipe.changes),
+        quantity="of the largest gradient, or loss",
+        allowed=RELATIVE_ROUNDING,
+    )
 
 
 def gradient_gap(bench: Workbench, title: str, changes: Changes) -> float:

@@ -75,7 +75,7 @@ def check_cutting(
         for way, changes in ways_of_cutting(bench, all_of_them=thorough).items():
             layout = changes["data"].get("row_layout", "grouped")
             if layout not in layouts:
-                findings.omit(3, named(bench, recipe, way), f"{layout} rows are not exact for this model")
+                findings.omit(3, named(bench, recipe, way), f"no {layout} rows for this model and method")
                 continue
             name = f"{recipe.name}-{way.replace(' ', '_').replace(',', '')}"
             _compare(bench, recipe, findings, reference, (way, name, (changes,)))

@@ -1,18 +1,20 @@
 """What differed between two runs, and where their results part. Starts without torch."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from ift.artifacts import RunFolder, flat
-from ift.checks.loss_curves import Parting, compare_losses
+from ift.checks.changes import ABSENT, Change, changes, nested_changes
+from ift.checks.dropout_masks import masks_hint
+from ift.checks.loss_curves import Parting, compare_losses, rounding_text
+from ift.checks.run_sessions import LaterSession, later_sessions, session_facts
 from ift.checks.weight_difference import WeightDifference, compare_weights
 from ift.errors import UserError
 from ift.training.decisive_settings import decisive_settings, is_decisive
 
 _WITHOUT_MEANING = ("run_dir", "ckpt_path")
 """Settings that say where a run lies, and what it went on from."""
-_ABSENT = "absent"
 PARTS = {
     "data": "the bytes of the data's files",
     "labels": "the examples: ids and labels after masking",
@@ -25,20 +27,6 @@ PARTS = {
     "strategy": "devices and strategy",
 }
 """Parts of the fingerprint, in the order in which one leads to the next."""
-
-
-@dataclass(frozen=True)
-class Change:
-    """One thing that is not the same in both runs."""
-
-    name: str
-    """Dotted key."""
-    one: Any
-    other: Any
-
-    def text(self) -> str:
-        """Return one line for people."""
-        return f"{self.name}: {_short(self.one)} -> {_short(self.other)}"
 
 
 @dataclass(frozen=True)
@@ -55,7 +43,13 @@ class RunDifference:
     """Part of the fingerprint to whether it is the same; `None` where a run does not know it."""
     details: tuple[Change, ...]
     """What of code, environment, strategy and counts differs, where the manifests hold it."""
+    sessions: tuple[tuple[LaterSession, ...], tuple[LaterSession, ...]]
+    """The sessions behind the first one, of each run."""
     losses: Parting
+    rounding: str | None
+    """What the largest gap of the losses means; `None` where there is none."""
+    dropout: str | None
+    """Why dropout masks differ by design; `None` where they do not."""
     weights: WeightDifference
     validation: tuple[Change, ...]
     """Validation results that differ, by step."""
@@ -83,15 +77,27 @@ def compare_runs(one: str, other: str) -> RunDifference:
     folders = [RunFolder(one), RunFolder(other)]
     manifests = [_manifest(key, folder) for key, folder in zip(("RUN_A", "RUN_B"), folders, strict=True)]
     counting, others = _settings(*folders)
+    details = changes(*(_facts(manifest) for manifest in manifests))
+    one_later, other_later = (later_sessions(*run) for run in zip(folders, manifests, strict=True))
+    losses = compare_losses(*folders)
+    later = () if one_later == other_later else (*one_later, *other_later)
+    differing = [change.name for part in (counting, details, *(one.changes for one in later)) for change in part]
     return RunDifference(
         settings=counting,
         settings_without_effect=others,
         same_fingerprint=_same_part("total", *manifests),
         parts={part: _same_part(part, *manifests) for part in PARTS},
-        details=tuple(_changes(*(_facts(manifest) for manifest in manifests))),
-        losses=compare_losses(*folders),
+        details=tuple(details),
+        sessions=(one_later, other_later),
+        losses=losses,
+        rounding=rounding_text(losses, _dtypes(manifests)),
+        dropout=masks_hint(
+            list(zip(folders, manifests, strict=True)),
+            differing,
+            recut=any(manifest.get("out_of_memory") for manifest in manifests),
+        ),
         weights=compare_weights(*folders),
-        validation=tuple(_changes(*(_validation(manifest) for manifest in manifests))),
+        validation=tuple(changes(*(_validation(manifest) for manifest in manifests))),
     )
 
 
@@ -110,7 +116,7 @@ def _same_part(part: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> b
 def _settings(one: RunFolder, other: RunFolder) -> tuple[tuple[Change, ...], tuple[Change, ...]]:
     """Return what differs and may change weights or losses, and what differs beside it."""
     configs = [run.read_config() if run.config.is_file() else {} for run in (one, other)]
-    found = list(_nested_changes("", *configs))
+    found = list(nested_changes("", *configs))
     places = [str(run.root) for run in (one, other)]
     found = [
         change
@@ -124,51 +130,24 @@ def _settings(one: RunFolder, other: RunFolder) -> tuple[tuple[Change, ...], tup
     return counting, tuple(change for change in found if change not in counting)
 
 
-def _nested_changes(name: str, one: Any, other: Any) -> Iterator[Change]:
-    """Yield what differs by dotted key; of two different classes or kinds, the whole."""
-    if one == other:
-        return
-    both = isinstance(one, Mapping) and isinstance(other, Mapping)
-    if not both or one.get("class_path") != other.get("class_path"):
-        yield Change(name, _without_none(one), _without_none(other))
-        return
-    for key in sorted(one.keys() | other.keys(), key=str):
-        yield from _nested_changes(f"{name}.{key}".lstrip("."), one.get(key, _ABSENT), other.get(key, _ABSENT))
-
-
-def _without_none(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _without_none(one) for key, one in value.items() if one is not None}
-    return value
+def _dtypes(manifests: Iterable[Mapping[str, Any]]) -> set[str]:
+    """Return in what numbers the runs computed."""
+    precisions = {str(flat((manifest.get("sessions") or [{}])[0]).get("strategy.precision")) for manifest in manifests}
+    mixed = {name for name in ("bfloat16", "float16") for one in precisions if one.startswith(name.replace("loat", ""))}
+    return mixed | {str(manifest.get("dtype")) for manifest in manifests}
 
 
 def _facts(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a manifest says of parts that have a hash and more, by dotted name, per session."""
-    facts: dict[str, Any] = {}
-    for number, session in enumerate(manifest.get("sessions", []), 1):
-        prefix = "" if number == 1 else f"session {number}: "
-        for part in ("code", "environment", "strategy", "versions", "row_layout", "attention", "from_step"):
-            facts |= {f"{prefix}{name}": value for name, value in flat({part: session.get(part)}).items()}
+    """Return what a manifest says of parts that have a hash and more, by dotted name; of the first session."""
+    first = (manifest.get("sessions") or [{}])[0]
+    facts = {**session_facts(first), "from_step": first.get("from_step")}
     for name in ("base.name", "base.fingerprint", "seed", "steps", "status"):
-        facts[name] = flat(manifest).get(name, _ABSENT)
+        facts[name] = flat(manifest).get(name, ABSENT)
     for number, source in enumerate(manifest.get("data", {}).get("sources", [])):
         for name in ("path", "sha256", "rows", "examples", "tokens", "supervised_tokens"):
-            facts[f"data.sources[{number}].{name}"] = source.get(name, _ABSENT)
+            facts[f"data.sources[{number}].{name}"] = source.get(name, ABSENT)
     return facts
 
 
 def _validation(manifest: Mapping[str, Any]) -> dict[str, Any]:
     return {f"validation loss at step {one['step']}": one["loss"] for one in manifest.get("validation", [])}
-
-
-def _changes(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[Change]:
-    return [
-        Change(name, one.get(name, _ABSENT), other.get(name, _ABSENT))
-        for name in sorted(one.keys() | other.keys())
-        if one.get(name, _ABSENT) != other.get(name, _ABSENT)
-    ]
-
-
-def _short(value: Any, most: int = 160) -> str:
-    text = repr(value)
-    return text if len(text) <= most else f"{text[:most]}…"

@@ -1,12 +1,13 @@
 """`ift check`: hold this machine, or a run's configuration, to what must stay true."""
 
+import logging
 import sys
 from argparse import Namespace
 from pathlib import Path
 
 from ift.artifacts import write_json
 from ift.checks.findings import INVARIANTS, Findings
-from ift.commands.option_parser import OptionParser
+from ift.commands.option_parser import OptionParser, writable_file
 from ift.errors import UserError
 
 
@@ -50,13 +51,16 @@ def run(command: str, arguments: list[str]) -> int:
     """
     options = parser().parse(arguments)
     wanted = _wanted(options)
+    report = writable_file("--json", options.json) if options.json is not None else None
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it names kernels that are not needed
     from ift.commands.check_runs import check
 
-    findings = Findings(wanted, lambda text: print(text, file=sys.stderr, flush=True))
+    told = sys.stderr  # which the checks hide from the commands that they run
+    findings = Findings(wanted, lambda text: print(text, file=told, flush=True))
     check(findings, options)
     print(findings.table())
-    if options.json is not None:
-        write_json(Path(options.json), findings.describe())
+    if report is not None:
+        write_json(report, findings.describe())
     print("\neverything holds" if findings.holds else "\nVIOLATED")
     return 0 if findings.holds else 1
 

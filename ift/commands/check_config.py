@@ -10,6 +10,7 @@ import yaml
 from ift.artifacts import RunFolder
 from ift.checks.artefact_checks import check_files, check_losses, check_responses, check_store, check_template
 from ift.checks.findings import ARTEFACTS, Findings
+from ift.checks.workbench import quiet
 from ift.commands.inspect_config import InspectCLI, configured_data
 from ift.commands.merge_prompts import encoder_of
 from ift.commands.stage_config import has_stages
@@ -59,8 +60,6 @@ def config_of_file(path: str) -> dict[str, Any]:
 
 def check_own_files(folder: str, findings: Findings) -> None:
     """Hold what a run left behind against its manifest."""
-    if ARTEFACTS not in findings.wanted:
-        return
     run = RunFolder(folder)
     if not run.manifest.is_file():
         findings.omit(ARTEFACTS, "all of them", "the run has no manifest")
@@ -69,8 +68,9 @@ def check_own_files(folder: str, findings: Findings) -> None:
     check_files(run, manifest, findings)
     check_losses(run, manifest, findings)
     try:
-        data = configured_data(["--config", str(run.config)])
-        data.look(validation=False)
+        with quiet():
+            data = configured_data(["--config", str(run.config)])
+            data.look(validation=False)
     except (UserError, OSError) as error:
         findings.omit(ARTEFACTS, "its data", f"they cannot be read any more: {' '.join(str(error).split())[:200]}")
         return

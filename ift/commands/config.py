@@ -18,13 +18,15 @@ from ift.commands.messages import is_missing, key_in, nearest, simplified
 from ift.commands.method_names import KEY, adapter_setting, class_path_of, full_arguments, with_class_paths
 from ift.errors import UserError
 
-_HELP_KEYS = frozenset({"config", "print_config", "help"})
+_HELP_KEYS = frozenset({"config", "print_config", "print_shtab", "help"})
 _CLASS_KEYS = ["class_path", "init_args", "dict_kwargs"]
 
 
 class ConfigParser(LightningArgumentParser):
     """Raises `UserError` instead of printing the usage and exiting."""
 
+    other_options: Sequence[str] = ()
+    """Of the command, taken from its arguments before those come here; without the dashes."""
     _files: Sequence[ConfigFile] = ()
     _arguments: Sequence[str] = ()
 
@@ -58,7 +60,7 @@ class ConfigParser(LightningArgumentParser):
                     raise UserError(f"{place}: '{path}' always follows '{self._sources[path]}'. Leave it out.")
                 if any(key.startswith(path + ".") for key in known):
                     if entry.text is not None:
-                        raise UserError(f"{place}: '{path}' needs keys below it, found '{entry.text}'.")
+                        raise UserError(f"{place}: {self._needs_keys(path, entry.text)}")
                 elif path not in known:
                     self._check_inside(file, path, entry.text, known)
                 elif path == KEY and self._names_methods():
@@ -124,8 +126,11 @@ class ConfigParser(LightningArgumentParser):
         text = re.sub(r"\s*\n\s*", " ", message.strip())
         if match := re.search(r"[Uu]nrecognized arguments: (\S+)", text):
             key = match[1].lstrip("-").partition("=")[0]
-            return f"unknown option '{match[1]}'.{nearest(key, self.keys(), prefix='--')}"
+            return f"unknown option '{match[1]}'.{nearest(key, [*self.keys(), *self.other_options], prefix='--')}"
         key = key_in(text)
+        if found := re.search(r"Unable to load config '([^']*)'", text):
+            place = self._place(key)
+            return (f"{place}: " if place else "") + self._needs_keys(key, found[1])
         if is_missing(text) or ("Got value: None" in text and not self._place(key)):
             return f"{key}: required, and not given. Set it in the YAML, or with --{key}."
         text = simplified(text)
@@ -134,6 +139,16 @@ class ConfigParser(LightningArgumentParser):
             text = f"{key}: unknown setting '{unknown[1]}'.{nearest(unknown[1], known)}"
         place = self._place(key, text)
         return f"{place}: {text}" if place else text
+
+    def _needs_keys(self, path: str, value: str) -> str:
+        """Return what to write where a single value stands in the place of several keys."""
+        below = [key for key in self.keys() if key.startswith(path + ".")]
+        choices = {
+            action.dest: [str(one) for one in get_args(getattr(action, "_typehint", None))] for action in self._actions
+        }
+        fitting = [key for key in below if value in choices.get(key, [])]
+        told = f" Write {fitting[0]}: {value}." if fitting else f" Known there: {', '.join(below[:30])}."
+        return f"'{path}' needs keys below it, found '{value}'.{told}"
 
     def _place(self, key: str, text: str = "") -> str | None:
         """Return where the key was typed: an option of the command line, else the last file that holds it."""

@@ -44,8 +44,8 @@ def run(command: str, arguments: list[str]) -> None:
     output = Path(options.output).expanduser()
     if output.exists() or output.is_symlink():
         raise UserError(f"--output: '{output}' exists, and nothing is ever overwritten. Give another folder.")
-    folder, path = _find(Path(options.source).expanduser())
     quiet()
+    folder, path = _find(Path(options.source).expanduser())
     from ift.training.consolidation import consolidate, open_checkpoint
 
     checkpoint = open_checkpoint("RUN_OR_CHECKPOINT", path)

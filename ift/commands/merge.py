@@ -98,6 +98,7 @@ def quiet() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     logging.getLogger("transformers").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    warnings.filterwarnings("ignore", message="`loftq_config` specified")  # by no one: PEFT saves it as {}
     if not sys.stderr.isatty():
         from transformers.utils.logging import disable_progress_bar
 

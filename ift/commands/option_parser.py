@@ -1,7 +1,9 @@
 """Options of the commands that are no run: argparse, whose mistakes are this project's errors."""
 
 import argparse
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from ift.errors import UserError, unknown_name
@@ -32,3 +34,26 @@ class OptionParser(argparse.ArgumentParser):
             if name.startswith("--") and name not in self._option_string_actions:
                 raise unknown_name(self.prog, name, [own for own in self._option_string_actions if own[:2] == "--"])
         return self.parse_args(arguments)
+
+
+def writable_file(key: str, name: str) -> Path:
+    """Return the path of a file that a command writes at its end, its folder made.
+
+    Args:
+        key: the option.
+        name: as the user typed it.
+
+    Raises:
+        UserError: it is a folder, or nothing can be written beside it.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        raise UserError(f"{key}: '{name}' is a folder. Name a file.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            return path
+    except OSError as error:
+        raise UserError(
+            f"{key}: '{name}' cannot be written: {error.strerror}. Name a file in a folder that can."
+        ) from error

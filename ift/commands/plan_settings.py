@@ -5,6 +5,7 @@ from typing import Any
 
 from lightning.pytorch.cli import LightningArgumentParser
 
+from ift.commands.plan import OWN_OPTIONS
 from ift.commands.stage_config import has_stages
 from ift.commands.trainer import TrainingCLI, hide_advice
 from ift.commands.trainer_settings import check_trainer
@@ -44,6 +45,7 @@ class _PlanCLI(TrainingCLI):
         """Take the same keys; a run folder need not be named, as none is made."""
         super().add_arguments_to_parser(parser)
         parser.set_defaults({"run_dir": "."})
+        parser.other_options = [name.removeprefix("--") for name in OWN_OPTIONS]
 
     def _set_seed(self) -> None:
         """Draw nothing at random."""

@@ -1,7 +1,7 @@
 """What became of the rows of a source: the numbers of the manifest and of the audit."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -9,6 +9,8 @@ import numpy as np
 
 from ift.data.encoding import NO_LOSS, STOP_LOSS, EncodedBatch, Encoder
 
+TOO_LONG = "longer than data.max_length"
+"""Begins the reason for which an example that is too long is rejected."""
 _MOST_KINDS = 50
 """Distinct reasons that are counted apart; a reason may hold a row's own words, and there may be millions of rows."""
 LENGTH_EDGES = np.unique(np.round(2.0 ** np.arange(0, 20.5, 0.5)).astype(np.int64))
@@ -173,3 +175,17 @@ def reject_report(counts: Sequence[SourceCounts]) -> str:
     lines = [f"  {number} x {reason}" for reason, number in reasons.most_common(5)]
     lines += [f"  {place}" for source in counts for place in source.first_rejects][:4]
     return "\n".join(lines)
+
+
+def rejected_advice(reasons: Iterable[str]) -> str:
+    """Return what to do about rejected rows, by the reasons for which they were."""
+    found = set(reasons)
+    long = {reason for reason in found if reason.startswith(TOO_LONG)}
+    advice = ["Mend the rows or their layout."] if found - long else []
+    if long == {TOO_LONG}:
+        advice.append(
+            "Raise data.max_length, or let data.over_long cut what is longer (cut_turns, cut_start, cut_end)."
+        )
+    elif long:
+        advice.append("Raise data.max_length, or let data.over_long cut otherwise (cut_turns, cut_start, cut_end).")
+    return " ".join([*advice, "Or raise data.max_rejected."])

@@ -7,7 +7,7 @@ import numpy as np
 
 from ift.data.audit import audit
 from ift.data.conversation import TrainOn
-from ift.data.counts import SourceCounts, describe_blocks, reject_report
+from ift.data.counts import SourceCounts, describe_blocks, reject_report, rejected_advice
 from ift.data.encoding import Encoder
 from ift.data.order import IndexArray, Members, Mixing, Mixture, Permutation
 from ift.data.rows import Source
@@ -40,7 +40,7 @@ def check_rejected(key: str, store: ExampleStore, *, max_rejected: float) -> Non
         raise UserError(
             f"{key}: {rejected} of {everything} {counted_as(store.counts)} cannot be used, more than data.max_rejected "
             f"{max_rejected:g} allows:\n{reject_report(store.counts)}\nAll of them: {store.rejects_path}\n"
-            "Mend the rows or their layout, or raise data.max_rejected (and data.max_length where rows are long)."
+            + rejected_advice(reason for counts in store.counts for reason in counts.rejected)
         )
 
 

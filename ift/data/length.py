@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 
 from ift.data.conversation import Conversation, TrainOn, supervise
+from ift.data.counts import TOO_LONG
 from ift.data.encoding import NO_LOSS, STOP_LOSS, EncodedBatch, Encoder
 from ift.data.layouts import RowError
 from ift.data.segments import Segment
@@ -99,13 +100,13 @@ class LengthPolicy:
             length = int(batch.num_tokens[i])
             one = self._shorten(batch, i, conversations[i]) if self._over_long != "drop" else None
             if one is None:
-                rejected[i] = Reason("longer than data.max_length", self._too_long(length))
+                rejected[i] = Reason(TOO_LONG, self._too_long(length))
             elif self._needs_prompt and one.loss[0] != NO_LOSS:
-                kind = f"longer than data.max_length; {self._over_long} leaves nothing of the request"
+                kind = f"{TOO_LONG}; {self._over_long} leaves nothing of the request"
                 rejected[i] = Reason(kind, f"{self._too_long(length)}; {self._over_long} leaves nothing of the request")
             elif one.num_supervised[0] == 0:
                 text = f"{self._too_long(length)}; {self._over_long} leaves no supervised token"
-                rejected[i] = Reason(f"longer than data.max_length; {self._over_long} leaves nothing to learn", text)
+                rejected[i] = Reason(f"{TOO_LONG}; {self._over_long} leaves nothing to learn", text)
             else:
                 shortened[i] = one
         return Outcome(_assembled(batch, shortened, rejected), dict(sorted(rejected.items())), frozenset(shortened))

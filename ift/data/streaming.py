@@ -6,7 +6,7 @@ from itertools import islice
 from typing import Any
 
 from ift.data.audit import Audit, SourceAudit, problems
-from ift.data.counts import SourceCounts, SpecialTokens, reject_report
+from ift.data.counts import SourceCounts, SpecialTokens, reject_report, rejected_advice
 from ift.data.encoding import Encoder
 from ift.data.length import LengthPolicy
 from ift.data.order import Mixing
@@ -197,8 +197,7 @@ class StreamCounts:
             unit = "rows" if everything == sum(self.rows) else "conversations"
             raise UserError(
                 f"data.sources: {number} of {everything} {unit} of the streams cannot be used, more than "
-                f"data.max_rejected {max_rejected:g} allows:\n{told}\nMend the rows or their layout, or raise "
-                "data.max_rejected."
+                f"data.max_rejected {max_rejected:g} allows:\n{told}\n{rejected_advice(self.rejected)}"
             )
 
 

@@ -11,8 +11,8 @@ from transformers.pytorch_utils import Conv1D
 from ift.errors import UserError
 
 MERGE_REFUSAL = (
-    "merge: a bottleneck adapter has a non-linearity and cannot become part of the base model's weights. Load it "
-    "beside its base model, or train LoRA, which can be merged, on the same modules (target_modules)."
+    "a bottleneck adapter has a non-linearity, which no weights of the base model can say. Load it beside its base "
+    "model, or train LoRA, which can be merged, on the same modules (target_modules)."
 )
 
 

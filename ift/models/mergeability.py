@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ift.errors import UserError
+from ift.models.bottleneck_layer import MERGE_REFUSAL
 from ift.models.encoder_decoder import auto_class
 
 CHOICES = (
@@ -41,6 +42,8 @@ def check_mergeable(key: str, adapter: Path, *, config: Any) -> None:
             "a plain LoRA of the base model, or train it with ift fit, which does."
         )
     reason = _reason_of_type(settings) or (_reason_of_model(settings, config) if config is not None else None)
+    if reason == MERGE_REFUSAL:  # which says it all
+        raise UserError(f"{key}: '{adapter}' cannot be merged: {reason}")
     if reason is not None:
         raise UserError(f"{key}: a {_name(settings)} adapter cannot be merged: {reason} {CHOICES}")
 

@@ -3,6 +3,8 @@
 import os
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +104,11 @@ def newest_checkpoint(run: RunFolder) -> Path | None:
         UserError: one of them cannot be read, so that nobody knows which is the newest.
     """
     # A link to the last one points nowhere for a moment, in which a kill may come.
-    found = {path: steps_of(path) for path in run.checkpoints.glob("*.ckpt") if path.exists()}
+    found: dict[Path, int] = {}
+    for path in run.checkpoints.glob("*.ckpt"):
+        if path.exists():
+            with told_way_on(path):
+                found[path] = steps_of(path)
     return max(found, key=lambda path: (found[path], path.name)) if found else None
 
 
@@ -129,8 +135,7 @@ def read_checkpoint(path: Path) -> Any:
     except Exception as error:  # torch raises many types for what is no checkpoint; each means that it is unusable
         reason = str(error).partition("\n")[0].partition(". ")[0].rstrip(".")[:200] + "."
         raise UserError(
-            f"--ckpt_path: '{path}' cannot be read as a checkpoint: {reason} Move it out of the way; 'last' then takes "
-            "the newest of the others."
+            f"--ckpt_path: '{path}' cannot be read as a checkpoint: {reason} Move it out of the way."
         ) from error
 
 
@@ -169,11 +174,12 @@ def check_checkpoint(path: Path, base: str, *, resumes: bool = False) -> None:
     Raises:
         UserError: not a checkpoint of ift, a damaged one, or one of another base model.
     """
-    if is_sharded_checkpoint(path):
-        check_whole("--ckpt_path", path)  # its tensors are `damage_of_own_parts`' business
-    else:
-        check_seal("--ckpt_path", path)
-    checkpoint = read_checkpoint(path)
+    with told_way_on(path):
+        if is_sharded_checkpoint(path):
+            check_whole("--ckpt_path", path)  # its tensors are `damage_of_own_parts`' business
+        else:
+            check_seal("--ckpt_path", path)
+        checkpoint = read_checkpoint(path)
     own = checkpoint.get(CHECKPOINT_KEY) if isinstance(checkpoint, dict) else None
     if own is None:
         raise UserError(f"--ckpt_path: '{path}' was not written by ift fit.")
@@ -202,7 +208,50 @@ def damage_of_own_parts(path: Path | None, place: Launch) -> str:
         return ""
     num_ranks = place.num_processes if place.program is not None else 1
     try:
-        check_parts("--ckpt_path", path, rank=place.rank, num_ranks=num_ranks)
+        with told_way_on(path):
+            check_parts("--ckpt_path", path, rank=place.rank, num_ranks=num_ranks)
     except (UserError, OSError) as error:
         return str(error)
     return ""
+
+
+def intact_beside(path: Path) -> tuple[Path, int] | None:
+    """Return the checkpoint with the most steps that lies beside a damaged one and is whole, with its steps."""
+    found = {}
+    for other in path.parent.glob("*.ckpt"):
+        with suppress(UserError, OSError):
+            if other != path:
+                found[other] = steps_of(other)
+    for other in sorted(found, key=lambda one: (found[one], one.name), reverse=True):
+        with suppress(UserError, OSError):
+            if is_sharded_checkpoint(other):
+                check_whole("", other)
+                check_parts("", other)
+            else:
+                check_seal("", other)
+            return other, found[other]
+    return None
+
+
+@contextmanager
+def told_way_on(path: Path, *, resumes: bool = True) -> Iterator[None]:
+    """Say beside what is wrong with a checkpoint which other one there is.
+
+    Args:
+        path: of the checkpoint.
+        resumes: whether a run is to go on, or validate, from there.
+
+    Raises:
+        UserError: the one that was met, with the other checkpoint's name and steps.
+    """
+    try:
+        yield
+    except UserError as error:
+        other = intact_beside(path)
+        if other is None:
+            raise UserError(f"{error} No checkpoint beside it is intact.") from error
+        way = f"after 'mv {path} {path}.damaged', --ckpt_path last takes that one."
+        raise UserError(
+            f"{error} The newest intact one beside it is '{other[0]}', of step {other[1]}: "
+            + (way if resumes else "name that one.")
+        ) from error

@@ -22,7 +22,7 @@ from ift.models.deferred import Deferred, in_place, read_for_good, values_of
 from ift.models.families.normalized_head import NormalizedHead, settle_heads
 from ift.models.initial_adapters import save_adapter
 from ift.models.original_layout import write_shards
-from ift.training.checkpoints import read_checkpoint
+from ift.training.checkpoints import read_checkpoint, told_way_on
 from ift.training.module import CHECKPOINT_KEY, InstructionModule
 from ift.training.seals import check_seal
 from ift.training.sharded_checkpoints import check_parts, check_whole, is_sharded_checkpoint
@@ -54,11 +54,12 @@ def open_checkpoint(key: str, path: Path) -> StoredCheckpoint:
             another program.
     """
     sharded = is_sharded_checkpoint(path)
-    if sharded:
-        check_whole(key, path)
-        check_parts(key, path)
-    else:
-        check_seal(key, path)
+    with told_way_on(path, resumes=False):
+        if sharded:
+            check_whole(key, path)
+            check_parts(key, path)
+        else:
+            check_seal(key, path)
     found = read_checkpoint(path)
     if not isinstance(found, dict) or CHECKPOINT_KEY not in found:
         raise UserError(f"{key}: '{path}' was not written by ift fit.")

@@ -10,6 +10,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from ift.errors import UserError
 from ift.training.fused_optimizers import FusedOptimizer
+from ift.training.strategies import name_of
 
 ELEMENTWISE: tuple[type, ...] = (
     *(torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adamax, torch.optim.NAdam, torch.optim.RAdam),
@@ -44,8 +45,8 @@ class OptimizerTraits:
         if self.fused and not isinstance(trainer.strategy, SingleDeviceStrategy):
             raise UserError(
                 f"{key}: {self.name} updates weights before other processes could add their gradients, and here the "
-                f"strategy is {type(trainer.strategy).__name__} with {trainer.world_size} of them. Set trainer.devices "
-                "1 and trainer.strategy auto, or take another optimizer."
+                f"trainer.strategy is {name_of(trainer.strategy)} with {trainer.world_size} of them. Set "
+                "trainer.devices 1 and trainer.strategy auto, or take another optimizer."
             )
 
     def notes(self, *, global_batch_size: int, clip_norm: float | None, device: torch.device) -> list[str]:

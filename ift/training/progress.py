@@ -51,6 +51,11 @@ class RunProgress(ProgressBar):
         if name in self._bars:
             self._bars.pop(name).close()
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """End the line of each bar, so that what is said next has one of its own."""
+        for name in list(self._bars):
+            self._close(name)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the bar of the whole run, at the step where it resumes."""
         self._open("Training", trainer.estimated_stepping_batches, initial=trainer.global_step)

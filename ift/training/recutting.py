@@ -20,6 +20,7 @@ from ift.data.steps import Step, recut
 from ift.errors import LocalError, UserError
 from ift.training.deepspeed_strategy import ZeroStrategy
 from ift.training.engines import Engine
+from ift.training.strategies import name_of
 
 KEY = "data.auto_micro_batch"
 _SIGNS = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
@@ -113,7 +114,7 @@ class Recutting:
                 "it to false, and data.global_batch_size to what fits, or take another optimizer."
             )
         if isinstance(strategy, ZeroStrategy) or not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
-            raise cannot_repeat(type(strategy).__name__)
+            raise cannot_repeat(name_of(strategy))
 
     def engine(self, engine: Engine) -> Engine:
         """Return the engine to use: under DDP, one that lets ranks agree before they exchange gradients."""

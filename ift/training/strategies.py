@@ -22,6 +22,10 @@ _REFUSED = {
 """Lightning's strategies that are not offered, and why."""
 
 
+_NAMES = {"ShardedStrategy": "fsdp", "DDPStrategy": "ddp", "SingleDeviceStrategy": "auto"}
+"""Classes of strategies, as the user knows them."""
+
+
 def check_strategy_name(strategy: Any, command: str) -> None:
     """Refuse a strategy whose steps are not exact here.
 
@@ -68,3 +72,9 @@ def build_strategy(chosen: Any) -> Any:
 
         return DDPStrategy(find_unused_parameters=False)
     return chosen
+
+
+def name_of(strategy: Any) -> str:
+    """Return what stands under `trainer.strategy` for a strategy, which Lightning may have chosen by itself."""
+    own = getattr(strategy, "name", None)  # of DeepSpeed, one of several
+    return own or _NAMES.get(type(strategy).__name__, type(strategy).__name__)

@@ -69,7 +69,31 @@ def test_texts_and_rows_hold_and_are_counted(in_process: None, tmp_path: Path, c
     assert len(templates) > 25 and {row["number"] for row in report["invariants"]} == {1, 2, 10}
     shown = capsys.readouterr()
     assert "supervised tokens are the responses" in shown.out and "everything holds" in shown.out
-    assert "VIOLATED" not in shown.out and shown.err.count("\n") > 60  # it tells how far it is
+    assert "VIOLATED" not in shown.out
+    # It tells beforehand how much there is to do, and with each case how far it is.
+    _, first, *others = [line for line in shown.err.splitlines() if line.startswith("[")]
+    parts = 2 * len(templates) + 1
+    assert f"{parts} parts, about 10 s" in first
+    cases = [line for line in others if " allowed " in line]
+    assert len(cases) == len(report["cases"]) == 4 * len(templates) + 3
+    assert f",  1 of {parts}]" in cases[0] and f", {parts} of {parts}]" in cases[-1]
+    assert "alpaca, byte-level: 0 texts wrong, allowed 0" in cases[0]
+
+
+def test_what_a_configuration_lacks_is_said_and_all_its_rows_are_checked(
+    config: Callable[..., Path], tmp_path: Path, capsys: Any
+) -> None:
+    whole = {"adapter": None, "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-3}}}
+    path = config("whole", model=whole, data={"train_on": "everything"})
+    code, report = check("--config", str(path), "--only", "1,6,8", report=tmp_path / "report.json")
+    assert code == 0
+    assert [case["name"] for case in report["cases"] if case["invariant"] == 6] == [
+        f"llama, {layout} rows" for layout in ("flattened", "packed", "grouped")
+    ]
+    omitted = {one["invariant"]: one["reason"] for one in report["omissions"]}
+    assert "no response by itself" in omitted[1] and "there is no adapter" in omitted[8]
+    table = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("1  supervised tokens") and line.endswith("left out") for line in table), table
 
 
 def shift_labels(patch: pytest.MonkeyPatch) -> None:
@@ -295,13 +319,19 @@ def test_ranks_that_do_not_sum_up_their_gradients_are_seen(
     assert all(map(math.isfinite, wrong.values())), wrong  # they ran, and were measured
 
 
-def test_wrong_options_are_refused(tmp_path: Path, capsys: Any) -> None:
+def test_wrong_options_are_refused_before_anything_is_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("ift.checks.findings.Findings.run", lambda *_: pytest.fail("it began"))
     for arguments, message in (
         (["--only", "11"], "--only: '11' names no invariant"),
         (["--only", "three"], "--only: 'three' names no invariant"),
         (["--run", "a", "--config", "b"], "--config: a run has its own"),
         (["--run", str(tmp_path)], "is no run folder"),
         (["--keep", str(tmp_path)], "--keep:"),
+        (["--json", str(tmp_path)], "--json: "),
+        (["--json", str(tmp_path / "file" / "report.json")], "cannot be written: "),
     ):
         assert main(["check", *arguments]) == 2
         assert message in capsys.readouterr().err

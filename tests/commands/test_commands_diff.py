@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from tiny import ROOT
 
 from ift.artifacts import RunFolder
-from ift.checks.loss_curves import Curve, part
+from ift.checks.loss_curves import Curve, part, rounding_text
 from ift.checks.weight_difference import compare_weights
 from ift.cli import main
 
@@ -175,6 +175,8 @@ def test_a_run_that_is_shorter_is_not_the_same(fit: Any, tmp_path: Path) -> None
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, capsys: Any) -> None:
     assert main(["diff", str(tmp_path), str(tmp_path)]) == 2
     assert "RUN_A:" in capsys.readouterr().err
+    assert main(["diff", str(tmp_path), str(tmp_path), "--json", str(tmp_path)]) == 2
+    assert "--json: " in capsys.readouterr().err
 
 
 def test_it_needs_no_torch(fit: Any) -> None:
@@ -188,3 +190,70 @@ def test_it_needs_no_torch(fit: Any) -> None:
     result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
     assert not set(result.stdout.splitlines()[-1].split()) & {"torch", "transformers", "lightning", "peft"}
+
+
+STEADY = {"schedule": {"kind": "constant", "warmup": 0}}
+
+
+def test_of_a_later_session_only_what_it_changed_is_told(fit: Any, config: Config, tmp_path: Path, capsys: Any) -> None:
+    one = fit("one", model=STEADY)
+    other = fit("other", model=STEADY, trainer={"max_epochs": 1})
+    more: dict[str, Any] = {"model": STEADY, "run_dir": str(other), "data": {"micro_batch_tokens": 256}}
+    path = config("more", **more)
+    assert main(["fit", "--config", str(path), "--ckpt_path", "last", "--debug"]) == 0
+    capsys.readouterr()
+    _, report = diff(one, other, tmp_path / "report.json")
+    text = capsys.readouterr().out
+    assert "sessions: A one session; B went on from step 4" in text
+    told = [line for line in text.splitlines() if line.startswith("  B, session 2: ")]
+    assert told == [
+        "  B, session 2: data.micro_batch_tokens: 512 -> 256",
+        "  B, session 2: trainer.max_epochs: 1 -> 2",
+    ]
+    assert report["sessions"][0] == [] and report["sessions"][1][0]["from_step"] == 4
+    assert "versions" not in text and "absent" not in text
+    # A session in the same way on both sides is no difference.
+    diff(other, other, tmp_path / "report.json")
+    assert "sessions: both went on from step 4, in the same way" in capsys.readouterr().out
+
+
+def test_dropout_masks_that_differ_by_design_are_told(fit: Any, tmp_path: Path, capsys: Any) -> None:
+    settings = {"r": 4, "target_modules": "all-linear", "lora_dropout": 0.25}
+    dropout = {"adapter": {"class_path": "peft.LoraConfig", "init_args": settings}}
+    for name, model in (("dropped", dropout), ("whole", {})):
+        one = fit(f"{name}_one", model=model)
+        other = fit(f"{name}_other", model=model, data={"micro_batch_tokens": 256})
+        again = fit(f"{name}_again", model=model, data={"num_workers": 1})
+        capsys.readouterr()
+        _, report = diff(one, other, tmp_path / "report.json")
+        text = capsys.readouterr().out
+        if name == "dropped":
+            assert "beyond rounding" in report["rounding"] and "real" in text
+            assert "lora_dropout 0.25" in report["dropout"] and "data.micro_batch_tokens" in report["dropout"]
+            assert report["dropout"] in text
+        else:
+            assert report["dropout"] is None and "  within rounding: " in text
+            assert text.rstrip().endswith("different (losses within rounding)")
+            assert report["losses"]["largest_share"] < 1e-5
+        code, report = diff(one, again, tmp_path / "report.json")
+        assert code == 0 and report["dropout"] is None and report["rounding"] is None
+
+
+@pytest.mark.parametrize(
+    ("gaps", "dtypes", "told", "not_told"),
+    [
+        ((1e-8, 4e-7), {"float32"}, "within rounding: at most 2.0e-07", "beyond rounding"),
+        ((2e-3, 4e-2), {"float32"}, "The difference is real", "enlarged"),
+        ((2e-7, 4e-2), {"float32"}, "that many steps have enlarged", "within rounding"),
+        ((2e-3, 4e-3), {"float32", "bfloat16"}, "in bfloat16", "beyond rounding"),
+        ((math.nan, 1e-8), {"float32"}, "beyond rounding", "within rounding"),
+    ],
+)
+def test_gaps_are_said_to_be_rounding_or_not(
+    gaps: tuple[float, float], dtypes: set[str], told: str, not_told: str
+) -> None:
+    one = {1: 2.0, 2: 2.0, 3: 2.0}
+    two = {1: 2.0, 2: 2.0 + gaps[0], 3: 2.0 + gaps[1]}
+    text = rounding_text(part(Curve("losses.jsonl", one), Curve("losses.jsonl", two)), dtypes)
+    assert text is not None and told in text and not_told not in text
+    assert rounding_text(part(Curve("losses.jsonl", one), Curve("losses.jsonl", one)), dtypes) is None

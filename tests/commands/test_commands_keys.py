@@ -74,6 +74,8 @@ def test_a_misspelt_key_is_refused_with_the_nearest(
         (["--model.adapter.init_args.lora_alfa", "3"], "command line: model.adapter: unknown setting 'lora_alfa'."),
         (["--data.base", "x"], "data.base"),
         (["extra"], "unknown option 'extra'"),
+        (["--model.on_bad_step", "skip"], "found 'skip'. Write model.on_bad_step.action: skip."),
+        (["--model.schedule", "gentle"], "'model.schedule' needs keys below it, found 'gentle'. Known there: "),
         (["--config"], "--config"),
         (["--config", "none.yaml"], "--config: no file 'none.yaml' (looked in "),
         (["--data.max_length", "many"], "command line: data.max_length: Expected int. Got value: many"),

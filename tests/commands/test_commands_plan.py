@@ -186,6 +186,7 @@ def test_deepspeed_is_planned_without_it_and_without_gpus(
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
+        (["--crad", "24"], "unknown option '--crad'. Did you mean '--card'?"),
         (["--card", "h100"], "--card: unknown name 'h100'. Did you mean 'h100-80g'?"),
         (["--card", "0"], "--card: 0 is no memory"),
         (["--devices", "1"], "--devices: 1 is no number of ranks"),

@@ -153,6 +153,27 @@ def test_the_limit_of_rejected_rows(limit: float, allowed: bool, base: Path, tmp
     message = str(caught.value)
     assert f"data.sources: 2 of 10 rows cannot be used, more than data.max_rejected {limit:g} allows" in message
     assert f"{path} line 9: layout 'alpaca' needs" in message and "rejects.jsonl" in message
+    assert message.endswith("\nMend the rows or their layout. Or raise data.max_rejected.")
+
+
+@pytest.mark.parametrize(
+    ("over_long", "broken", "advice"),
+    [
+        ("drop", "", "Raise data.max_length, or let data.over_long cut what is longer"),
+        ("drop", "{}\n", "Mend the rows or their layout. Raise data.max_length, or let data.over_long cut what"),
+        ("cut_end", "", "Raise data.max_length, or let data.over_long cut otherwise"),
+    ],
+)
+def test_where_rows_are_too_long_what_helps_is_named(
+    over_long: Any, broken: str, advice: str, base: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    long = {**GOOD, "instruction": "long " * 300}
+    path.write_text("\n".join(map(json.dumps, [GOOD, long, long])) + "\n" + broken, encoding="utf-8")
+    options: dict[str, Any] = {"over_long": over_long, "cache_dir": str(tmp_path / "cache")}
+    with pytest.raises(UserError) as caught:
+        InstructionDataModule([Source(str(path), "alpaca")], str(base), 200, 4, 400, **options).load()
+    assert f"\n{advice}" in str(caught.value)
 
 
 def test_own_validation_sources_have_the_same_limit(base: Path, rows_file: Path, tmp_path: Path) -> None:

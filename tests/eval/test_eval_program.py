@@ -162,6 +162,13 @@ def test_a_sample_is_scored_with_the_same_limit_and_seed(run_eval: Run, quiz_fil
     assert (data["n"], data["limit"], data["seed"]) == (4, 4, 0)
 
 
+def test_an_unknown_option_is_told_with_the_nearest(run_eval: Run) -> None:
+    result = run_eval("score", "quiz", "--predictons", "x")
+    assert result.returncode == 2 and "unknown option '--predictons'. Did you mean '--predictions'?" in result.stderr
+    shortened = run_eval("score", "quiz", "--pred", "none.jsonl", "--output", "y", "--data", "none.json")
+    assert shortened.returncode == 2 and "unknown option" not in shortened.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -205,7 +205,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "shadow": (lambda: peft.ShadowConfig(), "input-dependent"),
     "beft without bias": (lambda: peft.BeftConfig(target_modules=["v_proj"]), "no bias"),
     "lora_bias without bias": (lambda: peft.LoraConfig(lora_bias=True, target_modules=["q_proj"]), "no bias"),
-    "bottleneck": (houlsby, "cannot be merged"),
+    "bottleneck": (houlsby, r"cannot be merged: a bottleneck adapter [^:]*\(target_modules\)\.$"),
     "unconverted": (
         lambda: peft.LoraConfig(init_lora_weights="pissa", target_modules=["q_proj"]),
         "unconverted",

@@ -2,6 +2,7 @@
 
 import pickle
 import random
+import re
 import resource
 import shutil
 import subprocess
@@ -116,7 +117,43 @@ def test_a_changed_or_foreign_checkpoint_is_refused(
     assert main(["fit", "--config", str(path), "--ckpt_path", "last"]) == 2
     message = capsys.readouterr().err
     assert "is damaged or was changed" in message and checkpoint.name in message and "Traceback" not in message
+    assert "No checkpoint beside it is intact." in message
     assert (run / "manifest.json").read_bytes() == before
+
+
+def test_the_next_intact_checkpoint_is_named_and_gone_on_with(
+    config: Config, fit: Fit, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    often = {**SETTINGS, "checkpoint": {"every_n_train_steps": 2, "save_top_k": -1}}
+    path = config("run", **often)
+    run = fit(path)
+    third, second, newest = sorted(run.glob("checkpoints/*.ckpt"))[-3:]
+    turned = bytearray(newest.read_bytes())
+    turned[turned.index(b"lora_A") + 900] ^= 4  # seen by its seal
+    newest.write_bytes(turned)
+    second.write_bytes(b"")  # seen when the newest is looked for
+    for damaged in (second, newest):
+        assert main(["fit", "--config", str(path), "--ckpt_path", "last"]) == 2
+        message = capsys.readouterr().err
+        assert f"'{damaged}'" in message and f"'{third}', of step {int(third.stem[-8:])}: after 'mv " in message
+        if damaged == newest:
+            assert main(["consolidate", str(run), "--output", str(tmp_path / "out")]) == 2
+            assert f"'{third}', of step {int(third.stem[-8:])}: name that one." in capsys.readouterr().err
+        source, target = re.findall(r"after 'mv (\S+) (\S+)'", message)[0]
+        Path(source).rename(target)
+    assert main(["fit", "--config", str(path), "--ckpt_path", "last"]) == 0
+    assert newest.is_file()
+
+
+def test_a_run_dir_that_cannot_be_made_is_refused_by_its_key(
+    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    path = str(config("run", run_dir=str(tmp_path / "file" / "run")))
+    for more in ([], ["--ckpt_path", "last"]):
+        assert main(["fit", "--config", path, *more]) == 2
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert said.startswith("error: run_dir: ") and "is no folder that you can write to" in said
 
 
 def test_weights_alone_are_not_resumed_from(config: Config, fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:

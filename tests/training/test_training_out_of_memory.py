@@ -13,6 +13,7 @@ import pytest
 import torch
 from comparing import largest_difference
 from killing import curves, kill_now, output, run_child
+from lightning.pytorch import Trainer
 
 from ift.cli import main
 from ift.data.encoding import IGNORE_INDEX, Example
@@ -21,6 +22,7 @@ from ift.data.steps import StepPlan, StreamProgress, examples_of, recut, step_of
 from ift.training import gradient as gradients
 from ift.training import objective
 from ift.training.recutting import is_out_of_memory
+from ift.training.strategies import build_strategy, name_of
 
 Config = Callable[..., Path]
 Fit = Callable[..., Path]
@@ -301,3 +303,9 @@ def test_memory_that_runs_out_elsewhere_in_a_step_is_told(
     said = " ".join(capsys.readouterr().err.split())
     assert "step 1: memory ran out" in said and "Traceback" not in said
     assert ("model.optimizer" if way == "update" else "data.micro_batch_tokens") in said
+
+
+@pytest.mark.parametrize("name", ["fsdp", "ddp", "auto"])
+def test_a_strategy_is_named_as_it_is_typed(name: str) -> None:
+    trainer = Trainer(strategy=build_strategy(name), accelerator="cpu", devices=1, logger=False)
+    assert name_of(trainer.strategy) == name

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from comparing import largest_difference
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ift import interruptions
+from ift.training.progress import RunProgress
 
 Config = Callable[..., Path]
 Fit = Callable[..., Path]
@@ -216,3 +218,11 @@ def test_a_signal_is_heard_where_other_processes_are_waited_for() -> None:
         process.kill()
     assert process.returncode == interruptions.EXIT_SAVED
     assert "SIGTERM received. It waited for other processes" in output
+
+
+def test_what_is_said_behind_a_bar_has_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    bars, nothing = RunProgress(), SimpleNamespace()
+    bars._open("Training", 3)
+    bars.on_exception(nothing, nothing, KeyboardInterrupt())  # type: ignore[arg-type]
+    said = capsys.readouterr().err
+    assert "Training:   0%" in said and said.endswith("\n")
