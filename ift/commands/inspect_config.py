@@ -2,8 +2,9 @@
 
 from lightning.pytorch.cli import LightningArgumentParser
 
+from ift.commands.library_advice import hide_advice
 from ift.commands.stage_config import has_stages
-from ift.commands.trainer import TrainingCLI, hide_advice
+from ift.commands.trainer import TrainingCLI
 from ift.data.datamodule import InstructionDataModule
 from ift.errors import UserError
 

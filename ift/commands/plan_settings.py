@@ -5,9 +5,10 @@ from typing import Any
 
 from lightning.pytorch.cli import LightningArgumentParser
 
+from ift.commands.library_advice import hide_advice
 from ift.commands.plan import OWN_OPTIONS
 from ift.commands.stage_config import has_stages
-from ift.commands.trainer import TrainingCLI, hide_advice
+from ift.commands.trainer import TrainingCLI
 from ift.commands.trainer_settings import check_trainer
 from ift.errors import UserError
 from ift.training import deepspeed_config

@@ -4,7 +4,6 @@ import json
 import logging
 import signal
 import sys
-import warnings
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
@@ -24,6 +23,7 @@ from ift.artifacts import RunFolder
 from ift.commands.cluster import cluster_plugins, settle_devices
 from ift.commands.config import ConfigParser
 from ift.commands.data_fit import check_data
+from ift.commands.library_advice import hide_advice
 from ift.commands.meeting import Meeting
 from ift.commands.run_lock import RunLock
 from ift.commands.stage_config import has_stages
@@ -292,17 +292,6 @@ def _optimizer_notes(cli: TrainingCLI) -> list[str]:
         device=cli.trainer.strategy.root_device,
     )
     return [*notes, *deepspeed_notes(cli.model, cli.trainer)]
-
-
-def hide_advice() -> None:
-    """Hide the libraries' warnings that are none here."""
-    # One batch is one step here, so Lightning's advice on workers and batch sizes does not apply.
-    warnings.filterwarnings("ignore", module="lightning")
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    # jsonargparse passes every default of a PEFT configuration, and PEFT takes some for a wish.
-    warnings.filterwarnings("ignore", message="`loftq_config` specified")
-    # Into what a sharded model returns nothing is written: it goes into the loss.
-    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
 
 
 def run(command: str, arguments: list[str]) -> None:
