@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -22,7 +22,15 @@ INVARIANTS = {
 """What must stay true, by number."""
 ARTEFACTS = 11
 """Not an invariant of the engine: what a run left behind is what its manifest says."""
+SMALLEST = math.ulp(0.0)
+"""A deviation of things that differ in some bit although no number of theirs does: -0.0 and 0.0."""
 TITLES = {**INVARIANTS, ARTEFACTS: "the run's own files"}
+
+
+def largest_of(values: Iterable[float]) -> float:
+    """Return the largest of values that are 0 or more; not a number where one of them is none (`max` drops it)."""
+    found = list(values)
+    return math.nan if any(math.isnan(one) for one in found) else max(found, default=0.0)
 
 
 @dataclass(frozen=True)

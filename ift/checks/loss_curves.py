@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ift.artifacts import RunFolder
+from ift.checks.findings import largest_of
 from ift.errors import UserError
 
 _OF_ROUNDING = {"float32": 1e-5, "float16": 1e-3, "bfloat16": 1e-2}
@@ -102,7 +103,7 @@ def part(one: Curve, two: Curve) -> Parting:
         gap=gaps[first] if first is not None else 0.0,
         largest_gap=abs(gaps[largest]) if largest is not None else 0.0,
         largest_at=largest,
-        largest_share=max(shares, default=0.0),
+        largest_share=largest_of(shares),
         first_share=shares[0] if shares else 0.0,
         steps=(max(one.losses, default=0), max(two.losses, default=0)),
         alone=(alone[0], alone[1]),

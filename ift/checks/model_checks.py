@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from ift.checks.findings import Findings
+from ift.checks.findings import Findings, largest_of
 from ift.checks.tiny_world import lora
 from ift.checks.workbench import Changes, Recipe, Workbench
 from ift.data.encoding import IGNORE_INDEX, Example
@@ -118,7 +118,7 @@ def layout_gap(module: Any, data: Any, layout: Any, micro_batch_tokens: int) -> 
         batches = [packed_batch(data, micro_batch_tokens)]
     if (layout == "grouped") == bool(_several(batches)):
         return float("inf")  # that is another layout
-    return max(row_gap(module, batch) for batch in batches)
+    return largest_of(row_gap(module, batch) for batch in batches)
 
 
 def _several(batches: list[MicroBatch]) -> int:
@@ -154,7 +154,7 @@ def row_gap(module: Any, batch: MicroBatch) -> float:
             continue
         alone = logits_of(model, ids, labels)
         differences = (together[own[own >= 0]] - alone).abs()
-        gap = max(gap, float(differences.max())) if not differences.isnan().any() else float("nan")
+        gap = largest_of([gap, float(differences.max())])
         largest = max(largest, float(alone.abs().max()))
     return gap / largest
 
@@ -193,7 +193,7 @@ def gradient_gap(bench: Workbench, title: str, changes: Changes) -> float:
         gaps.append(abs(ours[0] - plain[0]) / abs(plain[0]))
         largest = max(float(one.abs().max()) for one in plain[1])
         gaps += [float((one - two).abs().max()) / largest for one, two in zip(ours[1], plain[1], strict=True)]
-    return max(gaps) if not any(gap != gap for gap in gaps) else float("nan")
+    return largest_of(gaps)
 
 
 def engine_gradient(module: Any, step: Any, trained: list[torch.Tensor]) -> tuple[float, list[torch.Tensor]]:

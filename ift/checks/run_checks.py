@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ift.checks.findings import Findings
+from ift.checks.findings import SMALLEST, Findings, largest_of
 from ift.checks.model_checks import example_losses
 from ift.checks.tiny_world import ADAMW, SGD, STEADY_ADAMW
 from ift.checks.workbench import Changes, Recipe, Workbench, manifest_of, run_gap
@@ -202,8 +202,8 @@ def run_gap_from(reference: Path, resumed: Path, step: int) -> float:
     later = {number: loss for number, loss in expected.items() if number > step}
     if weights.only_one or weights.missing or later.keys() != found.keys():
         return float("inf")
-    largest = max([weights.largest, *(abs(later[number] - found[number]) for number in later)])
-    return largest or (0.0 if weights.same else 5e-324)
+    largest = largest_of([weights.largest, *(abs(later[number] - found[number]) for number in later)])
+    return largest or (0.0 if weights.same else SMALLEST)
 
 
 def check_validation(bench: Workbench, recipe: Recipe, findings: Findings, *, layouts: tuple[str, ...]) -> None:

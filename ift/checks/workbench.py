@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ift.artifacts import RunFolder
+from ift.checks.findings import SMALLEST, largest_of
 from ift.checks.loss_curves import compare_losses
 from ift.checks.weight_difference import compare_weights
 
@@ -174,5 +175,5 @@ def run_gap(one: Path, two: Path) -> float:
     norms = [manifest_of(run)["last_logged"].get("train/gradient_norm", 0.0) for run in (one, two)]
     pairs = [norms, *((a[1], b[1]) for a, b in zip(*validations, strict=True))]
     gaps = [abs(a - b) / max(1.0, abs(a)) for a, b in pairs]
-    largest = max([weights.largest, losses.largest_share, *gaps])
-    return largest or (0.0 if weights.same and losses.same else 5e-324)
+    largest = largest_of([weights.largest, losses.largest_share, *gaps])
+    return largest or (0.0 if weights.same and losses.same else SMALLEST)

@@ -34,6 +34,7 @@ class TrainerCommands:
     def prepare(self, arguments: list[str]) -> tuple[Any, Any]:
         """Return module and data module of a `fit` that is ready to begin."""
         cli = prepare("fit", arguments, tell=False)
+        cli.lock.release()
         return cli.model, cli.datamodule
 
 

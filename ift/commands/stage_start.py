@@ -211,6 +211,7 @@ def check_stage(
         elif before is not None and finished:
             last = start_keys(stage, RunFolder(chain.folder(before.stage)), before.method)
         cli = prepare("fit", files.arguments(stage, last, resume=True), tell=False)
+        cli.lock.release()  # it may be other processes that train the stage
         _check_run(stage, before, cli)
         plain = yaml.safe_load(cli.parser.dump(cli.config, skip_none=False))
         if cli.run.manifest.is_file() and cli.run.read_manifest()["status"] == "finished":

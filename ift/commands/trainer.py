@@ -182,14 +182,14 @@ class TrainingCLI(IftCLI):
         self.timeout = timedelta(seconds=self.config["process_group_timeout_seconds"])
         self.run = RunFolder(self.config["run_dir"])
         # Only the first process looks: the others start when it has begun to write.
-        self.lock = RunLock(self.run) if self.command == "fit" and is_first_process() else None
-        if self.lock is not None:
+        self.lock, writes = RunLock(self.run), self.command == "fit" and is_first_process()
+        if writes:
             self.lock.acquire()
         self.begun_before = self.run.root.exists()
         self.checkpoint = resolve_checkpoint(self.config["ckpt_path"], self.run, required=self.command != "fit")
         if self.checkpoint is not None:
             check_checkpoint(self.checkpoint, self.config["model"]["base"], resumes=self.command == "fit")
-        if self.lock is not None:
+        if writes:
             self._check_folder(yaml.safe_load(self.parser.dump(self.config, skip_none=False)))
 
     def _check_folder(self, config: dict[str, Any]) -> None:
@@ -320,6 +320,8 @@ def run(command: str, arguments: list[str]) -> None:
 def prepare(command: str, arguments: list[str], *, tell: bool = True) -> TrainingCLI:
     """Parse, build and check all that can be checked before weights are loaded; the data are prepared.
 
+    With `fit`, this process holds the run folder from here on, until `lock.release()`.
+
     Args:
         command: `fit` or `validate`.
         arguments: of the command line.
@@ -386,6 +388,5 @@ def run_once(command: str, arguments: list[str], *, tell: bool = True) -> tuple[
     finally:
         if command == "fit" and cli.trainer.is_global_zero:
             cli.run.remove_unbegun(was_there=cli.begun_before)
-        if cli.lock is not None:
-            cli.lock.release()
+        cli.lock.release()
     return cli, None

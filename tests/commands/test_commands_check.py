@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from ift.checks.findings import Case, largest_of
 from ift.cli import main
 from ift.data.encoding import IGNORE_INDEX
 
@@ -335,3 +336,11 @@ def test_wrong_options_are_refused_before_anything_is_checked(
     ):
         assert main(["check", *arguments]) == 2
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("values", [[math.nan, 0.0, 1.0], [0.0, math.nan], [1.0, math.nan, 2.0]])
+def test_what_is_not_a_number_is_never_the_smaller(values: list[float]) -> None:
+    """Python's `max` drops it unless it stands first, and then a loss that is NaN on one side holds."""
+    assert math.isnan(largest_of(values))
+    assert not Case(3, "case", "losses", largest_of(values), math.inf, 0.0).holds
+    assert largest_of([0.0, 2.0, 1.0]) == 2.0 and largest_of([]) == 0.0

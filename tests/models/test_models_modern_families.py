@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from ift.checks.findings import largest_of
 from ift.data.encoding import Example
 from ift.data.micro_batches import MicroBatch, collate
 from ift.models.calling import calling_of
@@ -115,7 +116,7 @@ def logits(model: Any, vocabulary: int) -> torch.Tensor:
 
 def largest_error(found: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
     scale = max(float(one.abs().max()) for one in expected)
-    return max(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True)) / scale
+    return largest_of(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True)) / scale
 
 
 @pytest.mark.filterwarnings("ignore")

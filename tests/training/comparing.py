@@ -5,6 +5,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from ift.checks.findings import largest_of
+
 
 def trained_weights(run: Path) -> dict[str, torch.Tensor]:
     """Return what a run has trained."""
@@ -19,4 +21,4 @@ def largest_difference(run: Path, other: Path) -> float:
     assert one
     # AdaLoRA leaves nothing of a matrix that it took the last rank from.
     assert all(one[name].shape == two[name].shape for name in one)
-    return max(float((one[name] - two[name]).abs().max()) for name in one if one[name].numel())
+    return largest_of(float((one[name] - two[name]).abs().max()) for name in one if one[name].numel())

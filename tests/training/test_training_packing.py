@@ -12,6 +12,7 @@ from families import SIZES, VOCABULARY, make_model
 from torch.nn import functional as F
 from transformers import AttentionInterface, AutoConfig
 
+from ift.checks.findings import largest_of
 from ift.data.encoding import IGNORE_INDEX, Example
 from ift.data.micro_batches import MicroBatch, RowLayout, RowLayoutChoice, collate, cut
 from ift.models.calling import Calling
@@ -62,7 +63,7 @@ def largest_error(model: Any) -> float:
         for position in row:
             start, end = end, end + LENGTHS[position]
             alone = model(input_ids=torch.from_numpy(make_examples()[position].input_ids)[None]).logits[0]
-            error = max(error, float((packed[number, start:end] - alone).abs().max()))
+            error = largest_of([error, float((packed[number, start:end] - alone).abs().max())])
             largest = max(largest, float(alone.abs().max()))
     return error / largest
 
@@ -135,7 +136,7 @@ def test_no_row_layout_changes_the_loss_or_its_gradient(model_type: str, kind: s
             found_loss, found = gradients(model, batches)
             assert found_loss == pytest.approx(loss, rel=1e-6)
             assert found.keys() == expected.keys()
-            error = max(float((found[name] - expected[name]).abs().max()) for name in expected)
+            error = largest_of(float((found[name] - expected[name]).abs().max()) for name in expected)
             assert error < 2e-6 * scale, (row_layout, budget)
 
 
