@@ -28,6 +28,7 @@ from ift.models.kernels import PLAIN, Kernels, verify_kernels
 from ift.models.loading import TrainingDtype, check_vocabulary, read_config
 from ift.models.merging import merge_adapters
 from ift.models.methods import Method, as_method
+from ift.models.out_of_memory import tells_of_memory
 from ift.models.packing import verify_row_layout
 from ift.models.quantization import Quantization, check_quantization, default_quantization
 from ift.models.rope import Rope, check_rope
@@ -119,7 +120,7 @@ class InstructionModule(LightningModule):
         check_budget(budget)
         self.merged_adapters, self.budget = merged_adapters or [], budget
         self.allotment: Allotment | None = None
-        self.vocabulary = vocabulary
+        self.vocabulary, self.seed = vocabulary, seed
         self.growth: Growth | None = None
         self._notes: list[str] = []
         self.quantization = quantization or default_quantization(self.method.quantization, read_config(base))
@@ -130,7 +131,6 @@ class InstructionModule(LightningModule):
         self.gradient_clip_norm, self.gradient_checkpointing = gradient_clip_norm, gradient_checkpointing
         on_bad_step.check("model.on_bad_step", self.optimizer_traits)
         self.bad_steps, self.recutting = BadSteps(on_bad_step), Recutting(self)
-        self.seed = seed
         self.automatic_optimization = False
         # Checkpoints hold trained weights only; on_load_checkpoint checks that they are exactly those needed.
         self.strict_loading = False
@@ -212,6 +212,7 @@ class InstructionModule(LightningModule):
             assert data is not None, "fit opens the data itself"
             data.row_layout_choice = replace(data.row_layout_choice, whole_step=True)
 
+    @tells_of_memory
     def configure_model(self) -> None:
         """Load the base model and attach the adapter; does nothing twice."""
         if self.model is not None:
