@@ -20,6 +20,7 @@ from tiny import ROOT
 from transformers import LlamaConfig
 from transformers.models.llama import modeling_llama
 
+from ift.checks.config_world import small_model
 from ift.cli import main
 from ift.errors import UserError
 from ift.models import kernels
@@ -173,3 +174,9 @@ def test_liger_without_a_gpu_ends_before_weights_load(
     assert main(["fit", "--config", str(path)]) == 2
     assert "model.kernels: liger cannot be here: its kernels run on CUDA GPUs" in capsys.readouterr().err
     assert not path.with_suffix("").exists()
+
+
+def test_checks_on_this_machine_leave_them_out() -> None:
+    notes: list[str] = []
+    assert small_model({"kernels": "liger"}, notes) == {} and notes == ["model.kernels is left out"]
+    assert small_model({"kernels": "auto"}, notes) == {} and len(notes) == 1
