@@ -48,6 +48,7 @@ CHANGEABLE = frozenset(
         "model.attention",
         "model.compile",
         "model.gradient_checkpointing",
+        "model.kernels",
         # What a run was stopped for may be left out when it goes on; the manifest tells which steps were.
         "model.on_bad_step.action",
         "model.on_bad_step.most_in_a_row",

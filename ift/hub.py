@@ -2,12 +2,19 @@
 
 import hashlib
 import json
+import os
 import re
+import sys
+import threading
+from functools import cache
 from pathlib import Path
 
 from ift.errors import UserError
+from ift.launch import launch
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+PATIENCE_SECONDS = 5.0
+"""For the hub's answer to the first question; its own client asks each question six times, with 23 s of waits."""
 _SAMPLED_BLOCKS, _BLOCK_BYTES = 64, 1 << 16
 
 
@@ -18,10 +25,13 @@ def local_folder(base: str) -> Path | None:
 
 
 def check_place(key: str, name: str) -> None:
-    """Refuse what is neither a folder nor can be a hub id, without touching the network.
+    """Refuse what is neither a folder nor can be a hub id, or what lies neither on this machine nor can be fetched.
+
+    For a hub id, the hub is asked once whether it answers; if not, this process and those it starts take what was
+    fetched before, as with HF_HUB_OFFLINE.
 
     Raises:
-        UserError: a file, or a path that does not exist.
+        UserError: a file, a path that does not exist, or a hub id where the hub does not answer and the cache is empty.
     """
     if local_folder(name) is not None:
         return
@@ -31,13 +41,64 @@ def check_place(key: str, name: str) -> None:
         raise UserError(
             f"{key}: no folder '{name}' (looked in {Path.cwd()}), and it is no hub id (owner/name). Mend the path."
         )
+    _check_fetched_or_online(key, name)
+
+
+def _check_fetched_or_online(key: str, name: str) -> None:
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    given = constants.HF_HUB_OFFLINE
+    silence = "the environment variable HF_HUB_OFFLINE is set" if given else _silence_of_hub()
+    if silence is None:
+        return
+    kept = Path(constants.HF_HUB_CACHE)
+    if not any((kept / repo_folder_name(repo_id=name, repo_type="model") / "snapshots").glob("*/*")):
+        raise UserError(
+            f"{key}: '{name}' is no folder (looked in {Path.cwd()}), {silence}, and nothing of that name was fetched "
+            f"before (looked in {kept}). Name a folder, mend the connection, or run 'hf download {name}' where there "
+            "is one and copy that folder."
+        )
+    if not given:
+        if launch().is_first:
+            print(f"{key}: {silence}; '{name}' is read as it was fetched before.", file=sys.stderr)
+        constants.HF_HUB_OFFLINE = True
+        os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@cache
+def _silence_of_hub() -> str | None:
+    """Return how the hub fails to answer, or `None` where it does; asks once."""
+    from huggingface_hub import constants
+
+    failures: list[str] = []
+    answered = threading.Event()
+
+    def ask() -> None:
+        try:
+            _question(constants.ENDPOINT)
+        except Exception as error:  # of whatever the client is made of; none is an answer
+            failures.append(" ".join(str(error).split())[:200] or type(error).__name__)
+        answered.set()
+
+    # In a thread, as looking up a name has no time limit of its own.
+    threading.Thread(target=ask, daemon=True).start()
+    if not answered.wait(PATIENCE_SECONDS):
+        return f"the hub ({constants.ENDPOINT}) did not answer within {PATIENCE_SECONDS:g} s"
+    return f"the hub ({constants.ENDPOINT}) cannot be reached ({failures[0]})" if failures else None
+
+
+def _question(endpoint: str) -> None:
+    from huggingface_hub import get_session
+
+    get_session().head(endpoint, timeout=PATIENCE_SECONDS)
 
 
 def check_base(key: str, base: str) -> None:
-    """Refuse a base model that cannot be there, without touching the network.
+    """Refuse a base model that cannot be there; of the hub, only whether it answers is asked.
 
     Raises:
-        UserError: a path that does not exist, or a folder without `config.json`.
+        UserError: as `check_place`, or a folder without `config.json`.
     """
     check_place(key, base)
     folder = local_folder(base)

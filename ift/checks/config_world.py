@@ -170,8 +170,8 @@ def small_model(model: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
         notes.append(f"model.attention {model['attention']} needs a GPU and bfloat16; checked with the default instead")
     if model.get("dtype") not in (None, "float32"):
         notes.append(f"model.dtype {model['dtype']} is float32 here, so that a deviation is a mistake and no rounding")
-    for name in ("merged_adapters", "budget", "compile"):
-        if model.get(name):
+    for name in ("merged_adapters", "budget", "compile", "kernels"):
+        if model.get(name) and model[name] != "auto":
             notes.append(f"model.{name} is left out")
     return result
 

@@ -10,5 +10,3 @@ def hide_advice() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     # jsonargparse passes every default of a PEFT configuration, and PEFT takes some for a wish.
     warnings.filterwarnings("ignore", message="`loftq_config` specified")
-    # Into what a sharded model returns nothing is written: it goes into the loss.
-    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")

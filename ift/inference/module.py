@@ -22,6 +22,7 @@ from ift.models.families.normalized_head import settle_heads
 from ift.models.loading import Dtype, check_vocabulary, load_base_model, max_positions, read_config
 from ift.models.merging import merge_adapters
 from ift.models.methods import trained
+from ift.models.out_of_memory import tells_of_memory
 from ift.models.positions import steady_length
 from ift.models.quantization import Quantization, check_quantization
 from ift.models.rope import Rope, check_rope, with_rope
@@ -87,6 +88,7 @@ class PredictionModule(LightningModule):
         self.model: Any = None
         self._scorer: Scorer | None = None
 
+    @tells_of_memory
     def configure_model(self) -> None:
         """Load the base model and the adapter; does nothing twice."""
         if self.model is not None:

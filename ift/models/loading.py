@@ -18,8 +18,9 @@ from ift.models.deferred import read_for_good
 from ift.models.deferred_model import from_deferred
 from ift.models.encoder_decoder import auto_class, check_encoder_decoder, settle_head
 from ift.models.families import FAMILIES, Family, made_native, native_config, recognise
+from ift.models.out_of_memory import is_out_of_memory, told_while_loading
 from ift.models.positions import forget_lengths, positions_of
-from ift.models.quantization import Quantization, loading_options
+from ift.models.quantization import Quantization, is_quantized, loading_options
 from ift.models.rope import Rope, with_rope
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -61,7 +62,9 @@ def load_base_model(
     options = loading_options(key, base, dtype=dtype, config=config, quantization=quantization)
     chosen = {"attn_implementation": attention} if attention is not None else {}
     options_of_weights = {"dtype": getattr(torch, dtype), **chosen, **options}
-    model = _read(key, base, config, options_of_weights, deferred=deferred)
+    quantized = is_quantized(config, quantization)
+    with told_while_loading(key, base, config=config, dtype=dtype, quantized=quantized):
+        model = _read(key, base, config, options_of_weights, deferred=deferred)
     settle_head(model)
     if options:
         from ift.models.quantized_layers import prepare_quantized
@@ -107,6 +110,8 @@ def _read(key: str, base: str, config: Any, options: Mapping[str, Any], *, defer
             "again, or take safetensors."
         ) from error
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError, StrictDataclassError) as error:
+        if is_out_of_memory(error):
+            raise
         reason = " ".join(str(error).split())[:400]
         raise UserError(f"{key}: no model could be loaded from '{base}': {reason}") from error
     # transformers would fill these at random and only log it.

@@ -5,9 +5,27 @@ from typing import Any
 
 import torch
 
+from ift.models.kernels import KernelChoice, choose_kernels, use_liger
 from ift.models.loading import load_base_model, read_config
 from ift.models.quantization import is_quantized
 from ift.models.sharded_loading import can_defer
+from ift.training.engines import engine_of
+
+
+def kernels_of(module: Any, device: str) -> KernelChoice:
+    """Return which kernels a module computes with, before its base model is loaded.
+
+    Args:
+        module: an `InstructionModule`.
+        device: type of the device that it will be on.
+
+    Raises:
+        UserError: as `choose_kernels`.
+    """
+    whole = not engine_of(module).in_step
+    return choose_kernels(
+        module.kernels, config=read_config(module.base), device=device, compiled=module.compiles, whole=whole
+    )
 
 
 def load_base_of(module: Any) -> Any:
@@ -27,7 +45,7 @@ def load_base_of(module: Any) -> Any:
     # is not, and is quantized on the way there.
     on_host = ranks and not deferred and not is_quantized(read_config(module.base), module.quantization)
     with module.engine.loading(), torch.device("cpu") if on_host else nullcontext():
-        return load_base_model(
+        model = load_base_model(
             "model.base",
             module.base,
             module.dtype_name,
@@ -36,3 +54,6 @@ def load_base_of(module: Any) -> Any:
             rope=module.rope,
             deferred=deferred,
         )
+    if module.kernel_choice.used == "liger":
+        use_liger(model)
+    return model

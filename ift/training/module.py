@@ -24,9 +24,11 @@ from ift.models.enlarging import enlarge
 from ift.models.families.normalized_head import settle_heads
 from ift.models.foundations import check_gone_on_with, check_merges_into, checked_chain
 from ift.models.initial_adapters import changes_base, initial_values
+from ift.models.kernels import PLAIN, Kernels, verify_kernels
 from ift.models.loading import TrainingDtype, check_vocabulary, read_config
 from ift.models.merging import merge_adapters
 from ift.models.methods import Method, as_method
+from ift.models.out_of_memory import tells_of_memory
 from ift.models.packing import verify_row_layout
 from ift.models.quantization import Quantization, check_quantization, default_quantization
 from ift.models.rope import Rope, check_rope
@@ -34,7 +36,7 @@ from ift.models.support import check_supported
 from ift.models.trained_adapters import MergedAdapter
 from ift.models.vocabulary import Growth, Vocabulary, check_same_growth, enlarged_config
 from ift.training.bad_steps import BadSteps, OnBadStep
-from ift.training.base_model import load_base_of
+from ift.training.base_model import kernels_of, load_base_of
 from ift.training.course import MethodCourse, check_strategy
 from ift.training.deepspeed_checks import check_deepspeed
 from ift.training.engines import engine_of
@@ -75,6 +77,8 @@ class InstructionModule(LightningModule):
         quantization: holds the base model's weights in 4 or 8 bits; none keeps them as they are.
         attention: how attention is computed, which changes speed and memory; by default as transformers chooses, sdpa
             where the model has it. flash_attention_2 needs a GPU, its package and dtype bfloat16.
+        kernels: what computes norms, gated feed-forward blocks and rotary positions; auto takes Liger's kernels where
+            the package liger-kernel is installed and the model lies on a CUDA GPU. The same result up to rounding.
         rope: rotary positions for longer texts than the base model was trained on, or another base of them.
         vocabulary: a tokenizer with more tokens than the base model's; embedding and head gain rows for them.
         budget: number of trainable parameters; the adapter's size (r, bottleneck_size, num_virtual_tokens, ...) is
@@ -97,6 +101,7 @@ class InstructionModule(LightningModule):
         dtype: TrainingDtype = "float32",
         quantization: Quantization | None = None,
         attention: Attention | None = None,
+        kernels: Kernels = "auto",
         rope: Rope | None = None,
         vocabulary: Vocabulary | None = None,
         budget: int | None = None,
@@ -115,17 +120,17 @@ class InstructionModule(LightningModule):
         check_budget(budget)
         self.merged_adapters, self.budget = merged_adapters or [], budget
         self.allotment: Allotment | None = None
-        self.vocabulary = vocabulary
+        self.vocabulary, self.seed = vocabulary, seed
         self.growth: Growth | None = None
         self._notes: list[str] = []
         self.quantization = quantization or default_quantization(self.method.quantization, read_config(base))
-        self.attention, self.rope, self.compiles = attention, rope, compile
+        self.attention, self.kernels, self.rope, self.compiles = attention, kernels, rope, compile
+        self.kernel_choice = PLAIN
         self.optimizer_callable, self.schedule = optimizer, schedule
         self.optimizer_traits = optimizer_traits("model.optimizer", optimizer)
         self.gradient_clip_norm, self.gradient_checkpointing = gradient_clip_norm, gradient_checkpointing
         on_bad_step.check("model.on_bad_step", self.optimizer_traits)
         self.bad_steps, self.recutting = BadSteps(on_bad_step), Recutting(self)
-        self.seed = seed
         self.automatic_optimization = False
         # Checkpoints hold trained weights only; on_load_checkpoint checks that they are exactly those needed.
         self.strict_loading = False
@@ -195,6 +200,7 @@ class InstructionModule(LightningModule):
         check_attention(self.attention, config=read_config(self.base), dtype=self.dtype_name, device=device)
         if self.compiles:
             check_compilable(device)
+        self.kernel_choice = kernels_of(self, device)
         self.recutting.check(fitting=stage == "fit")
         if stage != "fit":
             return
@@ -206,6 +212,7 @@ class InstructionModule(LightningModule):
             assert data is not None, "fit opens the data itself"
             data.row_layout_choice = replace(data.row_layout_choice, whole_step=True)
 
+    @tells_of_memory
     def configure_model(self) -> None:
         """Load the base model and attach the adapter; does nothing twice."""
         if self.model is not None:
@@ -234,6 +241,7 @@ class InstructionModule(LightningModule):
             datamodule.row_layout_choice = verify_row_layout(
                 "data.row_layout", datamodule.row_layout, choice=datamodule.row_layout_choice, model=model
             )
+        self.kernel_choice = verify_kernels(self.kernels, self.kernel_choice, model)
         calling = calling_of(model)
         fuses = self.engine.reads_anywhere and not self.defers
         self.calling = with_fused_head(calling, model, compiled=self.compiles) if fuses else calling
@@ -332,10 +340,7 @@ class InstructionModule(LightningModule):
         # A sanity check of a few batches is no result; of all (num_sanity_val_steps -1), it is the loss before.
         if not self.trainer.sanity_checking or self.trainer.num_sanity_val_steps == float("inf"):
             self.validation_result = ValidationResult(
-                self.num_steps_done,
-                loss.item(),
-                loss.exp().item(),
-                supervised_tokens=int(count),
+                self.num_steps_done, loss.item(), loss.exp().item(), supervised_tokens=int(count)
             )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

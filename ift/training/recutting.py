@@ -18,21 +18,13 @@ from tqdm import tqdm
 
 from ift.data.steps import Step, recut
 from ift.errors import LocalError, UserError
+from ift.models.out_of_memory import first_line, is_out_of_memory
 from ift.training.deepspeed_strategy import ZeroStrategy
 from ift.training.engines import Engine
 from ift.training.strategies import name_of
 
 KEY = "data.auto_micro_batch"
-_SIGNS = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
-"""What the messages of PyTorch's allocators and of NVIDIA's libraries hold."""
 _BUCKET_ELEMENTS = 1 << 22
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on a device or on the host."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(sign.lower() in str(error).lower() for sign in _SIGNS)
 
 
 class HeldBackEngine(Engine):
@@ -164,7 +156,7 @@ class Recutting:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            failure = str(error).partition("\n")[0][:200]
+            failure = first_line(error)
         where = f"step {step.index + 1}"
         if not updating:
             raise self._error(step, where, failure, budget=self._budget("training"))
@@ -248,7 +240,7 @@ class Recutting:
             if not is_out_of_memory(error):
                 raise
             # Only its text is kept: the error holds on to the frames, and these to the memory.
-            failure = str(error).partition("\n")[0][:200]
+            failure = first_line(error)
         wanted = budget if failure is None else self._next_budget(step, cut, budget)
         if agreed:
             together = torch.tensor(wanted, dtype=torch.int64, device=self._module.device)

@@ -10,7 +10,7 @@ import platform
 import subprocess
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Trainer
@@ -141,7 +141,7 @@ def _commit(folder: Path) -> str | None:
 
 def environment(trainer: Trainer) -> dict[str, Any]:
     """Return what of the machine may change the last bits of a result, beside the versions of packages."""
-    device = trainer.strategy.root_device
+    device, module = trainer.strategy.root_device, cast(Any, trainer.lightning_module)
     found: dict[str, Any] = {
         "torch_build": str(torch.version.git_version),
         "machine": platform.machine(),
@@ -150,6 +150,7 @@ def environment(trainer: Trainer) -> dict[str, Any]:
         "blas": "mkl" if torch.backends.mkl.is_available() else "other",  # type: ignore[no-untyped-call]
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "device": device.type,
+        "kernels": module.kernel_choice.versions or "torch",
     }
     if device.type == "cuda":
         found |= {

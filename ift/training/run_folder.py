@@ -64,6 +64,7 @@ class RunFolderWriter(Callback):
             "world_size": trainer.world_size,
             "row_layout": {"layout": rows.layout, "reason": rows.reason},
             "attention": attention_name(module.model.config),
+            "kernels": asdict(module.kernel_choice),
             "versions": versions(),
             "code": code(),
             "environment": environment(trainer),

@@ -109,7 +109,7 @@ def test_a_template_without_a_place_for_the_text(fit_refused: Refused) -> None:
         ("/no/such/model", "model.base: no folder '/no/such/model' (looked in "),
         ("./model", "model.base: no folder './model' (looked in "),
         ("no such model", "and it is no hub id (owner/name)"),
-        ("owner/no-such-model", "model.base: no tokenizer could be loaded from 'owner/no-such-model'"),
+        ("owner/no-such-model", "and nothing of that name was fetched before"),
     ],
 )
 def test_a_base_model_that_does_not_exist(name: str, reason: str, fit_refused: Refused) -> None:

@@ -131,7 +131,7 @@ def test_mistakes_are_told_in_one_line(source: Path, tmp_path: Path, convert: Ru
         (adapter, out, "--base", source, "--no_tokenizer"): "--no_tokenizer: is for base models",
         (adapter, out, "--base", source, "--shard_size", "1GB"): "--shard_size: is for base models",
         (tmp_path / "run", out): "is a run",
-        ("nobody/no-such-model", out): "the hub gave none",
+        ("nobody/no-such-model", out): "nothing of that name was fetched before",
     }
     for arguments, told in mistakes.items():
         code, said = convert(*arguments)

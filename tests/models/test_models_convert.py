@@ -318,7 +318,7 @@ def test_what_the_hub_gave_before_is_found_again(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     assert base_folder("SRC", "someone/old-model") == place / "snapshots" / "abc"
     assert base_folder("SRC", str(tmp_path / "models--someone--old-model" / "snapshots" / "abc")).is_dir()
-    with pytest.raises(UserError, match="the hub gave none"):
+    with pytest.raises(UserError, match="nothing of that name was fetched before"):
         base_folder("SRC", "someone/other-model")
 
 

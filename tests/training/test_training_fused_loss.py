@@ -345,3 +345,11 @@ def test_the_head_is_itself_again_afterwards() -> None:
     with pytest.raises(IndexError):
         loss_sum(model, MicroBatch(torch.tensor([[VOCABULARY]]), torch.tensor([[1]]), None, ((1,),)), calling=calling)
     assert "forward" not in vars(model.lm_head)
+
+
+def test_what_the_head_returns_is_no_view() -> None:
+    head = nn.Linear(WIDTH, WORDS)
+    fused = FusedHead(head)
+    with fused.giving_loss(torch.tensor([3, 5])):
+        returned = head(torch.randn(1, 2, WIDTH))
+    assert returned.shape == (1, 1) and returned.requires_grad and not returned._is_view()

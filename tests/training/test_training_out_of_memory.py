@@ -19,9 +19,9 @@ from ift.cli import main
 from ift.data.encoding import IGNORE_INDEX, Example
 from ift.data.micro_batches import GROUPED, RowLayoutChoice
 from ift.data.steps import StepPlan, StreamProgress, examples_of, recut, step_of_examples
+from ift.models.out_of_memory import is_out_of_memory
 from ift.training import gradient as gradients
 from ift.training import objective
-from ift.training.recutting import is_out_of_memory
 from ift.training.strategies import build_strategy, name_of
 
 Config = Callable[..., Path]
