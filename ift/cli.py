@@ -9,6 +9,7 @@ from ift import __version__
 from ift.deferred_imports import deferred
 from ift.errors import exit_code, unknown_name
 from ift.interruptions import Interrupted, leave, watched
+from ift.library_messages import hide_missing_kernel
 from ift.small_objects import start_anew_with_settings
 
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -95,5 +96,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _imported(module: str) -> ModuleType:
     """Import a command, but not what its libraries only want to have at hand."""
+    hide_missing_kernel()
     with deferred():
         return importlib.import_module(module)

@@ -12,32 +12,30 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it reports kernels that are not needed here at import
+import yaml
+from jsonargparse.typing import PositiveInt
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
-import yaml  # noqa: E402
-from jsonargparse.typing import PositiveInt  # noqa: E402
-from lightning.fabric.utilities.exceptions import MisconfigurationException  # noqa: E402
-from lightning.pytorch import Trainer  # noqa: E402
-from lightning.pytorch.callbacks import Callback  # noqa: E402
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI  # noqa: E402
-from lightning.pytorch.loggers import TensorBoardLogger  # noqa: E402
-from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher  # noqa: E402
-
-from ift import interruptions  # noqa: E402
-from ift.artifacts import RunFolder  # noqa: E402
-from ift.commands.cluster import cluster_plugins, settle_devices  # noqa: E402
-from ift.commands.config import ConfigParser  # noqa: E402
-from ift.commands.data_fit import check_data  # noqa: E402
-from ift.commands.meeting import Meeting  # noqa: E402
-from ift.commands.stage_config import has_stages  # noqa: E402
-from ift.commands.trainer_settings import check_trainer  # noqa: E402
-from ift.data.datamodule import InstructionDataModule  # noqa: E402
-from ift.errors import UserError  # noqa: E402
-from ift.launch import launch  # noqa: E402
-from ift.models.adapters import check_can_go_on, peft_config_of  # noqa: E402
-from ift.models.loading import read_config  # noqa: E402
-from ift.models.packing import choose_row_layout  # noqa: E402
-from ift.training.checkpoints import (  # noqa: E402
+from ift import interruptions
+from ift.artifacts import RunFolder
+from ift.commands.cluster import cluster_plugins, settle_devices
+from ift.commands.config import ConfigParser
+from ift.commands.data_fit import check_data
+from ift.commands.meeting import Meeting
+from ift.commands.stage_config import has_stages
+from ift.commands.trainer_settings import check_trainer
+from ift.data.datamodule import InstructionDataModule
+from ift.errors import UserError
+from ift.launch import launch
+from ift.models.adapters import check_can_go_on, peft_config_of
+from ift.models.loading import read_config
+from ift.models.packing import choose_row_layout
+from ift.training.checkpoints import (
     AtomicCheckpointIO,
     check_checkpoint,
     damage_of_own_parts,
@@ -45,31 +43,31 @@ from ift.training.checkpoints import (  # noqa: E402
     resolve_checkpoint,
     steps_of,
 )
-from ift.training.course import check_strategy  # noqa: E402
-from ift.training.decisive_settings import decisive_settings  # noqa: E402
-from ift.training.deepspeed_checks import check_deepspeed  # noqa: E402
-from ift.training.deepspeed_checks import notes as deepspeed_notes  # noqa: E402
-from ift.training.deepspeed_strategy import ZeroStrategy  # noqa: E402
-from ift.training.event_files import keep_events  # noqa: E402
-from ift.training.kept_checkpoints import RunCheckpoint  # noqa: E402
-from ift.training.loss_record import LossRecord  # noqa: E402
-from ift.training.metrics import StepMetrics  # noqa: E402
-from ift.training.module import InstructionModule, ValidationResult  # noqa: E402
-from ift.training.pending_validation import PendingValidation, was_due  # noqa: E402
-from ift.training.preemption import Preemption, take_signals_from_lightning  # noqa: E402
-from ift.training.process_groups import (  # noqa: E402
+from ift.training.course import check_strategy
+from ift.training.decisive_settings import decisive_settings
+from ift.training.deepspeed_checks import check_deepspeed
+from ift.training.deepspeed_checks import notes as deepspeed_notes
+from ift.training.deepspeed_strategy import ZeroStrategy
+from ift.training.event_files import keep_events
+from ift.training.kept_checkpoints import RunCheckpoint
+from ift.training.loss_record import LossRecord
+from ift.training.metrics import StepMetrics
+from ift.training.module import InstructionModule, ValidationResult
+from ift.training.pending_validation import PendingValidation, was_due
+from ift.training.preemption import Preemption, take_signals_from_lightning
+from ift.training.process_groups import (
     LONGEST_WAIT_SECONDS,
     ProcessGroupTimeout,
     lost_process,
     set_timeout,
 )
-from ift.training.progress import RunProgress  # noqa: E402
-from ift.training.run_folder import RunFolderWriter  # noqa: E402
-from ift.training.samples import SampleResponses  # noqa: E402
-from ift.training.saving import RunTrainer  # noqa: E402
-from ift.training.sharded_rules import check_sharded  # noqa: E402
-from ift.training.sharded_strategy import ShardedStrategy  # noqa: E402
-from ift.training.strategies import build_strategy  # noqa: E402
+from ift.training.progress import RunProgress
+from ift.training.run_folder import RunFolderWriter
+from ift.training.samples import SampleResponses
+from ift.training.saving import RunTrainer
+from ift.training.sharded_rules import check_sharded
+from ift.training.sharded_strategy import ShardedStrategy
+from ift.training.strategies import build_strategy
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "use_distributed_sampler": False,
