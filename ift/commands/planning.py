@@ -218,7 +218,7 @@ class _Planning:
         if settings.module.method.trains_base:
             module = copy.copy(settings.module)
             module.method = qlora()
-            planner = RunPlanner(module, precision=settings.precision, on_gpu=settings.on_gpu)
+            planner = RunPlanner(module, precision=settings.precision, on_gpu=settings.on_gpu, is_alternative=True)
         return found + [(planner, Variant(one, quantization)) for one in (False, True)]
 
     def _course(self) -> Course:

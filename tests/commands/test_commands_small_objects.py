@@ -45,7 +45,8 @@ def test_the_program_starts_anew_once_with_the_same_arguments_and_process(tmp_pa
     (tmp_path / "seen.py").write_text(
         "import json, os, sys\n"
         "def run(command, arguments):\n"
-        "    print(json.dumps([os.getpid(), os.environ.get('GLIBC_TUNABLES'), command, arguments, sys.flags.dev_mode]))\n"
+        "    seen = os.getpid(), os.environ.get('GLIBC_TUNABLES'), command, arguments, sys.flags.dev_mode\n"
+        "    print(json.dumps(seen))\n"
     )
     (tmp_path / "ift").write_text(
         "import sys\nfrom ift import cli\n"
