@@ -1,7 +1,6 @@
 """The command line: finds the command and calls it. Imports nothing heavy until a command needs it."""
 
 import importlib
-import logging
 import os
 import sys
 from types import ModuleType
@@ -10,6 +9,8 @@ from ift import __version__
 from ift.deferred_imports import deferred
 from ift.errors import exit_code, unknown_name
 from ift.interruptions import Interrupted, leave, watched
+from ift.library_messages import hide_missing_kernel
+from ift.small_objects import start_anew_with_settings
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "fit": ("ift.commands.trainer", "fine-tune a base model on instruction data, into a new run folder"),
@@ -24,6 +25,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "convert": ("ift.commands.convert", "rewrite a base model of 2023 as a plain one, or back; or an adapter of one"),
 }
 """Name to module and one line of help; the module has `run(command, arguments)`."""
+_TRAINS = ("fit", "plan")
+"""Commands that train on this machine, or ask its heap what training will take."""
 _RESUMABLE = ("fit", "validate", "predict")
 """Commands that go on where they were when they are given again, and may be jobs of a cluster."""
 
@@ -72,6 +75,8 @@ def main(arguments: list[str] | None = None) -> int:
     if command not in COMMANDS:
         print(f"error: {unknown_name('command', command, COMMANDS)}", file=sys.stderr)
         return 2
+    if is_program and command in _TRAINS:
+        start_anew_with_settings()
     module = COMMANDS[command][0]
     # Class paths and row functions may lie in the folder that ift is started in, as with `python -m ift`; last, so that
     # a file there takes the place of no installed package.
@@ -91,6 +96,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _imported(module: str) -> ModuleType:
     """Import a command, but not what its libraries only want to have at hand."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # at import it reports kernels that are not needed here
+    hide_missing_kernel()
     with deferred():
         return importlib.import_module(module)

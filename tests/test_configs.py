@@ -51,6 +51,30 @@ def test_the_configuration_makes_module_data_and_trainer(
     assert not run.exists(), "nothing may be written before the run begins"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("path", FIT_CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_configuration_is_planned(
+    path: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stack: ExitStack
+) -> None:
+    from ift.commands.planning import plan
+    from ift.commands.stage_config import StageFiles, has_stages, read_chain
+
+    monkeypatch.chdir(ROOT)
+    arguments = ["--config", str(path), "--model.base", str(base), "--run_dir", str(tmp_path / "run")]
+    settings = yaml.safe_load(path.read_text(encoding="utf-8"))["model"]
+    if "vocabulary" in settings:  # trained by a command in the header
+        arguments += ["--model.vocabulary.tokenizer", str(base)]
+    if "merged_adapters" in settings:  # of the stage before
+        arguments += ["--model.merged_adapters", "null"]
+    if has_stages(arguments):
+        chain = read_chain(arguments)
+        # The later stages go on with what the earlier ones made.
+        arguments = stack.enter_context(StageFiles(chain)).arguments(chain.stages[0])
+    report = plan(arguments, card=None, devices=None, skip_data=True)
+    assert report.own.fits and report.own.refused is None
+    assert 0 < report.trainable <= report.parameters and not report.skipped
+
+
 @pytest.mark.parametrize("path", PREDICT_CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_the_configuration_answers_prompts(
     path: Path, base: Path, prompts_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -2,11 +2,11 @@
 
 from lightning.pytorch.cli import LightningArgumentParser
 
-from ift.commands.library_advice import hide_advice
 from ift.commands.stage_config import has_stages
 from ift.commands.trainer import TrainingCLI
 from ift.data.datamodule import InstructionDataModule
 from ift.errors import UserError
+from ift.library_messages import hide_advice
 
 
 class InspectCLI(TrainingCLI):

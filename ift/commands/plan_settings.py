@@ -5,12 +5,12 @@ from typing import Any
 
 from lightning.pytorch.cli import LightningArgumentParser
 
-from ift.commands.library_advice import hide_advice
 from ift.commands.plan import OWN_OPTIONS
 from ift.commands.stage_config import has_stages
 from ift.commands.trainer import TrainingCLI
 from ift.commands.trainer_settings import check_trainer
 from ift.errors import UserError
+from ift.library_messages import hide_advice
 from ift.training import deepspeed_config
 from ift.training.memory_plan import ONE_DEVICE, PLANNED
 

@@ -23,7 +23,6 @@ from ift.artifacts import RunFolder
 from ift.commands.cluster import cluster_plugins, settle_devices
 from ift.commands.config import ConfigParser
 from ift.commands.data_fit import check_data
-from ift.commands.library_advice import hide_advice
 from ift.commands.meeting import Meeting
 from ift.commands.run_lock import RunLock
 from ift.commands.stage_config import has_stages
@@ -31,6 +30,7 @@ from ift.commands.trainer_settings import check_trainer
 from ift.data.datamodule import InstructionDataModule
 from ift.errors import UserError
 from ift.launch import launch
+from ift.library_messages import hide_advice
 from ift.models.adapters import check_can_go_on, peft_config_of
 from ift.models.loading import read_config
 from ift.models.packing import choose_row_layout

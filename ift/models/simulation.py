@@ -160,8 +160,10 @@ def lost_in_heap(
     checkpointing: bool,
     autocast: torch.dtype | None = None,
     frees_gradients: bool = False,
-) -> int:
-    """Return by how much the heap of a process on a CPU exceeds what a step holds; the model is of use no more.
+) -> float:
+    """Return by how much the heap of a process on a CPU exceeds what a step holds, as a share of its activations.
+
+    The model is of use no more.
 
     Args:
         model: as of `simulate`, and so are all others.
@@ -182,7 +184,7 @@ def lost_in_heap(
     finally:
         heap.close()
     held = max(activations + gradients for gradients, activations in live.highest.items())
-    return max(0, heap.growth - held)
+    return max(0, heap.growth - held) / max(1, *live.highest.values())
 
 
 def _as_trained(model: Any, *, checkpointing: bool) -> Calling:

@@ -127,17 +127,25 @@ def planned_heap(
     quantization: Quantization | None,
     checkpointing: bool,
     autocast: torch.dtype | None,
+    most_layers: int,
 ) -> float:
-    """Return by how many bytes the heap of a process on a CPU exceeds what micro-batches hold; arguments as above.
+    """Return by how much the heap of a process on a CPU exceeds what micro-batches hold.
 
-    Of a model with many equal layers, few are run: each layer leaves as many holes.
+    Args:
+        module: as of `planned_memory`, and so are all others.
+        shapes: of micro-batches in their order.
+        quantization: of the base model.
+        checkpointing: as `model.gradient_checkpointing`.
+        autocast: dtype of mixed precision.
+        most_layers: of a model with more, so many are run; what they lose, as a share, is about what all do.
+
+    Returns:
+        A share of the activations.
     """
     options: dict[str, Any] = {"checkpointing": checkpointing, "autocast": autocast}
     options["frees_gradients"] = module.optimizer_traits.fused
-    number = _num_layers(module)
-    few = number > MANY_LAYERS and _layers_are_alike(module)
-    model = empty_run_model(module, quantization=quantization, num_layers=FEW_LAYERS[1] if few else None)
-    return lost_in_heap(model, shapes, **options) * (number / FEW_LAYERS[1] if few else 1.0)
+    few = most_layers if _num_layers(module) > most_layers and _layers_are_alike(module) else None
+    return lost_in_heap(empty_run_model(module, quantization=quantization, num_layers=few), shapes, **options)
 
 
 def empty_run_model(module: Any, *, quantization: Quantization | None, num_layers: int | None = None) -> Any:

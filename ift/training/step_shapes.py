@@ -16,8 +16,8 @@ MOST_STEPS = 400
 """Of a longer epoch, so many steps are looked at, evenly spread."""
 KEPT_SHAPES = 64
 """Of the first micro-batches."""
-MOST_IN_SEQUENCE = 4
-"""Micro-batches in a row, of which the heap of a process is asked."""
+MOST_IN_SEQUENCE = 2
+"""Micro-batches in a row, of which the heap of a process is asked; behind them it grew by nothing."""
 SUPERVISED_SHARE = 0.5
 """Of all tokens, where nothing is known."""
 

@@ -21,6 +21,8 @@ from typing import Any
 import memory  # the benchmarks beside this one: records and tokenizer,
 import optimizer_memory  # and how resident memory is read
 
+from ift.small_objects import settings_for_start
+
 STEPS = 2
 PARTS = ("weights", "gradients", "optimizer", "activations", "logits")
 MIB = 2**20
@@ -216,7 +218,7 @@ def in_own_process(task: str, name: str, folder: Path, accelerator: str) -> Any:
     """Train or predict in a process of its own, and return what it printed."""
     command = [sys.executable, __file__, task, name, "--folder", str(folder), "--accelerator", accelerator]
     # As `ift fit` has it.
-    environment = {**os.environ, "THP_MEM_ALLOC_ENABLE": "1"}
+    environment = {**(settings_for_start() or os.environ), "THP_MEM_ALLOC_ENABLE": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{name}: {done.stderr[-4000:]}")

@@ -40,7 +40,10 @@ def own(report: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
-@pytest.mark.parametrize("adapter", ["lora", pytest.param(None, marks=pytest.mark.slow)])
+LONGER = (None, "qlora", "ia3", "embeddings", "lisa")
+
+
+@pytest.mark.parametrize("adapter", ["lora", *(pytest.param(one, marks=pytest.mark.slow) for one in LONGER)])
 def test_counts_steps_and_operations_are_those_of_the_run(
     config: Config, ift: Ift, planned: Callable[..., dict[str, Any]], tmp_path: Path, adapter: Any
 ) -> None:
@@ -54,6 +57,7 @@ def test_counts_steps_and_operations_are_those_of_the_run(
     course = report["course"]
     assert (course["steps"], course["steps_per_epoch"]) == (manifest["steps"], manifest["data"]["steps_per_epoch"])
     assert course["tokens"] == pytest.approx(session["tokens"])
+    assert course["supervised_tokens_per_step"] * course["steps"] == pytest.approx(session["supervised_tokens"])
     assert course["padding_share"] == pytest.approx(session["padding_share"], abs=0.02)  # of the first epoch's order
     assert course["model_flops_per_step"] * course["steps"] == pytest.approx(session["flops"]["model"], rel=1e-6)
 

@@ -1,67 +1,65 @@
-"""The heap as it grows when the memory of tensors is requested of it, in processes whose heap is not yet used."""
+"""The heap that is asked: requests as torch makes them, and an answer that does not depend on what was asked before."""
 
-import ctypes
-import subprocess
-import sys
+import os
 
 import pytest
 
-from ift.models.heap import Heap, can_ask
+from ift.models.heap import LARGE_BYTES, Heap, can_ask
 
+pytestmark = pytest.mark.skipif(not can_ask(), reason="needs glibc 2.33 or later")
 MIB = 2**20
-pytestmark = pytest.mark.skipif(not can_ask(), reason="the C library does not tell the size of its heap")
 
 
-def in_its_own_process(check: str) -> int:
-    ended = subprocess.run(
-        [sys.executable, __file__, check], check=True, timeout=200, stdout=subprocess.PIPE, text=True
-    )
-    return int(ended.stdout)
-
-
-def test_the_heap_grows_by_what_is_held_and_not_by_what_follows() -> None:
-    assert 8 * 20 * MIB <= in_its_own_process("held") < 8 * 21 * MIB
-    assert in_its_own_process("held_before") == in_its_own_process("held")  # the most, not the last
-
-
-def test_what_lies_between_is_why_memory_is_lost() -> None:
-    """Holes between small objects that stay are joined to no larger ones, as in a backward pass that is to come."""
-    assert in_its_own_process("pinned") > 1.2 * in_its_own_process("free")
-
-
-def growth(check: str) -> int:
-    """Return by how much the heap of this process has grown."""
-    library = ctypes.CDLL(None)
-    library.malloc.restype, library.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+def grown(sizes: list[int]) -> int:
+    """Return the growth by requests that are all held at once."""
     heap = Heap()
-    if check.startswith("held"):
-        for key in range(8):
-            heap.take(key, 20 * MIB)
-        if check == "held_before":
-            for key in range(8):
-                heap.give_back(key)
-            heap.take(9, MIB)
-        return heap.growth
-    heap.take(0, 30 * MIB)  # given back, so that the C library takes what is smaller from the heap
-    heap.give_back(0)
-    for size in (4 * MIB, 4 * MIB + 65536):
-        for key in range(20):
+    try:
+        for key, size in enumerate(sizes):
             heap.take(key, size)
-            if check == "pinned":
-                library.malloc(300_000)
-        for key in range(20):
-            heap.give_back(key)
-    return heap.growth
+        return heap.growth
+    finally:
+        heap.close()
 
 
-def test_what_is_more_than_there_is_counts_nothing() -> None:
+def test_a_heap_that_was_asked_answers_the_same_again() -> None:
+    sizes = [100_000 + 64 * number for number in range(300)]
+    first, again, more = grown(sizes), grown(sizes), grown(sizes + sizes)
+    assert sum(sizes) <= first < 1.1 * sum(sizes)
+    assert again == pytest.approx(first, rel=0.02)
+    # What a larger question left free does not hide what a smaller one takes.
+    assert more == pytest.approx(2 * first, rel=0.05)
+    assert grown(sizes) == pytest.approx(first, rel=0.02)
+
+
+@pytest.mark.parametrize(("large_pages", "aligned"), [("1", 4096), ("0", 64)])
+def test_only_large_requests_are_aligned_to_pages(
+    monkeypatch: pytest.MonkeyPatch, large_pages: str, aligned: int
+) -> None:
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", large_pages)
+    heap, asked = Heap(), {}
+    library = heap._library
+
+    class Recorded:
+        def __getattr__(self, name: str) -> object:
+            return getattr(library, name)
+
+        def posix_memalign(self, found: object, alignment: int, size: int) -> int:
+            asked[size] = alignment
+            return int(library.posix_memalign(found, alignment, size))
+
+    heap._library = Recorded()
+    try:
+        for key, size in enumerate((1000, LARGE_BYTES - 1, LARGE_BYTES)):
+            heap.take(key, size)
+    finally:
+        heap.close()
+    assert asked == {1000: 64, LARGE_BYTES - 1: 64, LARGE_BYTES: aligned}
+
+
+def test_more_than_there_is_is_not_requested() -> None:
     heap = Heap()
-    heap.take(1, 1 << 60)
-    assert heap.growth == 0
-    heap.give_back(1)
-    heap.give_back(2)  # never taken
+    heap.take(0, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") + 1)
+    heap.take(1, MIB)
+    held = list(heap._held)
     heap.close()
-
-
-if __name__ == "__main__":
-    print(growth(sys.argv[1]))
+    assert held == [1]
