@@ -167,7 +167,10 @@ class RunFolder:
                 f"'{self.config}' has been changed since the run began, so it no longer says what the run is. Restore "
                 "it, and give settings that may change on resume by a file of your own or on the command line."
             )
-        begun, now = (flat_decisive(one) | _precision(one) for one in (self.read_config(), config))
+        begun, now = (
+            flat_decisive(one) | {"trainer.precision": full_precision_name(one["trainer"]["precision"])}
+            for one in (self.read_config(), config)
+        )
         differing = sorted(key for key in begun.keys() | now.keys() if begun.get(key) != now.get(key))
         if differing:
             first = differing[0]
@@ -283,10 +286,9 @@ def flat_decisive(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: one for key, one in flat(config).items() if key.startswith(DECISIVE) and key not in CHANGEABLE}
 
 
-def _precision(config: Mapping[str, Any]) -> dict[str, str]:
-    """Return in which precision is computed, whichever of its names was typed."""
-    typed = str(config["trainer"]["precision"])
-    return {"trainer.precision": {"None": "32-true", "32": "32-true", "bf16": "bf16-mixed"}.get(typed, typed)}
+def full_precision_name(typed: Any) -> str:
+    """Return Lightning's full name of a `trainer.precision`, whichever of its names was typed."""
+    return {"None": "32-true", "32": "32-true", "bf16": "bf16-mixed"}.get(str(typed), str(typed))
 
 
 def flat(value: Any, prefix: str = "") -> dict[str, Any]:

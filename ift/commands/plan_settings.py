@@ -5,9 +5,11 @@ from typing import Any
 
 from lightning.pytorch.cli import LightningArgumentParser
 
+from ift.artifacts import full_precision_name
+from ift.commands.cluster import asked_devices
+from ift.commands.inspect_config import InspectCLI
 from ift.commands.plan import OWN_OPTIONS
 from ift.commands.stage_config import has_stages
-from ift.commands.trainer import TrainingCLI
 from ift.commands.trainer_settings import check_trainer
 from ift.errors import UserError
 from ift.library_messages import hide_advice
@@ -39,17 +41,13 @@ class RunSettings:
     """What was read otherwise than written."""
 
 
-class _PlanCLI(TrainingCLI):
-    """The parser of `ift fit` alone."""
+class _PlanCLI(InspectCLI):
+    """The parser of `ift fit` alone, with module and data built."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Take the same keys; a run folder need not be named, as none is made."""
+        """Know the options of `ift plan` itself, to name the nearest."""
         super().add_arguments_to_parser(parser)
-        parser.set_defaults({"run_dir": "."})
         parser.other_options = [name.removeprefix("--") for name in OWN_OPTIONS]
-
-    def _set_seed(self) -> None:
-        """Draw nothing at random."""
 
     def before_instantiate_classes(self) -> None:
         """Refuse what cannot be, but for what this machine lacks."""
@@ -96,7 +94,8 @@ def run_settings(arguments: list[str], *, card_named: bool) -> RunSettings:
     trainer = cli.config["trainer"]
     accelerator = trainer["accelerator"]
     on_gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and (card_named or torch.cuda.is_available()))
-    per_node = num_devices(trainer["devices"], on_gpu=on_gpu)
+    asked = asked_devices(trainer["devices"])
+    per_node = asked if asked is not None else _all_devices(on_gpu=on_gpu)
     nodes = int(trainer["num_nodes"] or 1)
     return RunSettings(
         cli.module,
@@ -105,7 +104,7 @@ def run_settings(arguments: list[str], *, card_named: bool) -> RunSettings:
         world_size=per_node * nodes,
         ranks_per_node=per_node,
         on_gpu=on_gpu,
-        precision=str(trainer["precision"] or "32-true"),
+        precision=full_precision_name(trainer["precision"]),
         finds_unused="find_unused" in str(trainer["strategy"]),
         max_epochs=trainer["max_epochs"],
         max_steps=trainer["max_steps"] if trainer["max_steps"] and trainer["max_steps"] > 0 else None,
@@ -113,16 +112,11 @@ def run_settings(arguments: list[str], *, card_named: bool) -> RunSettings:
     )
 
 
-def num_devices(devices: Any, *, on_gpu: bool) -> int:
-    """Return how many devices of a node `trainer.devices` means; of a GPU that is not here, 'auto' is one."""
+def _all_devices(*, on_gpu: bool) -> int:
+    """Return how many devices `auto` takes of a node; of a GPU that is not here, one."""
     import torch
 
-    if isinstance(devices, list | tuple):
-        return len(devices)
-    text = str(devices)
-    if text in ("auto", "-1"):
-        return max(1, torch.cuda.device_count()) if on_gpu else 1
-    return len(text.strip("[]").rstrip(",").split(",")) if "," in text else int(text)
+    return max(1, torch.cuda.device_count()) if on_gpu else 1
 
 
 def strategy_name(strategy: Any, world_size: int) -> str:

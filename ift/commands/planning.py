@@ -26,7 +26,7 @@ CPU_ERROR = (-0.30, 0.20)
 """Of predicted peaks, measured on a CPU by scripts/bench/plan_accuracy.py: the most that was missing of what was
 needed, and the most that was predicted beyond it, each with a margin of about 5 %."""
 CPU_BFLOAT16_ERROR = (-0.40, 0.20)
-"""In bfloat16, of which oneDNN makes copies that are not predicted."""
+"""Assumed in bfloat16, of which oneDNN makes copies that are not predicted."""
 GPU_MARGIN, GPU_CONTEXT_GIB = 0.15, 1.5
 """Not measured: what an allocator cannot use, and what CUDA and NCCL hold."""
 ASSUMED_UTILIZATION = {"cpu": 0.5, "cuda": 0.4}
@@ -76,8 +76,6 @@ class _Planning:
         rows = [own, *self._alternatives(own)]
         model = self._planner.model(module.quantization)
         optimizer = module.optimizer_traits.name
-        low, high = self._error()
-        error = f"error of predicted peaks: {low:+.0%} to {high:+.0%}, measured on CPUs (scripts/bench/RESULTS_plan.md)"
         return PlanReport(
             base=module.base,
             method=module.method.name,
@@ -92,7 +90,7 @@ class _Planning:
             course=self._course(),
             advice=tuple(self._advice(rows)),
             notes=settings.notes,
-            error=error if not settings.on_gpu else "error of predicted peaks: not measured on GPUs",
+            error=f"error of predicted peaks: {self._error_text()}",
             skipped=self._skipped,
         )
 
@@ -125,9 +123,19 @@ class _Planning:
         sizes: dict[str, Any] = {"vocabulary": kept, "width": width}
         return counted_shapes(data, world_size=world_size, num_steps=settings.max_steps, masks=masks, **sizes)
 
+    @property
+    def _in_bfloat16(self) -> bool:
+        return self._settings.module.dtype_name == "bfloat16" or self._settings.precision == "bf16-mixed"
+
+    def _error_text(self) -> str:
+        if self._settings.on_gpu:
+            return "not measured on GPUs"
+        if self._in_bfloat16:
+            return f"not measured in bfloat16; {CPU_BFLOAT16_ERROR[0]:+.0%} is assumed"
+        return f"{CPU_ERROR[0]:+.0%} to {CPU_ERROR[1]:+.0%}, measured on CPUs (scripts/bench/RESULTS_plan.md)"
+
     def _error(self) -> tuple[float, float]:
-        small = self._settings.module.dtype_name == "bfloat16" or self._settings.precision.startswith("bf16")
-        return CPU_BFLOAT16_ERROR if small and not self._settings.on_gpu else CPU_ERROR
+        return CPU_BFLOAT16_ERROR if self._in_bfloat16 else CPU_ERROR
 
     def _capacity(self) -> float:
         return self._card.gib if self._settings.on_gpu else self._card.gib / self._settings.ranks_per_node

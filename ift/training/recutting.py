@@ -70,6 +70,14 @@ def cannot_repeat(strategy: str) -> UserError:
     )
 
 
+def cannot_repeat_fused(optimizer: str) -> UserError:
+    """Return the refusal of repeated steps with an optimizer that updates weights within the backward pass."""
+    return UserError(
+        f"{KEY}: {optimizer} has changed weights when memory runs out, so its step cannot be repeated. Set it to "
+        "false, and data.global_batch_size to what fits, or take another optimizer."
+    )
+
+
 class Recutting:
     """Computes steps, in smaller micro-batches where memory ran out.
 
@@ -101,10 +109,7 @@ class Recutting:
             return
         traits, strategy = self._module.optimizer_traits, self._module.trainer.strategy
         if traits.fused and fitting:
-            raise UserError(
-                f"{KEY}: {traits.name} has changed weights when memory runs out, so its step cannot be repeated. Set "
-                "it to false, and data.global_batch_size to what fits, or take another optimizer."
-            )
+            raise cannot_repeat_fused(traits.name)
         if isinstance(strategy, ZeroStrategy) or not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
             raise cannot_repeat(name_of(strategy))
 

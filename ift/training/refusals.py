@@ -19,7 +19,7 @@ from ift.training.course import check_ddp
 from ift.training.deepspeed_checks import check_zero
 from ift.training.deepspeed_config import settings_of
 from ift.training.memory_plan import ONE_DEVICE
-from ift.training.recutting import cannot_repeat
+from ift.training.recutting import cannot_repeat, cannot_repeat_fused
 from ift.training.sharded_rules import check_shared_out
 
 
@@ -81,7 +81,8 @@ def _check_strategy(module: Any, strategy: str, around: Surroundings) -> None:
     if strategy.startswith("deepspeed"):
         if not around.on_gpu:
             raise UserError("trainer.strategy: DeepSpeed needs GPUs. Take fsdp or ddp, which need none.")
-        precision = "32-true" if around.precision in ("None", "32") else around.precision
-        check_zero(module, name=strategy, stage=settings_of(strategy).stage, precision=precision)
+        check_zero(module, name=strategy, stage=settings_of(strategy).stage, precision=around.precision)
+    if around.repeats_steps and traits.fused:
+        raise cannot_repeat_fused(traits.name)
     if around.repeats_steps and strategy not in (ONE_DEVICE, "ddp"):
         raise cannot_repeat(strategy)

@@ -47,7 +47,7 @@ class RunPlanner:
 
     def __init__(self, module: Any, *, precision: str, on_gpu: bool, is_alternative: bool = False) -> None:
         self._module, self._on_gpu, self._is_alternative = module, on_gpu, is_alternative
-        self._autocast = torch.bfloat16 if precision in ("bf16-mixed", "bf16") else None
+        self._autocast = torch.bfloat16 if precision == "bf16-mixed" else None
         self._simulations: dict[Any, Simulation] = {}
         self._lost: dict[bool, float] = {}
         self._refusals: dict[Any, str | None] = {}

@@ -145,6 +145,8 @@ def test_lomo_is_planned_on_one_device_and_holds_no_gradients(
     report = planned(config("run", model={"adapter": None, "optimizer": lomo}))
     assert {row["strategy"] for row in report["rows"]} == {"one device"}
     assert own(report)["gradients_gib"] == 0 and "several devices" in report["skipped"]
+    repeated = planned(config("run", model={"adapter": None, "optimizer": lomo}, data={"auto_micro_batch": True}))
+    assert "data.auto_micro_batch: Lomo has changed weights" in own(repeated)["refused"]
 
 
 def test_what_fit_refuses_is_refused_with_its_reason_and_never_advised(
@@ -194,6 +196,7 @@ def test_deepspeed_is_planned_without_it_and_without_gpus(
         (["--card", "h100"], "--card: unknown name 'h100'. Did you mean 'h100-80g'?"),
         (["--card", "0"], "--card: 0 is no memory"),
         (["--devices", "1"], "--devices: 1 is no number of ranks"),
+        (["--trainer.devices", "banana"], "trainer.devices: 'banana' is neither a number"),
         (["--devices", "many"], "--devices: invalid int value"),
         (["--model.bse", "x"], "model.bse"),
         (["--data.micro_batch_tokens", "8"], "data.micro_batch_tokens: 8"),
@@ -201,6 +204,16 @@ def test_deepspeed_is_planned_without_it_and_without_gpus(
 )
 def test_wrong_options_are_told(config: Config, refused: Callable[..., str], arguments: list[str], told: str) -> None:
     assert told in refused("plan", "--config", config("run"), *arguments)
+
+
+def test_the_short_name_of_a_precision_means_the_same(config: Config, planned: Callable[..., dict[str, Any]]) -> None:
+    short, full = (
+        planned(config("run", trainer={"precision": name, "accelerator": "gpu"}), "--skip_data", "--card", "a100-80g")
+        for name in ("bf16", "bf16-mixed")
+    )
+    assert short == full and short["course"]["seconds"] is not None
+    here = planned(config("run", trainer={"precision": "bf16"}), "--skip_data")
+    assert "not measured in bfloat16" in here["error"]
 
 
 def test_help_answers_without_torch() -> None:
