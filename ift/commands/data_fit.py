@@ -26,6 +26,8 @@ def check_data(cli: Any) -> None:
             f"trainer.max_steps: required, as data.sources[{data.streams[0].number}] streams and has no end. Say how "
             "many steps to train."
         )
+    if cli.command == "fit" and data.num_validation_examples and not data.streams:
+        _check_interval(cli.trainer, data.num_steps_per_epoch)
     if cli.command == "validate" and not data.num_validation_examples:
         raise UserError("data.validation: null holds nothing out, so there is nothing to validate. Set it.")
     _check_longest(cli)
@@ -39,6 +41,16 @@ def check_data(cli: Any) -> None:
                 f"data.sources: the rows, their layout, the tokenizer or the version of ift have changed since "
                 f"'{begun.root}' began, so it cannot be continued. Begin a new run_dir, without --ckpt_path."
             )
+
+
+def _check_interval(trainer: Any, num_steps: int) -> None:
+    """Refuse to validate after more steps than an epoch has, unless they are counted over epochs."""
+    interval = trainer.val_check_interval
+    if isinstance(interval, int) and trainer.check_val_every_n_epoch is not None and interval > num_steps:
+        raise UserError(
+            f"trainer.val_check_interval: {interval}, and an epoch has {num_steps} steps. Set "
+            "trainer.check_val_every_n_epoch to null to count over epochs, or a smaller interval."
+        )
 
 
 def _check_longest(cli: Any) -> None:

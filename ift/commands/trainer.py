@@ -26,7 +26,7 @@ from ift.commands.data_fit import check_data
 from ift.commands.meeting import Meeting
 from ift.commands.run_lock import RunLock
 from ift.commands.stage_config import has_stages
-from ift.commands.trainer_settings import check_trainer
+from ift.commands.trainer_settings import check_callbacks, check_trainer
 from ift.data.datamodule import InstructionDataModule
 from ift.errors import UserError
 from ift.launch import launch
@@ -37,6 +37,7 @@ from ift.models.packing import choose_row_layout
 from ift.training.checkpoints import (
     AtomicCheckpointIO,
     check_checkpoint,
+    check_newest,
     damage_of_own_parts,
     remove_unfinished,
     resolve_checkpoint,
@@ -122,6 +123,7 @@ class IftCLI(LightningCLI):
             options["callbacks"] = [*(chosen.get("callbacks") or []), RunProgress(self.metrics)]
         else:
             options["callbacks"] = list(chosen.get("callbacks") or [])
+        check_callbacks(options["callbacks"])
         options["callbacks"] += self.own_callbacks()
         plugins = [*cluster_plugins(), AtomicCheckpointIO(self.own_folder())]
         options["plugins"] = [*(chosen.get("plugins") or []), *plugins]
@@ -198,6 +200,8 @@ class TrainingCLI(IftCLI):
             self.run.check_continuable()
             self.run.check_same(config)
             self.run.check_not_shortened(config, has_checkpoint=self.checkpoint is not None)
+            if self.checkpoint is not None:
+                check_newest(self.checkpoint, self.run)
             remove_unfinished(self.run)
             return
         self.run.check_new()
@@ -378,6 +382,8 @@ def run_once(command: str, arguments: list[str], *, tell: bool = True) -> tuple[
     except MisconfigurationException as error:
         raise UserError(f"trainer: {error}") from error
     except RuntimeError as error:
+        if str(error).startswith("Early stopping conditioned on metric"):
+            raise UserError(f"trainer.callbacks: {error}") from error
         if lost := lost_process(error, timeout_seconds=cli.timeout.total_seconds()):
             raise lost from error
         raise

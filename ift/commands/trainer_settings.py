@@ -1,9 +1,29 @@
 """Settings of Lightning's Trainer that contradict how a step works here, refused with what to set instead."""
 
+from collections.abc import Iterable
 from typing import Any
+
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    Callback,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    ModelPruning,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
 
 from ift.errors import UserError, unknown_name
 from ift.training.strategies import check_strategy_name
+
+_IMPOSSIBLE = (
+    BatchSizeFinder,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    ModelPruning,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
 
 
 def check_trainer(trainer: Any, command: str) -> None:
@@ -58,6 +78,25 @@ def check_trainer(trainer: Any, command: str) -> None:
     _check_accelerator(trainer["accelerator"])
     if command == "fit":
         _check_duration(trainer["max_epochs"], trainer["max_steps"])
+        if trainer["check_val_every_n_epoch"] is not None and trainer["check_val_every_n_epoch"] < 1:
+            raise UserError(
+                f"trainer.check_val_every_n_epoch: {trainer['check_val_every_n_epoch']} is below 1. Set it to null to "
+                "count trainer.val_check_interval over epochs; data.validation: null validates never."
+            )
+
+
+def check_callbacks(callbacks: Iterable[Callback]) -> None:
+    """Refuse callbacks of Lightning that would change a step, or copy a model whose frozen weights are not saved.
+
+    Raises:
+        UserError: with the class.
+    """
+    for callback in callbacks:
+        if isinstance(callback, _IMPOSSIBLE):
+            raise UserError(
+                f"trainer.callbacks: {type(callback).__name__} is not possible: a step always takes "
+                "data.global_batch_size examples, and checkpoints hold the trained weights alone. Leave it out."
+            )
 
 
 def _check_accelerator(name: Any) -> None:

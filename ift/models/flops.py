@@ -141,7 +141,7 @@ def recording(model: Any) -> Iterator[Recording]:
     """
     heard = Recording()
     handles = [
-        module.register_forward_hook(_listener(heard, name))
+        module.register_forward_hook(_listener(heard, name, module))
         for name, module in model.named_modules()
         if _multiplies(module)
     ]
@@ -177,18 +177,20 @@ def _position_counter(heard: Recording) -> Any:
     return count
 
 
-def _listener(heard: Recording, name: str) -> Any:
+def _listener(heard: Recording, name: str, module: nn.Module) -> Any:
+    experts = [(one[0].numel(), one.requires_grad) for one in _experts(module)]  # PEFT swaps them in a forward pass
+
     def listen(module: nn.Module, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
         """Add a pass through a linear layer or experts to its record; a hook behind the forward pass."""
         if _in_backward() or not inputs:
             return
         found = inputs[0]
         rows = found.numel() // found.shape[-1]
-        if experts := _experts(module):
+        if experts:
             # transformers gives the rows, and per row the experts it goes to.
             chosen = next((one.shape[-1] for one in inputs[1:] if not one.is_floating_point()), 1)
-            operations = sum(2 * chosen * one[0].numel() for one in experts)
-            graded = any(one.requires_grad for one in experts)
+            operations = sum(2 * chosen * size for size, _ in experts)
+            graded = any(trained for _, trained in experts)
         else:
             operations = 2 * found.shape[-1] * output.shape[-1]
             graded = bool(module.weight.requires_grad)

@@ -112,6 +112,20 @@ def newest_checkpoint(run: RunFolder) -> Path | None:
     return max(found, key=lambda path: (found[path], path.name)) if found else None
 
 
+def check_newest(path: Path, run: RunFolder) -> None:
+    """Refuse to go on within a run from a checkpoint that others follow: the folder would hold two courses of it.
+
+    Raises:
+        UserError: with the newest.
+    """
+    newest = newest_checkpoint(run)
+    if newest is not None and steps_of(newest) > (step := steps_of(path)):
+        raise UserError(
+            f"--ckpt_path: '{path}' is of step {step}, and '{run.root}' holds one of step {steps_of(newest)} "
+            f"('{newest.name}'). Give 'last'; or another run_dir, to go on from here; or remove the later ones."
+        )
+
+
 def steps_of(path: Path) -> int:
     """Return after how many steps a checkpoint was written.
 

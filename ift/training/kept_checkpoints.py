@@ -66,6 +66,11 @@ class RunCheckpoint(ModelCheckpoint):
         super().on_validation_end(trainer, pl_module)
         self._save_end(trainer, validates=False)
 
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save what is due, or where a callback has ended the run with this epoch."""
+        super().on_train_epoch_end(trainer, pl_module)
+        self._save_end(trainer, validates=False)
+
     def _save_end(self, trainer: Trainer, *, validates: bool) -> None:
         """Save the last step of a run, whatever the interval: it can be gone on from, validated and consolidated.
 

@@ -5,6 +5,7 @@ and at another moment than the others. The same exchange is what notices a rank 
 """
 
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -55,7 +56,7 @@ class Preemption(Callback):
         """Save and leave where a signal asks for it; else forget a checkpoint that has become superfluous."""
         if signum := self._asked():
             self._leave(trainer, signum)
-        if trainer.is_global_zero and self._resumed_at < _last_saved(trainer):
+        if trainer.is_global_zero and self._resumed_at < self._last_saved(trainer):
             self._resumed_at = trainer.global_step
             for path in self._folder.glob("preempted-step-*.ckpt"):
                 trainer.strategy.remove_checkpoint(path)
@@ -87,7 +88,7 @@ class Preemption(Callback):
 
     def _leave(self, trainer: Trainer, signum: int) -> None:
         step = trainer.global_step
-        if _last_saved(trainer) == step:
+        if self._last_saved(trainer) == step:
             told = interruptions.way_back(self._folder, step)
         else:
             path = self._folder / CHECKPOINT_NAME.format(step=step)
@@ -101,6 +102,17 @@ class Preemption(Callback):
             distributed.all_reduce(torch.zeros(1), group=self._group)
         raise Interrupted(signum, told, requeued=True)
 
+    def _last_saved(self, trainer: Any) -> int:
+        """Return the step of the newest checkpoint in the run's folder that this session has saved to resume from."""
+        steps = [
+            one._last_global_step_saved
+            for one in trainer.callbacks
+            if isinstance(one, ModelCheckpoint)
+            and not one.save_weights_only
+            and Path(str(one.dirpath)).resolve() == self._folder.resolve()
+        ]
+        return max(steps, default=0)
+
     def _check_same_place(self, trainer: Trainer) -> None:
         """Refuse ranks that begin at different steps, as where a node does not see the run folder of the others."""
         places = [torch.zeros(1, dtype=torch.int64) for _ in range(trainer.world_size)]
@@ -112,16 +124,6 @@ class Preemption(Callback):
                 f"they do not see the same '{self._folder}'. Put run_dir on a file system that all nodes "
                 "share."
             )
-
-
-def _last_saved(trainer: Any) -> int:
-    """Return the step of the newest checkpoint that this session has saved to resume from."""
-    steps = [
-        one._last_global_step_saved
-        for one in trainer.callbacks
-        if isinstance(one, ModelCheckpoint) and not one.save_weights_only
-    ]
-    return max(steps, default=0)
 
 
 def _note_in_manifest(trainer: Any, signum: int) -> None:

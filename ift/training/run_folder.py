@@ -126,7 +126,7 @@ class RunFolderWriter(Callback):
                 self._close(trainer, pl_module)
 
     def _close(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self._was_finished or self._manifest["steps"] != trainer.global_step:
+        if not self._was_finished or self._manifest["sessions"][-1]["from_step"] != trainer.global_step:
             self._finish(trainer, pl_module)
         else:  # a finished run was continued, and nothing was left to do
             self._manifest["sessions"].pop()

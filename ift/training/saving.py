@@ -6,6 +6,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 from ift.errors import LocalError, UserError
+from ift.training.schedule import settle_learning_rates
 
 
 class RunTrainer(Trainer):
@@ -16,6 +17,8 @@ class RunTrainer(Trainer):
     """
 
     def _run_stage(self) -> Any:
+        schedulers: list[Any] = [one.scheduler for one in self.lr_scheduler_configs]  # none but in `fit`
+        settle_learning_rates(schedulers)
         self._call("on_session_start")
         results = super()._run_stage()
         self._call("on_session_end")

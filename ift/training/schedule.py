@@ -1,8 +1,11 @@
 """Learning-rate schedules as pure functions of the step."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
+
+from torch.optim.lr_scheduler import LambdaLR
 
 from ift.errors import UserError
 
@@ -25,6 +28,18 @@ class Schedule:
             )
         if not 0 <= self.final_share <= 1:
             raise UserError(f"model.schedule.final_share: {self.final_share} is no share between 0 and 1.")
+
+
+def settle_learning_rates(schedulers: Iterable[LambdaLR]) -> None:
+    """Give the next step the learning rate that its schedule says.
+
+    A restored optimizer brings the rate that the run before had settled for its next step. Of a run that has become
+    longer, that is another schedule's, at the end of a decay 0.
+    """
+    for scheduler in schedulers:
+        groups = scheduler.optimizer.param_groups
+        for group, rate, share in zip(groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True):
+            group["lr"] = rate * share(scheduler.last_epoch)
 
 
 def learning_rate_share(step: int, num_steps: int, schedule: Schedule) -> float:
