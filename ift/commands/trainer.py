@@ -119,11 +119,10 @@ class IftCLI(LightningCLI):
     def instantiate_trainer(self, **options: Any) -> Trainer:
         """Build the trainer with our plugins and callbacks."""
         chosen = self.config_init["trainer"]
-        if chosen.get("enable_progress_bar") is not False:
-            options["callbacks"] = [*(chosen.get("callbacks") or []), RunProgress(self.metrics)]
-        else:
-            options["callbacks"] = list(chosen.get("callbacks") or [])
+        options["callbacks"] = list(chosen.get("callbacks") or [])
         check_callbacks(options["callbacks"])
+        if chosen.get("enable_progress_bar") is not False:
+            options["callbacks"].append(RunProgress(self.metrics))
         options["callbacks"] += self.own_callbacks()
         plugins = [*cluster_plugins(), AtomicCheckpointIO(self.own_folder())]
         options["plugins"] = [*(chosen.get("plugins") or []), *plugins]

@@ -1,11 +1,12 @@
 """Settings of Lightning's Trainer that contradict how a step works here, refused with what to set instead."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch.callbacks import (
     BatchSizeFinder,
     Callback,
+    EarlyStopping,
     GradientAccumulationScheduler,
     LearningRateFinder,
     ModelPruning,
@@ -14,6 +15,7 @@ from lightning.pytorch.callbacks import (
 )
 
 from ift.errors import UserError, unknown_name
+from ift.training.pending_validation import METRICS
 from ift.training.strategies import check_strategy_name
 
 _IMPOSSIBLE = (
@@ -85,13 +87,19 @@ def check_trainer(trainer: Any, command: str) -> None:
             )
 
 
-def check_callbacks(callbacks: Iterable[Callback]) -> None:
-    """Refuse callbacks of Lightning that would change a step, or copy a model whose frozen weights are not saved.
+def check_callbacks(callbacks: Sequence[Callback]) -> None:
+    """Refuse callbacks of Lightning that would change a step, copy a model, or wait for a metric that nobody gives.
 
     Raises:
         UserError: with the class.
     """
+    own = any(not type(one).__module__.startswith("lightning.") for one in callbacks)  # which may log anything
     for callback in callbacks:
+        if isinstance(callback, EarlyStopping) and not own and callback.monitor not in METRICS:
+            raise UserError(
+                f"trainer.callbacks: EarlyStopping monitors '{callback.monitor}', which no validation gives. Set "
+                f"monitor to {' or '.join(METRICS)}."
+            )
         if isinstance(callback, _IMPOSSIBLE):
             raise UserError(
                 f"trainer.callbacks: {type(callback).__name__} is not possible: a step always takes "

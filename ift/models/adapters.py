@@ -151,6 +151,8 @@ def _wrap(model: Any, config: PeftConfig, *, seed: int) -> Any:
         re.error,
     ) as error:
         reason = " ".join(str(error).split())[:400]
+        if "ParamWrapper" in reason and "lora_dropout" in reason:  # experts, which all-linear takes with it
+            reason += f" Set {KEY}.init_args.lora_dropout to 0, or target_modules to names of linear layers (q_proj)."
         raise UserError(f"{KEY}: {name} cannot be applied to this model: {reason}") from error
     check_tied(wrapped)
     compute_as_the_module(wrapped)

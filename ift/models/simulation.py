@@ -6,6 +6,7 @@ FakeTensorMode); what is made is counted until nothing refers to it any more. So
 checkpointing or the fused head keep for the backward pass is counted as they keep it, not by a formula.
 """
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -203,7 +204,10 @@ def _on_shapes(model: Any) -> Iterator[None]:
     Raises:
         UserError: what the model does depends on values.
     """
+    torchs_own = logging.getLogger("torch._subclasses.fake_tensor")
+    level = torchs_own.level
     try:
+        torchs_own.setLevel(logging.CRITICAL)  # it logs the traceback of what is told below in a line
         with FakeTensorMode(allow_non_fake_inputs=True):
             _give_fake_weights(model)
             yield
@@ -213,6 +217,8 @@ def _on_shapes(model: Any) -> Iterator[None]:
             f"model.base: the memory of {type(model).__name__} cannot be predicted without its weights "
             f"({type(error).__name__}: {reason}). Train a few steps instead: every run logs its peak memory."
         ) from error
+    finally:
+        torchs_own.setLevel(level)
 
 
 def _autocast(dtype: torch.dtype | None) -> AbstractContextManager[Any]:

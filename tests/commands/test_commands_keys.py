@@ -230,6 +230,20 @@ ILLEGAL: list[tuple[dict[str, Any], str]] = [
     ({"max_epochs": 0}, "trainer.max_epochs: 0 is less than 1"),
     ({"max_epochs": -2, "max_steps": 3}, "trainer.max_epochs: -2 is less than 1"),
     ({"max_steps": 0}, "trainer.max_steps: 0 is less than 1"),
+    ({"check_val_every_n_epoch": 0}, "trainer.check_val_every_n_epoch: 0 is below 1"),
+    ({"val_check_interval": 100}, "trainer.val_check_interval: 100, and an epoch has 4 steps"),
+    (
+        {"callbacks": [{"class_path": "lightning.pytorch.callbacks.EMAWeightAveraging"}]},
+        "trainer.callbacks: EMAWeightAveraging is not possible",
+    ),
+    (
+        {
+            "callbacks": [
+                {"class_path": "lightning.pytorch.callbacks.EarlyStopping", "init_args": {"monitor": "train/loss"}}
+            ]
+        },
+        "trainer.callbacks: EarlyStopping monitors 'train/loss', which no validation gives",
+    ),
 ]
 
 

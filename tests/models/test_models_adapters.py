@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 from peft import AdaLoraConfig
 from quantized_twins import load
+from transformers import MixtralConfig, MixtralForCausalLM
 
 from ift.errors import UserError
 from ift.models.adapters import attach
-from ift.models.methods import METHODS, as_method
+from ift.models.methods import METHODS, as_method, lora
 
 
 def test_adalora_follows_the_real_number_of_steps(folders: dict[str, Path]) -> None:
@@ -28,3 +29,11 @@ def test_adalora_by_its_class_must_name_the_real_duration(folders: dict[str, Pat
     with pytest.raises(UserError, match=r"model\.adapter\.total_step: 50, and this run has 60 steps"):
         attach(load(folders["llama"]), method, seed=0, num_steps=60, training=True)
     attach(load(folders["llama"]), method, seed=0, num_steps=50, training=True)
+
+
+def test_dropout_on_experts_is_refused_with_what_to_set() -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "vocab_size": 64}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 2}
+    model = MixtralForCausalLM(MixtralConfig(**sizes, **heads))
+    with pytest.raises(UserError, match=r"Set model\.adapter\.init_args\.lora_dropout to 0"):
+        attach(model, lora(), seed=0, num_steps=None)

@@ -14,6 +14,8 @@ from transformers import (
     GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
     T5Config,
@@ -152,3 +154,16 @@ def test_recording_leaves_nothing_behind_and_hears_no_recomputation() -> None:
     assert {name: one.rows for name, one in heard.records.items()} == before
     assert heard.positions == 5 and all(rows == 5 for rows in before.values())
     assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_lora_on_experts_is_listened_to() -> None:
+    """PEFT swaps the experts' weights for computed ones within a forward pass."""
+    sizes = {**SIZES, "num_local_experts": 3, "num_experts_per_tok": 2}
+    method = lora(r=4, lora_dropout=0.0)
+    model = attach(MixtralForCausalLM(MixtralConfig(**sizes)).train(), method, seed=0, num_steps=None)
+    assert any("experts" in name and "lora_A" in name for name, _ in model.named_parameters())
+    with recording(model) as heard:
+        model(torch.arange(3, 13)[None], use_cache=False)
+    (record,) = (one for name, one in heard.records.items() if ".layers.0.mlp.experts" in name)
+    # For each of 10 tokens two of the experts: gate, up and down.
+    assert (record.rows, record.operations) == (10, 2 * 2 * 3 * 32 * 48)

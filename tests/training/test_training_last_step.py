@@ -8,9 +8,18 @@ from typing import Any
 import pytest
 import torch
 from comparing import largest_difference
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 Config = Callable[..., Path]
 Fit = Callable[..., Path]
+
+
+def scalars(run: Path, name: str) -> list[float]:
+    """Return a curve of TensorBoard's, in the order of its steps."""
+    events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0})
+    events.Reload()
+    return [one.value for one in sorted(events.Scalars(name), key=lambda one: one.step)]
+
 
 ENDS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], int]] = {
     # 40 examples less 8 for validation, 5 a step: 7 steps an epoch.
@@ -38,6 +47,32 @@ def test_a_run_goes_on_from_its_last_step(end: str, config: Config, fit: Fit) ->
     results = [json.loads((one / "manifest.json").read_text())["validation"] for one in (folder, whole)]
     assert results[0] == results[1]
     assert (folder / "losses.jsonl").read_text() == (whole / "losses.jsonl").read_text()
+
+
+@pytest.mark.parametrize("kind", ["cosine", "linear"])
+def test_a_longer_run_goes_on_with_its_own_schedule(kind: str, config: Config, fit: Fit) -> None:
+    """The restored optimizer brings the rate at the end of the shorter decay, 0."""
+    logged = {"trainer": {"max_epochs": 1, "log_every_n_steps": 1}, "model": {"schedule": {"kind": kind, "warmup": 1}}}
+    run = config("run", **logged)
+    folder = fit(run)
+    steps = json.loads((folder / "manifest.json").read_text())["steps"]
+    fit(run, "--ckpt_path", "last", "--trainer.max_epochs", "3")
+    whole = fit(config("whole", **{**logged, "trainer": {"max_epochs": 3, "log_every_n_steps": 1}}))
+    resumed, expected = (scalars(one, "train/learning_rate") for one in (folder, whole))
+    assert resumed[steps:] == expected[steps:] and len(expected) == 3 * steps and min(expected) > 0
+
+
+def test_a_run_that_ends_with_an_epoch_saves_its_last_step(config: Config, fit: Fit) -> None:
+    """EarlyStopping as it is by default looks behind the last batch and validation of an epoch."""
+    stopping = {
+        "class_path": "lightning.pytorch.callbacks.EarlyStopping",
+        "init_args": {"monitor": "validation/loss", "stopping_threshold": 1000.0},
+    }
+    trainer = {"max_epochs": 5, "callbacks": [stopping]}
+    folder = fit(config("run", trainer=trainer, checkpoint={"every_n_train_steps": 100}))
+    steps = json.loads((folder / "manifest.json").read_text())["steps"]
+    assert steps == 4
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == [f"step-{steps:08d}.ckpt"]
 
 
 def test_a_run_that_stops_early_saves_its_last_step(config: Config, fit: Fit) -> None:

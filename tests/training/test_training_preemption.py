@@ -150,6 +150,21 @@ def test_sessions_tell_of_all_their_steps_and_of_no_others(
     assert sum(one["flops"]["model"] for one in (first, second)) == pytest.approx(whole["flops"]["model"], rel=1e-9)
 
 
+def test_another_callbacks_checkpoint_is_not_the_runs_own(
+    config: Config, fit: Fit, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """A ModelCheckpoint of the user's own saves elsewhere, at the very step after which a signal ends the run."""
+    elsewhere = {
+        "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
+        "init_args": {"dirpath": str(tmp_path / "elsewhere"), "every_n_train_steps": 2},
+    }
+    path = config("ended", **with_trainer(callbacks=[elsewhere, signalling("SignalAfterStep", 2)]))
+    code, said = code_of(["fit", "--config", str(path)], capsys)
+    saved = path.with_suffix("") / "checkpoints" / "preempted-step-00000002.ckpt"
+    assert code == 75 and saved.is_file() and str(saved) in said
+    assert list((tmp_path / "elsewhere").iterdir())
+
+
 def test_ctrl_c_saves_and_leaves_as_a_shell_does(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
     path = config("ended", **with_trainer(callbacks=[signalling("SignalAfterStep", 2, signal.SIGINT)]))
     code, said = code_of(["fit", "--config", str(path)], capsys)

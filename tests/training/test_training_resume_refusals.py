@@ -117,3 +117,17 @@ def test_a_finished_run_is_not_ended_after_fewer_epochs(
     said = refused(capsys, *more, "2")
     assert "trainer.max_epochs: " in said and "finished with 3 epochs" in said
     assert main(["fit", *more, "4"]) == 0
+
+
+def test_a_run_folder_holds_one_course(config: Config, fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    """From an earlier checkpoint a run is gone on with elsewhere, or where the later ones are gone."""
+    saved = {"every_n_train_steps": 2, "save_top_k": -1}
+    run = fit(config("run", trainer={"max_steps": 4}, checkpoint=saved))
+    earlier, later = sorted((run / "checkpoints").iterdir())
+    said = refused(capsys, "--config", f"{run}.yaml", "--ckpt_path", str(earlier))
+    assert "is of step 2" in said and "one of step 4" in said and later.name in said
+    later.unlink()
+    assert main(["fit", "--config", f"{run}.yaml", "--ckpt_path", str(earlier), "--trainer.max_steps", "4"]) == 0
+    # What was trained again was exported again, although the run had been finished with as many steps.
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert [one["from_step"] for one in manifest["sessions"]] == [0, 2] and manifest["status"] == "finished"
