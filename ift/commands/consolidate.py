@@ -77,7 +77,7 @@ def _find(source: Path) -> tuple[RunFolder, Path]:
 
     run = RunFolder(source)
     if run.manifest.is_file():
-        newest = newest_checkpoint(run)
+        newest = newest_checkpoint("RUN_OR_CHECKPOINT", run)
         if newest is None:
             raise UserError(f"RUN_OR_CHECKPOINT: there is no checkpoint in '{run.checkpoints}'.")
         return run, newest

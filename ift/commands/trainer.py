@@ -256,7 +256,7 @@ class TrainingCLI(IftCLI):
     def cut_log(self) -> None:
         """Take out of the log what a killed run wrote after its last checkpoint, as it comes again."""
         if is_first_process() and self._continues() and isinstance(self.trainer.logger, TensorBoardLogger):
-            step = steps_of(self.checkpoint) if self.checkpoint is not None else -1
+            step = steps_of("--ckpt_path", self.checkpoint) if self.checkpoint is not None else -1
             keep_events(self.run.tensorboard, step=step, validated=not was_due(self.checkpoint))
 
 

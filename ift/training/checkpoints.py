@@ -97,8 +97,12 @@ def remove_unfinished(run: RunFolder) -> None:
             path.unlink()
 
 
-def newest_checkpoint(run: RunFolder) -> Path | None:
+def newest_checkpoint(key: str, run: RunFolder) -> Path | None:
     """Return the checkpoint of a run with the most steps, or `None`.
+
+    Args:
+        key: the configuration key or option that named the run.
+        run: the run folder.
 
     Raises:
         UserError: one of them cannot be read, so that nobody knows which is the newest.
@@ -107,25 +111,33 @@ def newest_checkpoint(run: RunFolder) -> Path | None:
     found: dict[Path, int] = {}
     for path in run.checkpoints.glob("*.ckpt"):
         if path.exists():
-            with told_way_on(path):
-                found[path] = steps_of(path)
+            with told_way_on(path, resumes=key == "--ckpt_path"):
+                found[path] = steps_of(key, path)
     return max(found, key=lambda path: (found[path], path.name)) if found else None
 
 
-def steps_of(path: Path) -> int:
+def steps_of(key: str, path: Path) -> int:
     """Return after how many steps a checkpoint was written.
+
+    Args:
+        key: the configuration key or option that named it.
+        path: of the checkpoint.
 
     Raises:
         UserError: it cannot be read, or is none.
     """
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_checkpoint(key, path)
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("global_step"), int):
-        raise UserError(f"--ckpt_path: '{path}' was not written by ift fit. Move it out of the way.")
+        raise UserError(f"{key}: '{path}' was not written by ift fit. Move it out of the way.")
     return int(checkpoint["global_step"])
 
 
-def read_checkpoint(path: Path) -> Any:
+def read_checkpoint(key: str, path: Path) -> Any:
     """Return what a checkpoint holds: mapped, or of a folder that many ranks wrote, without its tensors' data.
+
+    Args:
+        key: the configuration key or option that named it.
+        path: of the checkpoint.
 
     Raises:
         UserError: it cannot be read, or holds more than tensors and plain values.
@@ -134,9 +146,7 @@ def read_checkpoint(path: Path) -> Any:
         return read_unread(path)
     except Exception as error:  # torch raises many types for what is no checkpoint; each means that it is unusable
         reason = str(error).partition("\n")[0].partition(". ")[0].rstrip(".")[:200] + "."
-        raise UserError(
-            f"--ckpt_path: '{path}' cannot be read as a checkpoint: {reason} Move it out of the way."
-        ) from error
+        raise UserError(f"{key}: '{path}' cannot be read as a checkpoint: {reason} Move it out of the way.") from error
 
 
 def resolve_checkpoint(ckpt_path: str | None, run: RunFolder, *, required: bool) -> Path | None:
@@ -153,7 +163,7 @@ def resolve_checkpoint(ckpt_path: str | None, run: RunFolder, *, required: bool)
     if ckpt_path is None:
         return None
     if ckpt_path == "last":
-        newest = newest_checkpoint(run)
+        newest = newest_checkpoint("--ckpt_path", run)
         if newest is None and required:
             raise UserError(f"--ckpt_path: there is no checkpoint in '{run.checkpoints}'.")
         return newest
@@ -179,10 +189,10 @@ def check_checkpoint(path: Path, base: str, *, resumes: bool = False) -> None:
             check_whole("--ckpt_path", path)  # its tensors are `damage_of_own_parts`' business
         else:
             check_seal("--ckpt_path", path)
-        checkpoint = read_checkpoint(path)
+        checkpoint = read_checkpoint("--ckpt_path", path)
     own = checkpoint.get(CHECKPOINT_KEY) if isinstance(checkpoint, dict) else None
     if own is None:
-        raise UserError(f"--ckpt_path: '{path}' was not written by ift fit.")
+        raise UserError(f"--ckpt_path: '{path}' was not written by ift fit. Take another checkpoint.")
     if own["base_fingerprint"] != fingerprint(base):
         raise UserError(
             f"--ckpt_path: '{path}' belongs to another base model ('{own['base']}'; model.base is '{base}', with "
@@ -221,7 +231,7 @@ def intact_beside(path: Path) -> tuple[Path, int] | None:
     for other in path.parent.glob("*.ckpt"):
         with suppress(UserError, OSError):
             if other != path:
-                found[other] = steps_of(other)
+                found[other] = steps_of("", other)
     for other in sorted(found, key=lambda one: (found[one], one.name), reverse=True):
         with suppress(UserError, OSError):
             if is_sharded_checkpoint(other):

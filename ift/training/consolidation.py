@@ -60,11 +60,11 @@ def open_checkpoint(key: str, path: Path) -> StoredCheckpoint:
             check_parts(key, path)
         else:
             check_seal(key, path)
-    found = read_checkpoint(path)
+    found = read_checkpoint(key, path)
     if not isinstance(found, dict) or CHECKPOINT_KEY not in found:
-        raise UserError(f"{key}: '{path}' was not written by ift fit.")
+        raise UserError(f"{key}: '{path}' was not written by ift fit. Take another checkpoint.")
     if sharded:
-        weights = deferred_weights(path, found["state_dict"])
+        weights = deferred_weights(key, path, found["state_dict"])
     else:
         weights = {name: in_place(one) for name, one in found["state_dict"].items()}
     return StoredCheckpoint(path, int(found["global_step"]), weights, found[CHECKPOINT_KEY])

@@ -74,7 +74,7 @@ def was_due(checkpoint: Path | None) -> bool:
     """Whether a checkpoint lies between a step and the validation behind it."""
     if checkpoint is None:
         return False
-    state = read_checkpoint(checkpoint).get(KEY)
+    state = read_checkpoint("--ckpt_path", checkpoint).get(KEY)
     return state is not None and bool(state["due"])
 
 

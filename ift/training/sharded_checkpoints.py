@@ -162,7 +162,7 @@ def load_own_parts(path: Path, targets: Mapping[str, torch.Tensor], *, section: 
     from ift.training.sharded_tensors import read_tensors  # which imports what a checkpoint of one file does not need
 
     if targets:
-        read_tensors(path, {f"{section}.{name}": one for name, one in targets.items()})
+        read_tensors("--ckpt_path", path, {f"{section}.{name}": one for name, one in targets.items()})
 
 
 def read_whole(path: Path) -> dict[str, Any]:
