@@ -80,9 +80,7 @@ def torchrun(environment: dict[str, str], tmp_path: Path) -> Iterator[Torchrun]:
     """Start `ift fit` with two processes; all of them are killed in the end."""
     started: list[subprocess.Popen[str]] = []
 
-    def run(
-        config: Path, *arguments: str, options: tuple[str, ...] = ("--standalone", "--nproc-per-node=2"), **more: Any
-    ) -> Any:
+    def run(config: Path, *arguments: str, options: tuple[str, ...] = TWO_HERE, **more: Any) -> Any:
         prefix, variables = more.get("prefix", ()), more.get("variables", {})
         program = [sys.executable, "-m", "torch.distributed.run", *options, "-m", "ift", "fit", "--config", str(config)]
         process = subprocess.Popen(
