@@ -8,15 +8,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
-from ift.artifacts import RunFolder
+from ift.artifacts import TEMPORARY, RunFolder
 from ift.errors import UserError
 from ift.hub import fingerprint
 from ift.launch import Launch
 from ift.training.module import CHECKPOINT_KEY
-from ift.training.seals import SealedFile, check_seal
+from ift.training.seals import check_seal, sync_folder, write_sealed
 from ift.training.sharded_checkpoints import (
     check_parts,
     check_whole,
@@ -25,9 +24,6 @@ from ift.training.sharded_checkpoints import (
     read_whole,
     remove_sharded,
 )
-
-TEMPORARY = ".tmp"
-"""Ends the name of what is being written; it is renamed when it is whole."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -42,7 +38,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def __init__(self, root: Path | None = None) -> None:
         super().__init__()
-        self._root = root.resolve() if root is not None else None
+        self._run = RunFolder(root.resolve()) if root is not None else None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Save to a local path.
@@ -54,24 +50,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self._make(target.parent)
         temporary = target.with_name(target.name + TEMPORARY)
         try:
-            with temporary.open("wb") as file:
-                sealed: Any = SealedFile(file)
-                torch.save(checkpoint, sealed)
-                sealed.seal()
+            write_sealed(checkpoint, temporary)
             os.replace(temporary, target)
         except BaseException:
             temporary.unlink(missing_ok=True)  # on a full disk, others may need the room
             raise
-        folder = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder(target.parent)
 
     def _make(self, folder: Path) -> None:
-        inside = self._root is not None and self._root in folder.resolve().parents
-        if inside and self._root is not None and not self._root.is_dir():
-            raise FileNotFoundError(2, "the run folder is gone (a mount that vanished?)", str(self._root))
+        if self._run is not None and self._run.root in folder.resolve().parents:
+            self._run.check_present()
         folder.mkdir(parents=True, exist_ok=True)
 
     def load_checkpoint(self, path: Any, *arguments: Any, **options: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from ift.artifacts import BEGINNING, RunFolder, file_hashes, fingerprint, versions, write_json, write_text
+from ift.artifacts import BEGINNING, TEMPORARY, RunFolder, file_hashes, fingerprint, versions, write_json, write_text
 from ift.data.steps import Step
 from ift.hub import fingerprint as base_fingerprint
 from ift.hub import local_folder
@@ -203,7 +203,7 @@ class RunFolderWriter(Callback):
     def _export(self, pl_module: Any, datamodule: Any) -> None:
         whole = pl_module.method.trains_base
         target = self._run.model if whole else self._run.adapter
-        building = target.with_name(target.name + ".tmp")
+        building = target.with_name(target.name + TEMPORARY)
         shutil.rmtree(building, ignore_errors=True)  # left by a killed export of this same run
         if whole:
             settle_heads(pl_module.model, trained=True)  # as the class that is written has them
