@@ -323,6 +323,20 @@ def write_text(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
+def check_new_folder(key: str, output: Path) -> None:
+    """Refuse to write a folder where something is.
+
+    Args:
+        key: the option that named it.
+        output: the folder.
+
+    Raises:
+        UserError: something of that name exists.
+    """
+    if output.exists() or output.is_symlink():
+        raise UserError(f"{key}: '{output}' exists, and nothing is ever overwritten. Give another folder.")
+
+
 def file_hashes(folder: Path) -> dict[str, str]:
     """Return the sha256 of every file of a folder, by its name below it."""
     found = {}

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ift.artifacts import RunFolder
+from ift.artifacts import RunFolder, check_new_folder
 from ift.errors import UserError
 from ift.models.deferred import Deferred, in_place, read_for_good, values_of
 from ift.models.families.normalized_head import NormalizedHead, settle_heads
@@ -92,8 +92,7 @@ def consolidate(
     Raises:
         UserError: the folder exists, or the checkpoint does not fit the run.
     """
-    if output.exists() or output.is_symlink():
-        raise UserError(f"--output: '{output}' exists, and nothing is ever overwritten. Give another folder.")
+    check_new_folder("--output", output)
     module.defers = True
     module.configure_model()
     module.check_weights({name: tuple(one.shape) for name, one in checkpoint.weights.items()}, key="RUN_OR_CHECKPOINT")
