@@ -105,6 +105,7 @@ class Recutting:
                 f"{KEY}: {traits.name} has changed weights when memory runs out, so its step cannot be repeated. Set "
                 "it to false, and data.global_batch_size to what fits, or take another optimizer."
             )
+        # DeepSpeedStrategy is a DDPStrategy to Lightning.
         if isinstance(strategy, ZeroStrategy) or not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
             raise cannot_repeat(name_of(strategy))
 
