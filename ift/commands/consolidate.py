@@ -78,7 +78,7 @@ def _find(source: Path) -> tuple[RunFolder, Path]:
     if run.manifest.is_file():
         newest = newest_checkpoint("RUN_OR_CHECKPOINT", run)
         if newest is None:
-            raise UserError(f"RUN_OR_CHECKPOINT: there is no checkpoint in '{run.checkpoints}'.")
+            raise UserError(f"RUN_OR_CHECKPOINT: there is no checkpoint in '{run.checkpoints}'. Name a file.")
         return run, newest
     if not source.is_file() and not is_sharded_checkpoint(source):
         raise UserError(

@@ -153,7 +153,9 @@ def resolve_checkpoint(ckpt_path: str | None, run: RunFolder, *, required: bool)
     if ckpt_path == "last":
         newest = newest_checkpoint("--ckpt_path", run)
         if newest is None and required:
-            raise UserError(f"--ckpt_path: there is no checkpoint in '{run.checkpoints}'.")
+            raise UserError(
+                f"--ckpt_path: there is no checkpoint in '{run.checkpoints}'. Leave --ckpt_path out, or name a file."
+            )
         return newest
     path = Path(ckpt_path).expanduser()
     if not path.is_file() and not is_sharded_checkpoint(path):

@@ -331,10 +331,10 @@ def test_wrong_options_are_refused_before_anything_is_checked(
     (tmp_path / "file").touch()
     monkeypatch.setattr("ift.checks.findings.Findings.run", lambda *_: pytest.fail("it began"))
     for arguments, message in (
-        (["--only", "11"], "--only: '11' names no invariant"),
-        (["--only", "three"], "--only: 'three' names no invariant"),
+        (["--only", "11"], "--only: '11' names no invariant [11]; they are 1 to 10"),
+        (["--only", "three"], "--only: 'three' is no list of numbers. Write it as 3,5."),
         (["--run", "a", "--config", "b"], "--config: a run has its own"),
-        (["--run", str(tmp_path)], "is no run folder"),
+        (["--run", str(tmp_path)], "is no run folder: it holds no config.yaml. Name one that"),
         (["--keep", str(tmp_path)], "--keep:"),
         (["--json", str(tmp_path)], "--json: "),
         (["--json", str(tmp_path / "file" / "report.json")], "cannot be written: "),

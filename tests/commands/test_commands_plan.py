@@ -188,7 +188,7 @@ def test_deepspeed_is_planned_without_it_and_without_gpus(
     [
         (["--crad", "24"], "unknown option '--crad'. Did you mean '--card'?"),
         (["--card", "h100"], "--card: unknown name 'h100'. Did you mean 'h100-80g'?"),
-        (["--card", "0"], "--card: 0 is no memory"),
+        (["--card", "0"], "--card: 0 is not above 0 GiB"),
         (["--devices", "1"], "--devices: 1 is no number of ranks"),
         (["--devices", "many"], "--devices: invalid int value"),
         (["--model.bse", "x"], "model.bse"),

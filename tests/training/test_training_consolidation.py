@@ -183,6 +183,7 @@ def one_bit_turned(path: Path) -> bytes:
     [
         (["{run}", "--output", "{run}"], "nothing is ever overwritten"),
         (["{run}", "--output", "{new}", "--shard_size", "5"], "--shard_size: '5' is no size"),
+        (["{run}", "--output", "{new}"], "RUN_OR_CHECKPOINT: there is no checkpoint in "),
         (["{new}", "--output", "{new}"], "is neither a run folder"),
         (["{run}/manifest.json", "--output", "{new}"], "does not lie in a run folder"),
     ],

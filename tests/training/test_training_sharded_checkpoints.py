@@ -70,6 +70,12 @@ def test_the_newest_is_found_and_what_is_not_whole_is_not(folder: Path) -> None:
     assert sorted(path.name for path in folder.parent.iterdir()) == ["step-5.ckpt", "step-9.ckpt.tmp"]
 
 
+def test_a_run_without_a_checkpoint_says_what_to_do_instead(tmp_path: Path) -> None:
+    assert resolve_checkpoint("last", RunFolder(tmp_path), required=False) is None
+    with pytest.raises(UserError, match=r"there is no checkpoint in .* Leave --ckpt_path out, or name a file\.$"):
+        resolve_checkpoint("last", RunFolder(tmp_path), required=True)
+
+
 def spring(folder: Path) -> None:
     (folder / ".metadata").write_bytes(pickle.dumps(Trap()))
 
