@@ -240,7 +240,7 @@ class RunFolder:
         return self.read_config(sessions[max(sessions)] if sessions else self.config)
 
     def later_than(self, step: int) -> str:
-        """Return a note where the run has finished behind a checkpoint, whose weights are not its result then.
+        """Return a note where the run has finished later than a checkpoint, whose weights are not its result then.
 
         Args:
             step: of the checkpoint.

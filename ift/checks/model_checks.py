@@ -46,7 +46,7 @@ def logits_of(model: Any, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tens
         found: torch.Tensor = model(input_ids=ids[:, :begin], decoder_input_ids=decoder, use_cache=False).logits[0]
         return found[keep[begin - 1 :]]
     whole: torch.Tensor = model(input_ids=ids, use_cache=False).logits[0]
-    return whole[whole.shape[0] - ids.shape[1] :][:-1][keep]  # behind the virtual tokens of a prompt method
+    return whole[whole.shape[0] - ids.shape[1] :][:-1][keep]  # after the virtual tokens of a prompt method
 
 
 def training_batches(data: Any, number: int) -> list[list[MicroBatch]]:

@@ -199,7 +199,7 @@ class KilledRun:
         self._killer.start()
 
     def _wait_and_kill(self) -> None:
-        """Kill it at a random moment behind its third checkpoint."""
+        """Kill it at a random moment after its third checkpoint."""
         assert self._process is not None
         deadline = time.monotonic() + _SECONDS_TO_A_CHECKPOINT
         run = self._bench.folder("killed")

@@ -192,7 +192,7 @@ def resumed_gap(reference: Path, resumed: Path) -> float:
 
 
 def run_gap_from(reference: Path, resumed: Path, step: int) -> float:
-    """Return the largest difference of final weights, and of losses behind a step."""
+    """Return the largest difference of final weights, and of losses after a step."""
     from ift.artifacts import RunFolder
     from ift.checks.loss_curves import recorded_losses
     from ift.checks.weight_difference import compare_weights

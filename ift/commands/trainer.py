@@ -248,7 +248,7 @@ class TrainingCLI(IftCLI):
         trainer = super().instantiate_trainer(**options)
         set_timeout(trainer.strategy, self.timeout)
         if self.command == "fit":
-            # Behind those that log and save what a step has brought, and checkpoints are always the last in a list.
+            # After those that log and save what a step has brought, and checkpoints are always the last in a list.
             trainer.callbacks.append(Preemption(self.run, self.timeout))  # type: ignore[attr-defined]
         self.meeting = Meeting(trainer._accelerator_connector.cluster_environment)
         return trainer

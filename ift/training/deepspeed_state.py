@@ -154,7 +154,7 @@ class SharedOutState:
             target.narrow(0, there.start, there.numel).copy_(part)
 
     def _part(self, parameter: nn.Parameter, value: torch.Tensor) -> torch.Tensor:
-        """Return of a whole tensor what a rank holds of it in stage 3, zeros behind its end."""
+        """Return of a whole tensor what a rank holds of it in stage 3, zeros after its end."""
         size = self._part_size(parameter)
         start = size * dist.get_rank()
         part = torch.zeros(size, dtype=value.dtype, device=value.device)

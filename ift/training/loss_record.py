@@ -46,7 +46,7 @@ class LossRecord(Callback):
             self._write(trainer)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Write up to the checkpoint, on every rank: a run resumed from it begins behind."""
+        """Write up to the checkpoint, on every rank: a run resumed from it begins after it."""
         self._write(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

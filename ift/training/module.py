@@ -326,7 +326,7 @@ class InstructionModule(LightningModule):
 
     @property
     def num_steps_done(self) -> int:
-        """Optimizer steps behind the weights; Trainer.validate loads a checkpoint's and leaves its step behind."""
+        """Optimizer steps that made the weights; Trainer.validate loads a checkpoint's weights and not its step."""
         return max(self.trainer.global_step, self._loaded_step)
 
     def on_validation_epoch_end(self) -> None:

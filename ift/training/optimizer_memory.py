@@ -115,7 +115,7 @@ class _Probe:
         return sum(one.numel() * one.element_size() for one in kept.values())
 
     def _updated(self, shape: Shape, dtype: torch.dtype) -> tuple[Any, torch.Tensor]:
-        """Return an optimizer over one weight behind its first update."""
+        """Return an optimizer over one weight after its first update."""
         values = torch.linspace(-1, 1, int(np.prod(shape)), dtype=torch.float32).view(shape)
         weight = torch.nn.Parameter(values.to(dtype))
         built = self._build(parameter_groups([("weight", weight)]))

@@ -195,7 +195,7 @@ class Recutting:
             self._shrink("validation", smaller, self._module.trainer.global_step)
 
     def end_validation(self) -> None:
-        """Let all ranks know, behind their last step of a validation, whether all could compute theirs.
+        """Let all ranks know, after their last step of a validation, whether all could compute theirs.
 
         Raises:
             UserError: memory ran out on some rank, and smaller parts are not asked for, or there are none.

@@ -248,7 +248,7 @@ def _vocabulary(pl_module: Any) -> dict[str, Any] | None:
 
 
 def _keep_lines(path: Path, number: int) -> None:
-    """Cut off what a file holds behind so many lines; a line torn by a kill lies behind them."""
+    """Cut off what a file holds after so many lines; a line torn by a kill lies after them."""
     with path.open("r+b") as file:
         for _ in range(number):
             file.readline()

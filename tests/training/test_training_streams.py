@@ -55,7 +55,7 @@ def test_a_run_over_streams_resumes_exactly(config: Config, fit: Fit, settings: 
 def test_rejected_rows_beyond_a_checkpoint_are_written_once(
     config: Config, fit: Fit, settings: dict[str, Any], rows_file: Path
 ) -> None:
-    """Of the stream there are some before and some behind the checkpoint, of the prepared rows there is one."""
+    """Of the stream there are some before and some after the checkpoint, of the prepared rows there is one."""
     rows = json.loads(rows_file.read_text(encoding="utf-8"))
     rows_file.write_text(json.dumps([*rows, {"instruction": "no output"}]), encoding="utf-8")
     path = config("run", **settings)
