@@ -69,6 +69,8 @@ DURATION = tuple(
 """Settings of the Trainer that decide the result of a finished run; an unfinished one may go on with others."""
 
 
+TEMPORARY = ".tmp"
+"""Ends the name of what is being written; it is renamed when it is whole."""
 BEGINNING = "beginning"
 """Status of a run whose folder is not complete yet; killed then, it begins anew."""
 
@@ -91,6 +93,15 @@ class RunFolder:
         self.rejects = self.root / "rejects.jsonl"
         self.removed = self.root / "removed.jsonl"
         self.deepspeed = self.root / "deepspeed.json"
+
+    def check_present(self) -> None:
+        """Refuse to write into a run folder that was there: it must not be made anew on the disk beneath a mount.
+
+        Raises:
+            FileNotFoundError: the folder is gone.
+        """
+        if not self.root.is_dir():
+            raise FileNotFoundError(2, "the run folder is gone (a mount that vanished?)", str(self.root))
 
     @property
     def has_begun(self) -> bool:
@@ -232,7 +243,7 @@ class RunFolder:
         return self.read_config(sessions[max(sessions)] if sessions else self.config)
 
     def later_than(self, step: int) -> str:
-        """Return a note where the run has finished behind a checkpoint, whose weights are not its result then.
+        """Return a note where the run has finished later than a checkpoint, whose weights are not its result then.
 
         Args:
             step: of the checkpoint.
@@ -306,12 +317,26 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write text so that a reader sees the old file or the new one, never a part."""
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(path.name + TEMPORARY)
     with temporary.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def check_new_folder(key: str, output: Path) -> None:
+    """Refuse to write a folder where something is.
+
+    Args:
+        key: the option that named it.
+        output: the folder.
+
+    Raises:
+        UserError: something of that name exists.
+    """
+    if output.exists() or output.is_symlink():
+        raise UserError(f"{key}: '{output}' exists, and nothing is ever overwritten. Give another folder.")
 
 
 def file_hashes(folder: Path) -> dict[str, str]:

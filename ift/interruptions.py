@@ -81,10 +81,10 @@ def defer(deferred: bool) -> None:
 
 @contextmanager
 def watched(*, is_program: bool = False) -> Iterator[None]:
-    """Note signals within; the handlers from before come back behind it.
+    """Note signals within; the handlers from before come back afterwards.
 
     Args:
-        is_program: the process ends behind it. Requests to end are ignored from then on, so that a second one, while
+        is_program: the process ends afterwards. Requests to end are ignored from then on, so that a second one, while
             libraries are torn down, does not take the place of the exit code.
     """
     if threading.current_thread() is not threading.main_thread():

@@ -29,7 +29,7 @@ class PromptRecord:
     messages: tuple[dict[str, str], ...]
     """`{"role": ..., "content": ..., "context": ...}` in order, the last one of role `user`; `context` may be absent
     and is what alpaca records call `input`. One empty message of role `assistant` alone stands for no prompt: the
-    options are then whole texts of any length, scored behind begin-of-text in windows."""
+    options are then whole texts of any length, scored after begin-of-text in windows."""
     options: tuple[str, ...] = ()
     """Response texts to rank, several spellings of one answer among them if need be; empty for free generation."""
     reference: str | None = None

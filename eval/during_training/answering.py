@@ -111,7 +111,7 @@ class LiveModel(PredictionModule):
 
 @contextmanager
 def undisturbed(model: Any) -> Iterator[None]:
-    """Put a model into evaluation mode without gradients; behind it, modes and random numbers are as they were."""
+    """Put a model into evaluation mode without gradients; afterwards, modes and random numbers are as they were."""
     modes = {module: module.training for module in model.modules()}
     states: tuple[Any, Any] = random.getstate(), np.random.get_state()
     cuda = model.device.type == "cuda"

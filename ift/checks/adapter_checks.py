@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ift.checks.findings import Findings
-from ift.checks.model_checks import RELATIVE_ROUNDING, disturb, example_losses, logits_of
+from ift.checks.model_checks import RELATIVE_ROUNDING, disturb, logits_of, validation_loss
 from ift.checks.run_checks import named, rounding, unavailable
 from ift.checks.workbench import Changes, Recipe, Workbench, manifest_of, quiet
 from ift.errors import UserError
@@ -183,7 +183,7 @@ def check_export(bench: Workbench, recipe: Recipe, findings: Findings) -> None:
         run = bench.fit(f"{recipe.name}-reference", recipe.changes)
         _, data = bench.open(f"{recipe.name}-export", recipe.changes)
         expected = manifest_of(run)["validation"][-1]["loss"]
-        return abs(validation_loss(trained_model(run), data) - float(expected))
+        return abs(validation_loss(trained_model(run), data)[0] - float(expected))
 
     title = named(bench, recipe, "run folder")
     findings.measure(8, title, compute, quantity="validation loss", allowed=rounding(bench))
@@ -194,15 +194,6 @@ def trained_model(run: Path, *, dequantize: bool = False) -> Any:
     with quiet():
         opened = open_trained("run", str(run))
         return load_trained("run", opened, "float32", quantization=opened.quantization, dequantize=dequantize)
-
-
-@torch.no_grad()
-def validation_loss(model: Any, data: Any) -> float:
-    """Return the loss of the validation examples, each alone, with all logits."""
-    model.eval()
-    examples = [data._validation_store[int(index)] for index in data._validation_indices]
-    losses = torch.cat([example_losses(model, example).double() for example in examples])
-    return float(losses.mean())
 
 
 NEW_TOKENS = ["<|check_begin|>", "<|check_end|>"]
@@ -240,14 +231,14 @@ def check_vocabulary(bench: Workbench, recipe: Recipe, findings: Findings) -> No
         findings.measure(
             9,
             f"{recipe.name}, run folder",
-            lambda: abs(validation_loss(trained_model(run), data) - expected),
+            lambda: abs(validation_loss(trained_model(run), data)[0] - expected),
             quantity="validation loss",
             allowed=rounding(bench),
         )
         findings.measure(
             9,
             f"{recipe.name}, merged",
-            lambda: abs(validation_loss(reloaded, data) - expected),
+            lambda: abs(validation_loss(reloaded, data)[0] - expected),
             quantity="validation loss",
             allowed=FLOAT32_TOLERANCE,
         )

@@ -151,7 +151,7 @@ class Findings:
         started = time.monotonic()
         try:
             yield
-        except Exception as error:
+        except Exception as error:  # whatever it is, none of the cases can be had
             note = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             seconds = time.monotonic() - started
             if invariant in self.wanted:

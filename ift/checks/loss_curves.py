@@ -156,7 +156,9 @@ def recorded_losses(run: RunFolder) -> dict[int, float]:
         except (ValueError, KeyError, TypeError) as error:
             if number == len(lines):  # the end of a killed run
                 break
-            raise UserError(f"{run.losses} line {number}: damaged: {error!r}") from error
+            raise UserError(
+                f"{run.losses} line {number}: damaged: {error!r}. Restore the file, or compare other runs."
+            ) from error
     return losses
 
 

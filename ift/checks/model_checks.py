@@ -26,6 +26,15 @@ def example_losses(model: Any, example: Example) -> torch.Tensor:
     return F.cross_entropy(logits.float(), labels[:, 1:].reshape(-1)[labels[0, 1:] != IGNORE_INDEX], reduction="none")
 
 
+@torch.no_grad()
+def validation_loss(model: Any, data: Any) -> tuple[float, int]:
+    """Return the loss of the validation examples and their supervised tokens, each example alone, with all logits."""
+    model.eval()
+    examples = [data._validation_store[int(index)] for index in data._validation_indices]
+    losses = torch.cat([example_losses(model, example).double() for example in examples])
+    return float(losses.mean()), len(losses)
+
+
 def logits_of(model: Any, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Return the logits `(supervised tokens, vocabulary)` of one text, by the plainest call there is."""
     config = model.config
@@ -37,7 +46,7 @@ def logits_of(model: Any, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tens
         found: torch.Tensor = model(input_ids=ids[:, :begin], decoder_input_ids=decoder, use_cache=False).logits[0]
         return found[keep[begin - 1 :]]
     whole: torch.Tensor = model(input_ids=ids, use_cache=False).logits[0]
-    return whole[whole.shape[0] - ids.shape[1] :][:-1][keep]  # behind the virtual tokens of a prompt method
+    return whole[whole.shape[0] - ids.shape[1] :][:-1][keep]  # after the virtual tokens of a prompt method
 
 
 def training_batches(data: Any, number: int) -> list[list[MicroBatch]]:

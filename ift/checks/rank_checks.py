@@ -51,6 +51,7 @@ class RankChecks:
         recipes: what is trained.
         findings: gain the cases.
         strategies: values of `trainer.strategy`.
+        layouts: row layouts that are exact for what is trained; the first of them is held against the reference.
     """
 
     def __init__(
@@ -63,13 +64,18 @@ class RankChecks:
         layouts: tuple[str, ...] = ("packed", "flattened", "grouped"),
     ) -> None:
         self._bench, self._findings, self._layouts = bench, findings, layouts
+        self._jobs: list[Job] = []
         self._cases: list[RankCase] = []
         self._pair = RankPair(bench.world.root / "ranks")
         if findings.wanted & {3, 4, 5}:
             for recipe in recipes:
                 for strategy in strategies:
                     self._plan(recipe, strategy)
-            self._pair.start([case.job for case in self._cases])
+
+    def start(self) -> None:
+        """Start the ranks, if there is anything for them to do."""
+        if self._jobs:
+            self._pair.start(self._jobs)
 
     def _plan(self, recipe: Recipe, strategy: str) -> None:
         if reason := unavailable(recipe):
@@ -91,14 +97,14 @@ class RankChecks:
     def _add(self, invariant: int, title: str, recipe: Recipe, name: str, changes: tuple[Changes, ...]) -> None:
         path = self._bench.config(name, recipe.changes, *changes)
         run, reference = self._bench.folder(name), self._bench.folder(f"{recipe.name}-reference")
-        job = Job(name, "fit", ["--config", str(path)])
+        job = self._planned(name, "fit", path)
         self._cases.append(RankCase(invariant, title, job, recipe, run, reference))
 
     def _add_validation(self, recipe: Recipe, strategy: str, two: Changes) -> None:
         """Shares of 7 examples, 2 at a time: the last step has one, so a rank has none."""
         name = f"{recipe.name}-{strategy}-validation"
         path = self._bench.config(name, recipe.changes, two, {"data": {"global_batch_size": 2}})
-        job = Job(name, "validate", ["--config", str(path)])
+        job = self._planned(name, "validate", path)
         title = f"{recipe.name}, 2 ranks, {strategy}, uneven shares"
         self._cases.append(RankCase(4, title, job, recipe, self._bench.folder(name), self._bench.folder(name)))
 
@@ -108,16 +114,21 @@ class RankChecks:
         resumed = f"{name}-resumed"
         path = self._bench.config(resumed, recipe.changes, *changes)
         start = ["--ckpt_path", str(folder / "checkpoints" / "step-00000006.ckpt")]
-        jobs = [Job(name, "fit", ["--config", str(whole)]), Job(resumed, "fit", ["--config", str(path), *start])]
+        self._planned(name, "fit", whole)
+        job = self._planned(resumed, "fit", path, *start)
         title = f"{recipe.name}, 2 ranks, {strategy}, dropout, from the second epoch"
-        self._cases.append(RankCase(0, title, jobs[0], recipe, folder, folder))
-        self._cases.append(RankCase(5, title, jobs[1], recipe, self._bench.folder(resumed), folder))
+        self._cases.append(RankCase(5, title, job, recipe, self._bench.folder(resumed), folder))
+
+    def _planned(self, name: str, command: str, config: Path, *arguments: str) -> Job:
+        """Return a job that the ranks do after those before it."""
+        job = Job(name, command, ["--config", str(config), *arguments])
+        self._jobs.append(job)
+        return job
 
     def finish(self) -> None:
         """Wait for the ranks and measure their cases."""
         for case in self._cases:
-            if case.invariant:
-                self._measure(case)
+            self._measure(case)
 
     def close(self) -> None:
         """End the ranks, if they still run."""
@@ -170,10 +181,13 @@ class KilledRun:
         self._killer = threading.Thread(target=self._wait_and_kill, daemon=True)
         # The log of every step is written at once, so that its end can be anywhere.
         self._changes: tuple[Changes, ...] = (recipe.changes, with_dropout(recipe), {"trainer": {"max_epochs": 12}})
-        if 5 not in findings.wanted or unavailable(recipe):
+
+    def start(self) -> None:
+        """Start the run, if it is wanted and its method is available."""
+        if 5 not in self._findings.wanted or unavailable(self._recipe):
             return
-        path = bench.config("killed", *self._changes)
-        log = bench.world.root / "killed.log"
+        path = self._bench.config("killed", *self._changes)
+        log = self._bench.world.root / "killed.log"
         with log.open("wb") as file:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "ift", "fit", "--config", str(path)],
@@ -185,7 +199,7 @@ class KilledRun:
         self._killer.start()
 
     def _wait_and_kill(self) -> None:
-        """Kill it at a random moment behind its third checkpoint."""
+        """Kill it at a random moment after its third checkpoint."""
         assert self._process is not None
         deadline = time.monotonic() + _SECONDS_TO_A_CHECKPOINT
         run = self._bench.folder("killed")

@@ -1,4 +1,4 @@
-"""Two worker processes that run the cases of several ranks, one after the other, behind a single start."""
+"""Two worker processes that run the cases of several ranks, one after the other, from a single start."""
 
 import json
 import os

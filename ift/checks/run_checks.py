@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ift.checks.findings import SMALLEST, Findings, largest_of
-from ift.checks.model_checks import example_losses
+from ift.checks.model_checks import validation_loss
 from ift.checks.tiny_world import ADAMW, SGD, STEADY_ADAMW
 from ift.checks.workbench import Changes, Recipe, Workbench, manifest_of, run_gap
 
@@ -192,7 +192,7 @@ def resumed_gap(reference: Path, resumed: Path) -> float:
 
 
 def run_gap_from(reference: Path, resumed: Path, step: int) -> float:
-    """Return the largest difference of final weights, and of losses behind a step."""
+    """Return the largest difference of final weights, and of losses after a step."""
     from ift.artifacts import RunFolder
     from ift.checks.loss_curves import recorded_losses
     from ift.checks.weight_difference import compare_weights
@@ -257,10 +257,4 @@ def plain_validation(bench: Workbench, recipe: Recipe, checkpoint: Path | None) 
     module, data = bench.open(f"{recipe.name}-plain-validation", recipe.changes)
     if checkpoint is not None:
         module.load_state_dict(torch.load(checkpoint, weights_only=True)["state_dict"], strict=False)
-    module.model.eval()
-    examples = [data._validation_store[int(index)] for index in data._validation_indices]
-    with torch.no_grad():
-        losses = [example_losses(module.model, example) for example in examples]
-    total = sum(float(loss.double().sum()) for loss in losses)
-    tokens = sum(len(loss) for loss in losses)
-    return total / tokens, tokens
+    return validation_loss(module.model, data)

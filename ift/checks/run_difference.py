@@ -44,7 +44,7 @@ class RunDifference:
     details: tuple[Change, ...]
     """What of code, environment, strategy and counts differs, where the manifests hold it."""
     sessions: tuple[tuple[LaterSession, ...], tuple[LaterSession, ...]]
-    """The sessions behind the first one, of each run."""
+    """The sessions after the first one, of each run."""
     losses: Parting
     rounding: str | None
     """What the largest gap of the losses means; `None` where there is none."""

@@ -28,7 +28,7 @@ def session_facts(session: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def later_sessions(run: RunFolder, manifest: Mapping[str, Any]) -> tuple[LaterSession, ...]:
-    """Return the sessions behind the first one.
+    """Return the sessions after the first one.
 
     Args:
         run: the run folder.

@@ -116,7 +116,9 @@ def _opened(folder: Path) -> Iterator[dict[str, _Tensor]]:
                     kind = (entry["dtype"], tuple(entry["shape"]))
                     tensors[name] = _Tensor(kind, view[8 + size + start : 8 + size + end])
         except (ValueError, KeyError, struct.error) as error:
-            raise UserError(f"'{path}' cannot be read as safetensors: {error}") from error
+            raise UserError(
+                f"'{path}' cannot be read as safetensors: {error}. Restore it, or compare other runs."
+            ) from error
     yield tensors
 
 

@@ -44,7 +44,7 @@ def card_of(text: str) -> Card:
         raise unknown_name("--card", text, CARDS, hint="A number of GiB will do: --card 24.")
     gib = float(match[1])
     if gib <= 0:
-        raise UserError(f"--card: {text} is no memory. Give GiB above 0.")
+        raise UserError(f"--card: {text} is not above 0 GiB. Give the memory of the card, as 24.")
     return Card(f"{match[1]} GiB", gib)
 
 

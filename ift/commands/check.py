@@ -6,7 +6,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from ift.artifacts import write_json
-from ift.checks.findings import INVARIANTS, Findings
+from ift.checks.findings import ARTEFACTS, INVARIANTS, Findings
 from ift.commands.option_parser import OptionParser, writable_file
 from ift.errors import UserError
 
@@ -71,11 +71,11 @@ def _wanted(options: Namespace) -> frozenset[int]:
     if options.keep is not None and Path(options.keep).expanduser().exists():
         raise UserError(f"--keep: '{options.keep}' exists; name a new folder.")
     if options.only is None:
-        return frozenset({*INVARIANTS, 11})
+        return frozenset({*INVARIANTS, ARTEFACTS})
     try:
         numbers = frozenset(int(part) for part in options.only.split(","))
-    except ValueError:
-        numbers = frozenset({0})
+    except ValueError as error:
+        raise UserError(f"--only: '{options.only}' is no list of numbers. Write it as 3,5.") from error
     if unknown := numbers - INVARIANTS.keys():
         raise UserError(f"--only: '{options.only}' names no invariant {sorted(unknown)}; they are 1 to 10, as in 3,5.")
     return numbers

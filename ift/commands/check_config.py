@@ -38,7 +38,7 @@ def config_of_run(folder: str) -> dict[str, Any]:
     """
     run = RunFolder(folder)
     if not run.config.is_file():
-        raise UserError(f"--run: '{folder}' is no run folder: it holds no config.yaml.")
+        raise UserError(f"--run: '{folder}' is no run folder: it holds no config.yaml. Name one that ift fit wrote.")
     return run.read_config()
 
 

@@ -67,6 +67,8 @@ def _check_machine(root: Path, findings: Findings) -> None:
     ]
     parts += [Part(frozenset({5}), 6.0, killed.finish), Part(_RANKS, 10.0, ranks.finish)]
     try:
+        killed.start()
+        ranks.start()
         findings.run([*parts, *_gpu_parts(world, findings, trained)])
     finally:
         killed.close()
@@ -106,6 +108,7 @@ def _check_like(root: Path, options: Namespace, findings: Findings) -> None:
         *([Part(frozenset({ARTEFACTS}), 3.0, partial(check_own_files, options.run, findings))] if like_run else []),
     ]
     try:
+        ranks.start()
         findings.run(parts)
     finally:
         ranks.close()

@@ -32,7 +32,7 @@ def main(folder: Path) -> int:
                 _, result = run_once(job["command"], job["arguments"], tell=False)
         except UserError as problem:  # of every rank alike
             refused = " ".join(str(problem).split())[:400]
-        except Exception as problem:
+        except Exception as problem:  # whatever it is, the check tells of it as a violation
             traceback.print_exc()
             error = f"{type(problem).__name__}: {' '.join(str(problem).split())[:400]}"
         if os.environ["RANK"] == "0":

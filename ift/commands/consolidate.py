@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ift.artifacts import RunFolder
+from ift.artifacts import RunFolder, check_new_folder
 from ift.commands.option_parser import OptionParser
 from ift.errors import UserError
 
@@ -42,8 +42,7 @@ def run(command: str, arguments: list[str]) -> None:
     if not SHARD_SIZE.fullmatch(options.shard_size):
         raise UserError(f"--shard_size: '{options.shard_size}' is no size. Write it as 500MB or 5GB.")
     output = Path(options.output).expanduser()
-    if output.exists() or output.is_symlink():
-        raise UserError(f"--output: '{output}' exists, and nothing is ever overwritten. Give another folder.")
+    check_new_folder("--output", output)
     quiet()
     folder, path = _find(Path(options.source).expanduser())
     from ift.training.consolidation import consolidate, open_checkpoint
@@ -77,9 +76,9 @@ def _find(source: Path) -> tuple[RunFolder, Path]:
 
     run = RunFolder(source)
     if run.manifest.is_file():
-        newest = newest_checkpoint(run)
+        newest = newest_checkpoint("RUN_OR_CHECKPOINT", run)
         if newest is None:
-            raise UserError(f"RUN_OR_CHECKPOINT: there is no checkpoint in '{run.checkpoints}'.")
+            raise UserError(f"RUN_OR_CHECKPOINT: there is no checkpoint in '{run.checkpoints}'. Name a file.")
         return run, newest
     if not source.is_file() and not is_sharded_checkpoint(source):
         raise UserError(

@@ -5,7 +5,7 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
-from ift.artifacts import RunFolder
+from ift.artifacts import RunFolder, check_new_folder
 from ift.commands.merge import DTYPES
 from ift.commands.option_parser import OptionParser
 from ift.errors import UserError
@@ -64,8 +64,7 @@ def run(command: str, arguments: list[str]) -> None:
     """
     options = parser().parse(arguments)
     source, output = Path(options.source).expanduser(), Path(options.output).expanduser()
-    if output.exists() or output.is_symlink():
-        raise UserError(f"DST: '{output}' exists, and nothing is ever overwritten. Give another folder.")
+    check_new_folder("DST", output)
     if RunFolder(source).manifest.is_file():
         raise UserError(
             f"SRC: '{source}' is a run. 'ift merge' makes a model of it; its adapter is for the native modules already."

@@ -56,7 +56,7 @@ def _check_interval(trainer: Any, num_steps: int) -> None:
 def _check_longest(cli: Any) -> None:
     """Refuse examples longer than the model's positions, or whose positions would follow from the others of a batch."""
     longest, virtual = cli.datamodule.longest_example, num_virtual_tokens(cli.model.method)
-    behind = f" behind {virtual} virtual ones" if virtual else ""
+    behind = f" after {virtual} virtual ones" if virtual else ""
     limit = max_positions(cli.model.base, cli.model.rope)
     if limit is not None and longest + virtual > limit:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Where the processes of a job meet before any process group is: who prepares data longer is waited for.
+"""Where the processes of a job meet before any process group is: each waits for those that still prepare data.
 
 A process group waits for `process_group_timeout_seconds`, and preparing data may take hours, once on each node.
 

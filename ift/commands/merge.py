@@ -9,6 +9,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+from ift.artifacts import check_new_folder
 from ift.commands.option_parser import OptionParser
 from ift.errors import UserError
 
@@ -95,7 +96,6 @@ def _check(options: Namespace) -> None:
 
 def quiet() -> None:
     """Hide the libraries' remarks that are none here."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     logging.getLogger("transformers").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     warnings.filterwarnings("ignore", message="`loftq_config` specified")  # by no one: PEFT saves it as {}
@@ -115,7 +115,7 @@ def merge_run(options: Namespace) -> None:
         UserError: as `run`.
     """
     from ift.models.encoder_decoder import check_encoder_decoder
-    from ift.models.export import Exporter, ExportSettings, Weights, check_new
+    from ift.models.export import Exporter, ExportSettings, Weights
     from ift.models.loading import read_config
     from ift.models.mergeability import check_mergeable
     from ift.models.merging import files_dtype
@@ -124,7 +124,7 @@ def merge_run(options: Namespace) -> None:
     from ift.models.vocabulary import enlarged_config
 
     output = Path(options.output).expanduser()
-    check_new(output)
+    check_new_folder("--output", output)
     trained = open_trained("RUN", options.run)
     if options.base is not None and trained.quantization is None:
         raise UserError(f"--base: '{options.run}' was not trained on a quantized base model. Leave it out.")

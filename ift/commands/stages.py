@@ -128,7 +128,7 @@ class _State:
                 raise UserError(
                     f"stages[{number}]: '{self._chain.run_dir}' has trained '{one['folder']}' (start: {one['start']}) "
                     f"there, and here stands {found}. "
-                    "Restore it, or begin a new run_dir; stages may be added behind those that have begun."
+                    "Restore it, or begin a new run_dir; stages may be added after those that have begun."
                 )
         self._exported = {one["name"]: one["exported"] for one in begun if one["exported"]}
         self.measurements = [Measurement(**one) for one in kept["measurements"]]

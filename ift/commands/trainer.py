@@ -251,7 +251,7 @@ class TrainingCLI(IftCLI):
         trainer = super().instantiate_trainer(**options)
         set_timeout(trainer.strategy, self.timeout)
         if self.command == "fit":
-            # Behind those that log and save what a step has brought, and checkpoints are always the last in a list.
+            # After those that log and save what a step has brought, and checkpoints are always the last in a list.
             trainer.callbacks.append(Preemption(self.run, self.timeout))  # type: ignore[attr-defined]
         self.meeting = Meeting(trainer._accelerator_connector.cluster_environment)
         return trainer
@@ -259,7 +259,7 @@ class TrainingCLI(IftCLI):
     def cut_log(self) -> None:
         """Take out of the log what a killed run wrote after its last checkpoint, as it comes again."""
         if is_first_process() and self._continues() and isinstance(self.trainer.logger, TensorBoardLogger):
-            step = steps_of(self.checkpoint) if self.checkpoint is not None else -1
+            step = steps_of("--ckpt_path", self.checkpoint) if self.checkpoint is not None else -1
             keep_events(self.run.tensorboard, step=step, validated=not was_due(self.checkpoint))
 
 

@@ -257,7 +257,7 @@ class InstructionDataModule(LightningDataModule):
             self.stream_counts = StreamCounts(**state_dict["stream_counts"])
 
     def advance(self, step: Step) -> None:
-        """Move the position behind a finished step.
+        """Move the position past a finished step.
 
         Raises:
             UserError: too many rows of the streams cannot be used.

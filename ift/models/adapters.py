@@ -364,7 +364,7 @@ class RankBudget:
         return torch.stack(gaps).mean() * float(self._config.orth_reg_weight)
 
     def after_update(self, step: int) -> None:
-        """Weigh the ranks and take some away; call it behind the optimizer's step, while gradients are there.
+        """Weigh the ranks and take some away; call it after the optimizer's step, while gradients are there.
 
         Args:
             step: number of the step, from 0.

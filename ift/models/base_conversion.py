@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ift.artifacts import versions, write_json
+from ift.artifacts import check_new_folder, versions, write_json
 from ift.errors import UserError
 from ift.models.base_tokenizers import TOKENIZER_FILES, check_tokenizer, copy_tokenizer, save_tokenizer
 from ift.models.conversion_record import RECORD, ConversionRecord, readme
@@ -48,8 +48,7 @@ class BaseConversion:
             UserError: the folder exists, the model or its tokenizer cannot be loaded, or what was written differs.
         """
         output = self._settings.output
-        if output.exists() or output.is_symlink():
-            raise UserError(f"DST: '{output}' exists, and nothing is ever overwritten. Give another folder.")
+        check_new_folder("DST", output)
         shutil.rmtree(self._building, ignore_errors=True)  # left by a killed conversion to the same place
         self._building.mkdir(parents=True)
         try:

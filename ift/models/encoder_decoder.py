@@ -125,7 +125,7 @@ class Split:
         halves = {
             "input_ids": ids[:, :longest],
             "attention_mask": (place < num_prompt)[:, :longest].to(ids.dtype),
-            # What stands behind a response is read by nothing that counts, as the decoder is causal.
+            # What stands after a response is read by nothing that counts, as the decoder is causal.
             "decoder_input_ids": decoder_ids,
         }
         return {**inputs, **halves}, kept[:, :width]

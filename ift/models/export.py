@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ift.artifacts import write_json
+from ift.artifacts import check_new_folder, write_json
 from ift.data.chat_template_export import PromptFormat
 from ift.data.encoding import Encoder
 from ift.errors import UserError
@@ -100,7 +100,7 @@ class Exporter:
         Raises:
             UserError: the folder exists, PEFT cannot merge, or the merge changes more than it may.
         """
-        check_new(self._settings.output)
+        check_new_folder("--output", self._settings.output)
         shutil.rmtree(self._work, ignore_errors=True)  # left by a killed export to the same place
         self._work.mkdir(parents=True)
         try:
@@ -289,13 +289,3 @@ class Exporter:
 def _compared(reference: Measured, candidate: Measured) -> Comparison:
     names = (f"{reference.name} ({reference.dtype})", candidate.name)
     return compare(reference.logits, candidate.logits, names=names, dtype=candidate.dtype)
-
-
-def check_new(output: Path) -> None:
-    """Refuse a folder that is there.
-
-    Raises:
-        UserError: something of that name exists.
-    """
-    if output.exists() or output.is_symlink():
-        raise UserError(f"--output: '{output}' exists, and nothing is ever overwritten. Give another folder.")

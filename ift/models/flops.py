@@ -181,7 +181,7 @@ def _listener(heard: Recording, name: str, module: nn.Module) -> Any:
     experts = [(one[0].numel(), one.requires_grad) for one in _experts(module)]  # PEFT swaps them in a forward pass
 
     def listen(module: nn.Module, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-        """Add a pass through a linear layer or experts to its record; a hook behind the forward pass."""
+        """Add a pass through a linear layer or experts to its record; a hook after the forward pass."""
         if _in_backward() or not inputs:
             return
         found = inputs[0]
@@ -270,7 +270,7 @@ def _of_head(head: nn.Module, *, input_graded: bool) -> Products:
     own = [(name, one) for name, one in head.named_modules() if isinstance(one, nn.Linear)]
     total, below = Products(), input_graded
     for name, one in own:
-        # What LoRA adds behind its A has an input that depends on a trained weight.
+        # What LoRA adds after its A has an input that depends on a trained weight.
         behind = "lora_B" in name
         operations = 2 * one.in_features * one.out_features
         trained = bool(one.weight.requires_grad)

@@ -50,7 +50,7 @@ class FusedHead:
         def forward(hidden: torch.Tensor) -> torch.Tensor:
             rows = hidden.reshape(-1, hidden.shape[-1])
             self._loss = self._fused(rows, targets) if self._fits(rows) else _plain(plain(rows), targets)
-            # No view: behind one that is changed in place, FSDP2 would not gather weights, and warns of every one.
+            # No view: after one that is changed in place, FSDP2 would not gather weights, and warns of every one.
             return self._loss.expand(1, 1).clone()
 
         self._head.forward = forward

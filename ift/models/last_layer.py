@@ -1,6 +1,6 @@
 """The last layer's feed-forward block, computed only at the positions whose logits count.
 
-Behind the last layer nothing reads one position to compute another, and the loss reads some of them only. What the
+After the last layer nothing reads one position to compute another, and the loss reads some of them only. What the
 block would give elsewhere is read by nothing and has no gradient: nothing stands in its place, and loss and gradients
 stay what they are.
 """

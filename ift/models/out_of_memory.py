@@ -15,7 +15,7 @@ from ift.models.encoder_decoder import auto_class
 
 _SIGNS = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory", "ALLOC_FAILED")
 """What the messages of PyTorch's allocators, of the system and of NVIDIA's libraries hold."""
-_GIB = 2**30
+GIB = 2**30
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -74,8 +74,8 @@ def tells_of_memory(load: Callable[[Any], None]) -> Callable[[Any], None]:
 
 def _advice(key: str, base: str, failure: str, *, config: Any, dtype: str, quantized: bool, on_gpu: bool) -> str:
     number = _num_parameters(config)
-    size = f"{number * getattr(torch, dtype).itemsize / _GIB:.2f} GiB"
-    there = f"the {_limit(on_gpu=on_gpu) / _GIB:.2f} GiB that the {'GPU' if on_gpu else 'process'} may have at all"
+    size = f"{number * getattr(torch, dtype).itemsize / GIB:.2f} GiB"
+    there = f"the {_limit(on_gpu=on_gpu) / GIB:.2f} GiB that the {'GPU' if on_gpu else 'process'} may have at all"
     facts = [f"its {number:,} weights take {size} in {dtype}, of {there}"] if number else [f"there are {there}"]
     ways = []
     if dtype == "float32" and not quantized:

@@ -132,7 +132,7 @@ def row_layout_for(model_type: str, attention: str, *, adapter: Any = None) -> R
 
 
 def obstacle_in(adapter: Any) -> str:
-    """Return why an adapter may treat a token otherwise behind other tokens than alone; empty where it does not.
+    """Return why an adapter may treat a token otherwise after other tokens than alone; empty where it does not.
 
     Args:
         adapter: a `peft.PeftConfig`.
@@ -158,7 +158,7 @@ def verify_row_layout(key: str, asked: RowLayoutSetting, *, choice: RowLayoutCho
         if not _can_run(model) or keeps_examples_apart(model):
             return choice
         attend_by_row(model)
-    if choice.by_example:  # a mask over long rows is dear
+    if choice.by_example:  # a mask over long rows is expensive
         choice = replace(choice, layout="packed" if asked == "auto" else choice.layout, by_example=False)
     if choice.layout == "grouped" or not _can_run(model) or keeps_examples_apart(model):
         return choice
@@ -179,7 +179,7 @@ def _can_run(model: Any) -> bool:
 
 @torch.no_grad()
 def keeps_examples_apart(model: Any) -> bool:
-    """Whether an example behind another in a row has the logits it has alone, up to rounding.
+    """Whether an example after another in a row has the logits it has alone, up to rounding.
 
     The measure is what happens to it where the two are one text.
     """

@@ -64,7 +64,7 @@ def forget_lengths(model: Any) -> None:
     """Let dynamic scaling follow from the texts at hand only, not from the longest one ever seen, in place.
 
     transformers keeps the frequencies of the longest text until a text shorter than the original positions comes, so
-    that a text between the two is read otherwise behind a longer one than alone.
+    that a text between the two is read otherwise after a longer one than alone.
     """
     for module in model.modules():
         kind = getattr(module, "rope_type", None)

@@ -37,7 +37,7 @@ def attend_by_row(model: Any) -> None:
 
 
 def attend_outside_graphs() -> None:
-    """Let torch.compile leave out attention example by example, and compile what is before and behind it.
+    """Let torch.compile leave out attention example by example, and compile what is before and after it.
 
     How many examples a row has, and how long each is, would be compiled anew with nearly every micro-batch.
     """

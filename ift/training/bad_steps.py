@@ -174,7 +174,7 @@ class BadSteps:
             trainer.logger.log_metrics({"train/skipped_steps": len(self.skipped)}, step=number)
 
     def _stop_late(self, module: Any, number: int) -> None:
-        """Stop behind a step whose gradient was infinite, which nobody waited for.
+        """Stop after a step whose gradient was infinite, which nobody waited for.
 
         Raises:
             UserError: always.

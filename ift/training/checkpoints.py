@@ -8,15 +8,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
-from ift.artifacts import RunFolder
+from ift.artifacts import TEMPORARY, RunFolder
 from ift.errors import UserError
 from ift.hub import fingerprint
 from ift.launch import Launch
 from ift.training.module import CHECKPOINT_KEY
-from ift.training.seals import SealedFile, check_seal
+from ift.training.seals import check_seal, sync_folder, write_sealed
 from ift.training.sharded_checkpoints import (
     check_parts,
     check_whole,
@@ -25,9 +24,6 @@ from ift.training.sharded_checkpoints import (
     read_whole,
     remove_sharded,
 )
-
-TEMPORARY = ".tmp"
-"""Ends the name of what is being written; it is renamed when it is whole."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -42,7 +38,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def __init__(self, root: Path | None = None) -> None:
         super().__init__()
-        self._root = root.resolve() if root is not None else None
+        self._run = RunFolder(root.resolve()) if root is not None else None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Save to a local path.
@@ -54,24 +50,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self._make(target.parent)
         temporary = target.with_name(target.name + TEMPORARY)
         try:
-            with temporary.open("wb") as file:
-                sealed: Any = SealedFile(file)
-                torch.save(checkpoint, sealed)
-                sealed.seal()
+            write_sealed(checkpoint, temporary)
             os.replace(temporary, target)
         except BaseException:
             temporary.unlink(missing_ok=True)  # on a full disk, others may need the room
             raise
-        folder = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder(target.parent)
 
     def _make(self, folder: Path) -> None:
-        inside = self._root is not None and self._root in folder.resolve().parents
-        if inside and self._root is not None and not self._root.is_dir():
-            raise FileNotFoundError(2, "the run folder is gone (a mount that vanished?)", str(self._root))
+        if self._run is not None and self._run.root in folder.resolve().parents:
+            self._run.check_present()
         folder.mkdir(parents=True, exist_ok=True)
 
     def load_checkpoint(self, path: Any, *arguments: Any, **options: Any) -> dict[str, Any]:
@@ -97,8 +85,12 @@ def remove_unfinished(run: RunFolder) -> None:
             path.unlink()
 
 
-def newest_checkpoint(run: RunFolder) -> Path | None:
+def newest_checkpoint(key: str, run: RunFolder) -> Path | None:
     """Return the checkpoint of a run with the most steps, or `None`.
+
+    Args:
+        key: the configuration key or option that named the run.
+        run: the run folder.
 
     Raises:
         UserError: one of them cannot be read, so that nobody knows which is the newest.
@@ -107,8 +99,8 @@ def newest_checkpoint(run: RunFolder) -> Path | None:
     found: dict[Path, int] = {}
     for path in run.checkpoints.glob("*.ckpt"):
         if path.exists():
-            with told_way_on(path):
-                found[path] = steps_of(path)
+            with told_way_on(path, resumes=key == "--ckpt_path"):
+                found[path] = steps_of(key, path)
     return max(found, key=lambda path: (found[path], path.name)) if found else None
 
 
@@ -118,28 +110,37 @@ def check_newest(path: Path, run: RunFolder) -> None:
     Raises:
         UserError: with the newest.
     """
-    newest = newest_checkpoint(run)
-    if newest is not None and steps_of(newest) > (step := steps_of(path)):
+    key = "--ckpt_path"
+    newest = newest_checkpoint(key, run)
+    if newest is not None and steps_of(key, newest) > (step := steps_of(key, path)):
         raise UserError(
-            f"--ckpt_path: '{path}' is of step {step}, and '{run.root}' holds one of step {steps_of(newest)} "
+            f"{key}: '{path}' is of step {step}, and '{run.root}' holds one of step {steps_of(key, newest)} "
             f"('{newest.name}'). Give 'last'; or another run_dir, to go on from here; or remove the later ones."
         )
 
 
-def steps_of(path: Path) -> int:
+def steps_of(key: str, path: Path) -> int:
     """Return after how many steps a checkpoint was written.
+
+    Args:
+        key: the configuration key or option that named it.
+        path: of the checkpoint.
 
     Raises:
         UserError: it cannot be read, or is none.
     """
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_checkpoint(key, path)
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("global_step"), int):
-        raise UserError(f"--ckpt_path: '{path}' was not written by ift fit. Move it out of the way.")
+        raise UserError(f"{key}: '{path}' was not written by ift fit. Move it out of the way.")
     return int(checkpoint["global_step"])
 
 
-def read_checkpoint(path: Path) -> Any:
+def read_checkpoint(key: str, path: Path) -> Any:
     """Return what a checkpoint holds: mapped, or of a folder that many ranks wrote, without its tensors' data.
+
+    Args:
+        key: the configuration key or option that named it.
+        path: of the checkpoint.
 
     Raises:
         UserError: it cannot be read, or holds more than tensors and plain values.
@@ -148,9 +149,7 @@ def read_checkpoint(path: Path) -> Any:
         return read_unread(path)
     except Exception as error:  # torch raises many types for what is no checkpoint; each means that it is unusable
         reason = str(error).partition("\n")[0].partition(". ")[0].rstrip(".")[:200] + "."
-        raise UserError(
-            f"--ckpt_path: '{path}' cannot be read as a checkpoint: {reason} Move it out of the way."
-        ) from error
+        raise UserError(f"{key}: '{path}' cannot be read as a checkpoint: {reason} Move it out of the way.") from error
 
 
 def resolve_checkpoint(ckpt_path: str | None, run: RunFolder, *, required: bool) -> Path | None:
@@ -167,9 +166,11 @@ def resolve_checkpoint(ckpt_path: str | None, run: RunFolder, *, required: bool)
     if ckpt_path is None:
         return None
     if ckpt_path == "last":
-        newest = newest_checkpoint(run)
+        newest = newest_checkpoint("--ckpt_path", run)
         if newest is None and required:
-            raise UserError(f"--ckpt_path: there is no checkpoint in '{run.checkpoints}'.")
+            raise UserError(
+                f"--ckpt_path: there is no checkpoint in '{run.checkpoints}'. Leave --ckpt_path out, or name a file."
+            )
         return newest
     path = Path(ckpt_path).expanduser()
     if not path.is_file() and not is_sharded_checkpoint(path):
@@ -193,10 +194,10 @@ def check_checkpoint(path: Path, base: str, *, resumes: bool = False) -> None:
             check_whole("--ckpt_path", path)  # its tensors are `damage_of_own_parts`' business
         else:
             check_seal("--ckpt_path", path)
-        checkpoint = read_checkpoint(path)
+        checkpoint = read_checkpoint("--ckpt_path", path)
     own = checkpoint.get(CHECKPOINT_KEY) if isinstance(checkpoint, dict) else None
     if own is None:
-        raise UserError(f"--ckpt_path: '{path}' was not written by ift fit.")
+        raise UserError(f"--ckpt_path: '{path}' was not written by ift fit. Take another checkpoint.")
     if own["base_fingerprint"] != fingerprint(base):
         raise UserError(
             f"--ckpt_path: '{path}' belongs to another base model ('{own['base']}'; model.base is '{base}', with "
@@ -235,7 +236,7 @@ def intact_beside(path: Path) -> tuple[Path, int] | None:
     for other in path.parent.glob("*.ckpt"):
         with suppress(UserError, OSError):
             if other != path:
-                found[other] = steps_of(other)
+                found[other] = steps_of("", other)
     for other in sorted(found, key=lambda one: (found[one], one.name), reverse=True):
         with suppress(UserError, OSError):
             if is_sharded_checkpoint(other):

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ift.artifacts import RunFolder
+from ift.artifacts import RunFolder, check_new_folder
 from ift.errors import UserError
 from ift.models.deferred import Deferred, in_place, read_for_good, values_of
 from ift.models.families.normalized_head import NormalizedHead, settle_heads
@@ -60,11 +60,11 @@ def open_checkpoint(key: str, path: Path) -> StoredCheckpoint:
             check_parts(key, path)
         else:
             check_seal(key, path)
-    found = read_checkpoint(path)
+    found = read_checkpoint(key, path)
     if not isinstance(found, dict) or CHECKPOINT_KEY not in found:
-        raise UserError(f"{key}: '{path}' was not written by ift fit.")
+        raise UserError(f"{key}: '{path}' was not written by ift fit. Take another checkpoint.")
     if sharded:
-        weights = deferred_weights(path, found["state_dict"])
+        weights = deferred_weights(key, path, found["state_dict"])
     else:
         weights = {name: in_place(one) for name, one in found["state_dict"].items()}
     return StoredCheckpoint(path, int(found["global_step"]), weights, found[CHECKPOINT_KEY])
@@ -92,8 +92,7 @@ def consolidate(
     Raises:
         UserError: the folder exists, or the checkpoint does not fit the run.
     """
-    if output.exists() or output.is_symlink():
-        raise UserError(f"--output: '{output}' exists, and nothing is ever overwritten. Give another folder.")
+    check_new_folder("--output", output)
     module.defers = True
     module.configure_model()
     module.check_weights({name: tuple(one.shape) for name, one in checkpoint.weights.items()}, key="RUN_OR_CHECKPOINT")

@@ -101,7 +101,7 @@ class MethodCourse:
         return loss + weight * F.cross_entropy(logits, targets[keep], reduction="sum")
 
     def penalty(self) -> torch.Tensor | None:
-        """Return what is added to the loss of a step, once, or `None`; call it behind the step's first forward pass."""
+        """Return what is added to the loss of a step, once, or `None`; call it after the step's first forward pass."""
         if self._budget is not None:
             return self._budget.penalty()
         # PEFT leaves these to whoever computes the loss (Wang et al. 2024, KaSA; Sengupta et al. 2024, MonteCLoRA).

@@ -39,13 +39,13 @@ _OTHER_LORA = (
 
 
 def check_installed(name: str) -> None:
-    """Refuse a strategy of DeepSpeed where there is none, or one of a version that was not tried.
+    """Refuse a strategy of DeepSpeed where there is none, one of a version that was not tried, or settings beside ours.
 
     Args:
         name: of the strategy.
 
     Raises:
-        UserError: with what to install.
+        UserError: with what to install, or the environment variable to unset.
     """
     repair = f"Install it with pip install 'ift[deepspeed]' (deepspeed>={VERSIONS[0]},<{VERSIONS[1]})"
     if not is_installed():
@@ -185,7 +185,7 @@ def plain_start(config: Any) -> bool:
 
 
 def _check_optimizer(module: Any, name: str) -> None:
-    kind = type(module.optimizer_callable([torch.nn.Parameter(torch.zeros(2, 2))]))
+    kind = module.optimizer_traits.kind
     if OPTIMIZERS.get(kind.__name__) != kind.__module__.split(".")[0]:
         raise UserError(
             f"model.optimizer: {kind.__module__}.{kind.__name__} may look at the shape of a weight or at blocks of it, "
@@ -199,7 +199,7 @@ def notes(module: Any, trainer: Trainer) -> list[str]:
     strategy = trainer.strategy
     if not isinstance(strategy, ZeroStrategy) or not strategy.settings.offload:
         return []
-    kind = type(module.optimizer_callable([torch.nn.Parameter(torch.zeros(2, 2))])).__name__
+    kind = module.optimizer_traits.name
     if kind.startswith("DeepSpeedCPU"):
         return []
     return [

@@ -19,7 +19,7 @@ from ift.training.sharding import base_of
 class ZeroEngine(Engine):
     """ZeRO stages 1 to 3: DeepSpeed averages gradients over ranks and keeps of them each rank's part.
 
-    Stage 1 exchanges them behind the last micro-batch of a step, the others behind every one.
+    Stage 1 exchanges them after the last micro-batch of a step, the others after every one.
     """
 
     @property

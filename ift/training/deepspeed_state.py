@@ -58,27 +58,26 @@ class SharedOutState:
                 number += 1
         return {"state": state, "param_groups": self._described_groups()}
 
-    def load(self, saved: Mapping[str, Any], value_of: Callable[[int, str, torch.Size], torch.Tensor]) -> None:
+    def load(self, saved: Mapping[str, Any], value_of: Callable[[int, str], torch.Tensor]) -> None:
         """Take over a state that `describe` returned; the weights are loaded already.
 
         Args:
             saved: the state; its tensors need no data.
-            value_of: returns a whole tensor by number, name and shape.
+            value_of: returns a whole tensor by number and name.
         """
         for group, kept in zip(self._zero.param_groups, saved["param_groups"], strict=True):
             group.update({name: value for name, value in kept.items() if name != "params"})
         number = 0
         for group, settings in zip(self._groups, self._zero.param_groups, strict=True):
             for parameter in group:
-                shape = shape_of(parameter)
                 for name, value in saved["state"].get(number, {}).items():
                     if name == MASTER:
-                        self.put_weight(parameter, value_of(number, name, shape))
+                        self.put_weight(parameter, value_of(number, name))
                     elif isinstance(value, torch.Tensor) and value.ndim:
-                        self._put(parameter, value_of(number, name, shape), name=name)
+                        self._put(parameter, value_of(number, name), name=name)
                     elif isinstance(value, torch.Tensor):
-                        found = value_of(number, name, value.shape)
-                        self._flat_state(parameter)[name] = self._number(found, parameter, settings)
+                        found = self._number(value_of(number, name), parameter, settings)
+                        self._flat_state(parameter)[name] = found
                     else:
                         self._flat_state(parameter)[name] = value
                 number += 1
@@ -155,7 +154,7 @@ class SharedOutState:
             target.narrow(0, there.start, there.numel).copy_(part)
 
     def _part(self, parameter: nn.Parameter, value: torch.Tensor) -> torch.Tensor:
-        """Return of a whole tensor what a rank holds of it in stage 3, zeros behind its end."""
+        """Return of a whole tensor what a rank holds of it in stage 3, zeros after its end."""
         size = self._part_size(parameter)
         start = size * dist.get_rank()
         part = torch.zeros(size, dtype=value.dtype, device=value.device)

@@ -133,7 +133,7 @@ class ZeroStrategy(DeepSpeedStrategy):
         """Give DeepSpeed's optimizer this rank's part of the state."""
         (saved,) = checkpoint["optimizer_states"]
 
-        def value_of(number: int, name: str, shape: torch.Size) -> torch.Tensor:
+        def value_of(number: int, name: str) -> torch.Tensor:
             return _read(checkpoint, saved["state"][number][name], f"{number}.{name}", section="optimizer")
 
         self._state().load(saved, value_of)

@@ -12,7 +12,7 @@ Result = TypeVar("Result")
 
 
 class Engine:
-    """One device, or DDP: every rank holds all weights, and gradients are averaged behind the last micro-batch.
+    """One device, or DDP: every rank holds all weights, and gradients are averaged after the last micro-batch.
 
     Args:
         module: whose trainer has the strategy, and whose model has its method attached.

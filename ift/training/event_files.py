@@ -8,7 +8,7 @@ VALIDATION_TAGS = ("validation/", "samples/")
 
 
 def keep_events(folder: Path, *, step: int, validated: bool) -> None:
-    """Remove from the files of a log all that a run logged behind a checkpoint, and records that a kill has torn.
+    """Remove from the files of a log all that a run logged after a checkpoint, and records that a kill has torn.
 
     TensorBoard's own way, a mark in the next file, removes whole steps only; a validation that is made up for would be
     shown twice. And other readers do not know the mark.
@@ -46,7 +46,7 @@ def _rewrite(path: Path, *, step: int, validated: bool) -> None:
 
 
 def _wait_for_later_name(files: list[Path]) -> None:
-    """Wait until a new file's name comes behind the others: they begin with the second of their making."""
+    """Wait until a new file's name comes after the others: they begin with the second of their making."""
     newest = max((int(path.name.split(".")[3]) for path in files), default=0)
     if 0 <= newest - time.time() + 1 <= 2:  # clocks that are further apart than that are not to be waited for
         time.sleep(max(0.0, newest + 1 - time.time()))

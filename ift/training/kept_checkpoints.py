@@ -48,7 +48,7 @@ class RunCheckpoint(ModelCheckpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save where it is due, or behind the validation that follows and gives the monitored metric."""
+        """Save where it is due, or after the validation that follows and gives the monitored metric."""
         # What Lightning does for modules that optimize by themselves looks for weights of before the step, and ignores
         # train_time_interval.
         if not self._is_due(trainer):
@@ -131,7 +131,7 @@ class RunCheckpoint(ModelCheckpoint):
         own |= {name: self._here(own[name]) for name in _PATHS}
         own |= {"best_k_models": {self._here(name): one for name, one in best.items()}, "dirpath": self.dirpath}
         super().load_state_dict(own)
-        # The first checkpoint of a run tells nothing of the copy that is written behind it.
+        # The first checkpoint of a run tells nothing of the copy that is written after it.
         last = self._here(self.CHECKPOINT_NAME_LAST + self.FILE_EXTENSION)
         if self.save_last and not self.last_model_path and os.path.lexists(last):
             self.last_model_path = last

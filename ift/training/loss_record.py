@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from ift.artifacts import RunFolder
+from ift.artifacts import TEMPORARY, RunFolder
 from ift.data.steps import Step
 
 
@@ -31,7 +31,7 @@ class LossRecord(Callback):
         if trainer.is_global_zero and self._run.losses.is_file():
             lines = self._run.losses.read_text(encoding="utf-8").splitlines(keepends=True)
             kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= trainer.global_step]
-            temporary = self._run.losses.with_name(self._run.losses.name + ".tmp")
+            temporary = self._run.losses.with_name(self._run.losses.name + TEMPORARY)
             temporary.write_text("".join(kept), encoding="utf-8")
             temporary.replace(self._run.losses)
 
@@ -46,7 +46,7 @@ class LossRecord(Callback):
             self._write(trainer)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Write up to the checkpoint, on every rank: a run resumed from it begins behind."""
+        """Write up to the checkpoint, on every rank: a run resumed from it begins after it."""
         self._write(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -58,8 +58,7 @@ class LossRecord(Callback):
             return
         totals: Any = trainer.strategy.reduce(torch.stack(self._sums), reduce_op="sum")
         if trainer.is_global_zero:
-            if not self._run.root.is_dir():
-                raise FileNotFoundError(2, "the run folder is gone (a mount that vanished?)", str(self._run.root))
+            self._run.check_present()
             with self._run.losses.open("a", encoding="utf-8") as file:
                 for (step, tokens), total in zip(self._steps, totals.tolist(), strict=True):
                     loss = total / max(1, tokens)

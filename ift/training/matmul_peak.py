@@ -1,7 +1,7 @@
 """The most operations per second that matrix products reach on this machine, by which a run's are judged.
 
 Measured once per device, dtype and number of threads, in well under a second, and kept in a file; so that it costs a
-run nothing, it is measured behind the first step.
+run nothing, it is measured after the first step.
 """
 
 import json

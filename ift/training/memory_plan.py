@@ -15,25 +15,18 @@ deepspeed_3     a share of the weights as well
 
 from dataclasses import dataclass
 
+from ift.models.out_of_memory import GIB as GIB  # for those who show what is planned
 from ift.models.simulation import Simulation
+from ift.training.deepspeed_config import NAMES, ZeroSettings
 from ift.training.optimizer_memory import OptimizerMemory
 from ift.training.planned_model import Weights
 
 ONE_DEVICE = "one device"
-PLANNED = (
-    ONE_DEVICE,
-    "ddp",
-    "fsdp",
-    "deepspeed_1",
-    "deepspeed_2",
-    "deepspeed_3",
-    "deepspeed_1_offload",
-    "deepspeed_2_offload",
-    "deepspeed_3_offload",
-)
-BUCKET_BYTES = 4 * 50_000_000
-"""Of DeepSpeed, in float32, as its settings here have it."""
-GIB = 2**30
+PLANNED = (ONE_DEVICE, "ddp", "fsdp", *sorted(NAMES, key=lambda name: name.endswith("_offload")))
+"""In the order in which they are told of, those with `_offload` last."""
+FLOAT32_BYTES = 4
+BUCKET_BYTES = FLOAT32_BYTES * ZeroSettings.bucket_elements
+"""Of DeepSpeed, which exchanges gradients in float32."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +79,7 @@ class RankMemory:
         if strategy == "ddp":
             gathered = self.simulation.gradients
         elif strategy == "fsdp":
-            gathered = self._gathered() + 4 * self.weights.largest_layer_trained
+            gathered = self._gathered() + FLOAT32_BYTES * self.weights.largest_layer_trained
         return self._peak((self.weights.frozen + self.weights.trained) * share, state, gathered, gradient_share=share)
 
     def _gathered(self) -> float:
@@ -106,19 +99,20 @@ class RankMemory:
         return Parts(weights, computing - activations, state, lost * (activations - logits), lost * logits, gathered)
 
     def _under_deepspeed(self, stage: int, world_size: int, *, offload: bool) -> Parts:
-        course, share, numbers = self.simulation, 1 / world_size, self.weights.num_trainable
-        copies = share * (4 * numbers + self.float32_state)
+        course, share = self.simulation, 1 / world_size
+        in_float32 = FLOAT32_BYTES * self.weights.num_trainable
+        copies = share * (in_float32 + self.float32_state)
         weights = float(self.weights.frozen + self.weights.trained)
-        kept_gradients = share * 4 * numbers if stage > 1 else float(course.gradients)
-        gathered = 2.0 * min(BUCKET_BYTES, 4 * numbers)
+        kept_gradients = share * in_float32 if stage > 1 else float(course.gradients)
+        gathered = 2.0 * min(BUCKET_BYTES, in_float32)
         if stage == 3:
             weights, gathered = weights * share, gathered + self._gathered()
         host = 0.0
         if offload:
-            host = copies + share * 4 * numbers + (weights if stage == 3 else 0.0)
+            host = copies + share * in_float32 + (weights if stage == 3 else 0.0)
             copies, weights = 0.0, 0.0 if stage == 3 else weights
             kept_gradients = kept_gradients if stage == 1 else 0.0
-        update = 0.0 if offload or stage > 1 else share * 4 * numbers  # gradients in float32, for the update
+        update = 0.0 if offload or stage > 1 else share * in_float32  # gradients in float32, for the update
         lost = 1 + self.lost_share
         activations, logits = lost * course.activations, lost * course.logits
         largest = max(activations + gathered, update)

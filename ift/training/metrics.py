@@ -60,7 +60,7 @@ class StepMetrics(Callback):
         self._span.add(work_of(batch, self._first.model, self._seconds))
         self._pending = (outputs, batch)
         every = self._every(trainer)
-        # The last step as well: killed behind its checkpoint, a run has none left in which it could be logged.
+        # The last step as well: killed after its checkpoint, a run has none left in which it could be logged.
         last = trainer.global_step >= trainer.estimated_stepping_batches
         if every and (trainer.global_step % every == 0 or trainer.global_step == 1 or last):
             self._log(trainer, pl_module)
@@ -103,7 +103,7 @@ class StepMetrics(Callback):
             self.total = Work(**state["span"]).taken_back()  # by an earlier session; the next entry adds it
 
     def end_early(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count what was done since the last entry, behind the session's last checkpoint; all ranks must call it."""
+        """Count what was done since the last entry, after the session's last checkpoint; all ranks must call it."""
         self.total.add(self._summed(trainer, pl_module))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

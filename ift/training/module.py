@@ -326,7 +326,7 @@ class InstructionModule(LightningModule):
 
     @property
     def num_steps_done(self) -> int:
-        """Optimizer steps behind the weights; Trainer.validate loads a checkpoint's and leaves its step behind."""
+        """Optimizer steps that made the weights; Trainer.validate loads a checkpoint's weights and not its step."""
         return max(self.trainer.global_step, self._loaded_step)
 
     def on_validation_epoch_end(self) -> None:
@@ -380,10 +380,10 @@ class InstructionModule(LightningModule):
             )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint whose weights are not exactly the trained ones of this model.
+        """Check a checkpoint, and take over what the next step depends on beside weights and optimizer.
 
         Raises:
-            UserError: names or shapes differ.
+            UserError: its weights are not exactly the trained ones of this model, by name and shape.
         """
         self._loaded_step = int(checkpoint["global_step"])
         enlarged = checkpoint[CHECKPOINT_KEY].get("vocabulary")

@@ -115,7 +115,7 @@ class _Probe:
         return sum(one.numel() * one.element_size() for one in kept.values())
 
     def _updated(self, shape: Shape, dtype: torch.dtype) -> tuple[Any, torch.Tensor]:
-        """Return an optimizer over one weight behind its first update."""
+        """Return an optimizer over one weight after its first update."""
         values = torch.linspace(-1, 1, int(np.prod(shape)), dtype=torch.float32).view(shape)
         weight = torch.nn.Parameter(values.to(dtype))
         built = self._build(parameter_groups([("weight", weight)]))
@@ -134,14 +134,20 @@ def _terms(shape: Shape) -> list[float]:
 
 
 def _kept(value: Any) -> list[torch.Tensor]:
-    """Return the tensors within a state."""
-    if isinstance(value, torch.Tensor):
-        return [value]
-    parts: Iterable[Any] = ()
-    if isinstance(value, Mapping):
-        parts = value.values()
-    elif isinstance(value, list | tuple):
-        parts = value
-    elif type(value).__name__ == "GaLoreProjector":
-        parts = vars(value).values()
-    return [one for part in parts for one in _kept(part)]
+    """Return the tensors within a state, those of its objects among them, as of GaLore's projectors."""
+    found: list[torch.Tensor] = []
+    left, seen = [value], set[int]()
+    while left:
+        one = left.pop()
+        if id(one) in seen:  # objects may name one another
+            continue
+        seen.add(id(one))
+        if isinstance(one, torch.Tensor):
+            found.append(one)
+        elif isinstance(one, Mapping):
+            left += one.values()
+        elif isinstance(one, list | tuple):
+            left += one
+        elif hasattr(one, "__dict__"):
+            left += vars(one).values()
+    return found

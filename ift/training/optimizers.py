@@ -23,14 +23,19 @@ ELEMENTWISE: tuple[type, ...] = (
 class OptimizerTraits:
     """What of an optimizer changes how a step is computed, or is worth telling."""
 
-    name: str
-    """Of its class."""
+    kind: type
+    """Its class."""
     fused: bool
     """It updates in the backward pass, so a step is one micro-batch on one device."""
     paged: bool
     """Its state moves between GPU and main memory (bitsandbytes)."""
     elementwise: bool
     """It treats each number of a weight by itself, so that rows of a weight can be updated apart."""
+
+    @property
+    def name(self) -> str:
+        """Of its class."""
+        return self.kind.__name__
 
     def check_strategy(self, key: str, trainer: Trainer) -> None:
         """Refuse to fuse where several processes sum up their gradients after the backward pass.
@@ -115,7 +120,7 @@ def optimizer_traits(key: str, optimizer: OptimizerCallable) -> OptimizerTraits:
     except (ValueError, TypeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"{key}: the optimizer cannot be built: {error}") from error
     return OptimizerTraits(
-        type(built).__name__,
+        type(built),
         fused=isinstance(built, FusedOptimizer),
         paged=bool(getattr(built, "is_paged", False)),
         elementwise=type(built) in ELEMENTWISE,

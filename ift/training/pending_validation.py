@@ -14,7 +14,7 @@ METRICS = ("validation/loss", "validation/perplexity")
 
 
 class PendingValidation(Callback):
-    """Validates on resume where the checkpoint lies between a step and the validation behind it.
+    """Validates on resume where the checkpoint lies between a step and the validation after it.
 
     Lightning takes such a validation for done. It also forgets the metrics of the last one, which a checkpoint between
     two validations is judged by (`checkpoint.monitor`).
@@ -71,10 +71,10 @@ def _count_begun_epochs(loop: dict[str, Any], num_steps: float) -> None:
 
 
 def was_due(checkpoint: Path | None) -> bool:
-    """Whether a checkpoint lies between a step and the validation behind it."""
+    """Whether a checkpoint lies between a step and the validation after it."""
     if checkpoint is None:
         return False
-    state = read_checkpoint(checkpoint).get(KEY)
+    state = read_checkpoint("--ckpt_path", checkpoint).get(KEY)
     return state is not None and bool(state["due"])
 
 

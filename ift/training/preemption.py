@@ -67,7 +67,7 @@ class Preemption(Callback):
             return
         if signum := self._asked():
             progress: Any = trainer.fit_loop.epoch_loop.batch_progress
-            # As behind the step itself, where nothing of the validation has begun.
+            # As after the step itself, where nothing of the validation has begun.
             for counts in (progress.total, progress.current):
                 counts.completed = min(counts.completed, counts.processed - 1)
             self._leave(trainer, signum)

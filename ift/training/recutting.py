@@ -110,6 +110,7 @@ class Recutting:
         traits, strategy = self._module.optimizer_traits, self._module.trainer.strategy
         if traits.fused and fitting:
             raise cannot_repeat_fused(traits.name)
+        # DeepSpeedStrategy is a DDPStrategy to Lightning.
         if isinstance(strategy, ZeroStrategy) or not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
             raise cannot_repeat(name_of(strategy))
 
@@ -199,7 +200,7 @@ class Recutting:
             self._shrink("validation", smaller, self._module.trainer.global_step)
 
     def end_validation(self) -> None:
-        """Let all ranks know, behind their last step of a validation, whether all could compute theirs.
+        """Let all ranks know, after their last step of a validation, whether all could compute theirs.
 
         Raises:
             UserError: memory ran out on some rank, and smaller parts are not asked for, or there are none.

@@ -11,7 +11,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from ift.artifacts import BEGINNING, RunFolder, file_hashes, fingerprint, versions, write_json, write_text
+from ift.artifacts import BEGINNING, TEMPORARY, RunFolder, file_hashes, fingerprint, versions, write_json, write_text
 from ift.data.steps import Step
 from ift.hub import fingerprint as base_fingerprint
 from ift.hub import local_folder
@@ -41,6 +41,7 @@ class RunFolderWriter(Callback):
     def __init__(self, run: RunFolder, config: str, settings: dict[str, Any], metrics: StepMetrics) -> None:
         self._run, self._config, self._settings, self._metrics = run, config, settings, metrics
         self._manifest: dict[str, Any] = {}
+        self._was_finished = False
         self._started = time.monotonic()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -50,45 +51,46 @@ class RunFolderWriter(Callback):
         initial = initial_weights(pl_module, base=base)
         if not trainer.is_global_zero:
             return
+        self._begin(trainer, pl_module, resumed=resumed, initial=initial)
+        self._write_inputs(trainer, resumed=resumed)
+        self._keep_initial_adapter(pl_module, resumed=resumed)
+        write_json(self._run.manifest, self._manifest)
+
+    def _begin(self, trainer: Trainer, pl_module: Any, *, resumed: bool, initial: str) -> None:
+        """Begin the manifest, or go on with that of the run, and add a session to it."""
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
-        module: Any = pl_module
         self._run.root.mkdir(parents=True, exist_ok=True)
         self._manifest = self._run.read_manifest() if resumed else self._new_manifest(pl_module, datamodule, initial)
         self._was_finished = self._manifest["status"] == "finished"
-        if not resumed:  # what a kill leaves of the next lines is begun anew
+        if not resumed:  # what a kill leaves of the files that follow is begun anew
             write_json(self._run.manifest, self._manifest)
-        rows = datamodule.row_layout_choice
-        session: dict[str, Any] = {
-            "started": datetime.now(UTC).isoformat(timespec="seconds"),
-            "from_step": 0,
-            "world_size": trainer.world_size,
-            "row_layout": {"layout": rows.layout, "reason": rows.reason},
-            "attention": attention_name(module.model.config),
-            "kernels": asdict(module.kernel_choice),
-            "versions": versions(),
-            "code": code(),
-            "environment": environment(trainer),
-            "strategy": strategy(trainer),
-        }
-        self._manifest["sessions"].append(session)
+        self._manifest["sessions"].append(_session(trainer, pl_module))
         self._manifest["status"] = "running"
+
+    def _write_inputs(self, trainer: Trainer, *, resumed: bool) -> None:
+        """Write the configuration of the session; at the first, the template, the tokenizer and the rows left out."""
         number = len(self._manifest["sessions"])
         config = self._run.config if not resumed else self._run.config.with_name(f"config.session-{number}.yaml")
         write_text(config, self._config)
         if isinstance(trainer.strategy, ZeroStrategy):
             write_json(self._run.deepspeed, trainer.strategy.config)
+        if resumed:
+            return
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        write_json(self._run.template, datamodule.encoder.template.describe())
+        datamodule.tokenizer.save_pretrained(str(self._run.tokenizer))
+        _join_files(datamodule.rejects_files(), self._run.rejects)
+        if removed := datamodule.removed_files():
+            _join_files(removed, self._run.removed)
+
+    def _keep_initial_adapter(self, pl_module: Any, *, resumed: bool) -> None:
+        """Write the start of an adapter that took it out of the base model."""
+        if pl_module.method.trains_base or not changes_base(pl_module.model.active_peft_config):
+            return
         if not resumed:
-            write_json(self._run.template, datamodule.encoder.template.describe())
-            datamodule.tokenizer.save_pretrained(str(self._run.tokenizer))
-            _join_files(datamodule.rejects_files(), self._run.rejects)
-            if removed := datamodule.removed_files():
-                _join_files(removed, self._run.removed)
-        if not module.method.trains_base and changes_base(module.model.active_peft_config):
-            if not resumed:
-                shutil.rmtree(self._run.initial_adapter, ignore_errors=True)  # a killed process may have begun it
-            save_initial(module.model, self._run.initial_adapter, values=module.initial_values)
-            module.initial_values = None
-        write_json(self._run.manifest, self._manifest)
+            shutil.rmtree(self._run.initial_adapter, ignore_errors=True)  # a killed process may have begun it
+        save_initial(pl_module.model, self._run.initial_adapter, values=pl_module.initial_values)
+        pl_module.initial_values = None
 
     def on_session_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say where the session begins, now that a checkpoint is loaded, and forget what lies beyond."""
@@ -203,7 +205,7 @@ class RunFolderWriter(Callback):
     def _export(self, pl_module: Any, datamodule: Any) -> None:
         whole = pl_module.method.trains_base
         target = self._run.model if whole else self._run.adapter
-        building = target.with_name(target.name + ".tmp")
+        building = target.with_name(target.name + TEMPORARY)
         shutil.rmtree(building, ignore_errors=True)  # left by a killed export of this same run
         if whole:
             settle_heads(pl_module.model, trained=True)  # as the class that is written has them
@@ -214,6 +216,23 @@ class RunFolderWriter(Callback):
         shutil.rmtree(target, ignore_errors=True)  # of an earlier session of this same run
         building.rename(target)
         self._manifest["exported"] = file_hashes(target)
+
+
+def _session(trainer: Trainer, module: Any) -> dict[str, Any]:
+    """Return what the manifest says of a session that begins now."""
+    rows = trainer.datamodule.row_layout_choice  # type: ignore[attr-defined]
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "from_step": 0,
+        "world_size": trainer.world_size,
+        "row_layout": {"layout": rows.layout, "reason": rows.reason},
+        "attention": attention_name(module.model.config),
+        "kernels": asdict(module.kernel_choice),
+        "versions": versions(),
+        "code": code(),
+        "environment": environment(trainer),
+        "strategy": strategy(trainer),
+    }
 
 
 def _adapter_kind(pl_module: Any) -> str | None:
@@ -229,7 +248,7 @@ def _vocabulary(pl_module: Any) -> dict[str, Any] | None:
 
 
 def _keep_lines(path: Path, number: int) -> None:
-    """Cut off what a file holds behind so many lines; a line torn by a kill lies behind them."""
+    """Cut off what a file holds after so many lines; a line torn by a kill lies after them."""
     with path.open("r+b") as file:
         for _ in range(number):
             file.readline()

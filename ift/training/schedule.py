@@ -24,10 +24,14 @@ class Schedule:
     def __post_init__(self) -> None:
         if self.warmup < 0 or (isinstance(self.warmup, float) and self.warmup >= 1):
             raise UserError(
-                f"model.schedule.warmup: {self.warmup} is neither a number of steps (100) nor a share below 1 (0.03)."
+                f"model.schedule.warmup: {self.warmup} is neither a number of steps nor a share below 1. Write it as "
+                "100 or as 0.03."
             )
         if not 0 <= self.final_share <= 1:
-            raise UserError(f"model.schedule.final_share: {self.final_share} is no share between 0 and 1.")
+            raise UserError(
+                f"model.schedule.final_share: {self.final_share} is no share of the full learning rate. Give a number "
+                "from 0 to 1."
+            )
 
 
 def settle_learning_rates(schedulers: Iterable[LambdaLR]) -> None:

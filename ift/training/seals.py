@@ -10,6 +10,8 @@ import os
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import torch
+
 from ift.errors import UserError
 
 _PREFIX = b"ift sha256 "
@@ -67,6 +69,35 @@ class SealedFile:
         self._file.write(_COMMENT_BYTES.to_bytes(2, "little") + comment)
         self._file.flush()
         os.fsync(self._file.fileno())
+
+
+def write_sealed(value: Any, path: Path) -> None:
+    """Write a file that is sealed and on the disk.
+
+    Args:
+        value: for `torch.save`.
+        path: of the file.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    with path.open("wb") as file:
+        sealed: Any = SealedFile(file)
+        torch.save(value, sealed)
+        sealed.seal()
+
+
+def sync_folder(path: Path) -> None:
+    """Wait until the names in a folder are on the disk.
+
+    Raises:
+        OSError: the folder is gone, or could not be written.
+    """
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def check_seal(key: str, path: Path) -> None:

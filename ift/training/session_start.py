@@ -18,7 +18,7 @@ def run_start() -> float:
 def process_start() -> float:
     """Return when this process was started, in seconds since 1970; where the system does not tell, when it got here."""
     with suppress(OSError, ValueError, IndexError):
-        # Field 22, counted behind the name, which may hold spaces: clock ticks since the machine started.
+        # Field 22, counted after the name, which may hold spaces: clock ticks since the machine started.
         ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
         uptime = float(Path("/proc/uptime").read_text().split()[0])
         started = time.time() - uptime + ticks / os.sysconf("SC_CLK_TCK")

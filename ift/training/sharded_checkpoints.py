@@ -9,7 +9,6 @@ It is written into a folder beside its target and renamed, so it can be read by 
 """
 
 import hashlib
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -19,8 +18,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from ift.artifacts import TEMPORARY
 from ift.errors import UserError
-from ift.training.seals import SealedFile, check_seal, damaged
+from ift.training.seals import check_seal, damaged, sync_folder, write_sealed
 
 FACTS = "facts.pt"
 METADATA = ".metadata"
@@ -46,7 +46,7 @@ def save_sharded(checkpoint: Mapping[str, Any], path: Path) -> None:
     """
     from ift.training.sharded_tensors import write_tensors
 
-    building = path.with_name(path.name + ".tmp")
+    building = path.with_name(path.name + TEMPORARY)
 
     def begin() -> None:
         path.parent.mkdir(exist_ok=True)  # not its parents: a mount that vanished is not replaced by a folder
@@ -56,7 +56,7 @@ def save_sharded(checkpoint: Mapping[str, Any], path: Path) -> None:
         facts = {**checkpoint, "state_dict": _without_data(checkpoint["state_dict"])}
         if "optimizer_states" in facts:
             facts["optimizer_states"] = states
-        _write_sealed({**facts, _SUMS: sums}, building / FACTS)
+        write_sealed({**facts, _SUMS: sums}, building / FACTS)
         _put_in_place(building, path)
 
     _on_first_rank(begin)
@@ -162,7 +162,7 @@ def load_own_parts(path: Path, targets: Mapping[str, torch.Tensor], *, section: 
     from ift.training.sharded_tensors import read_tensors  # which imports what a checkpoint of one file does not need
 
     if targets:
-        read_tensors(path, {f"{section}.{name}": one for name, one in targets.items()})
+        read_tensors("--ckpt_path", path, {f"{section}.{name}": one for name, one in targets.items()})
 
 
 def read_whole(path: Path) -> dict[str, Any]:
@@ -188,7 +188,7 @@ def read_whole(path: Path) -> dict[str, Any]:
 
 def remove_sharded(path: Path) -> None:
     """Remove a sharded checkpoint such that at no moment a part of it could be taken for one."""
-    going = path.with_name(path.name + ".old.tmp")  # another one may be in the making under its name and `.tmp`
+    going = path.with_name(path.name + ".old" + TEMPORARY)  # another one may be in the making under its name
     shutil.rmtree(going, ignore_errors=True)
     path.rename(going)
     shutil.rmtree(going)
@@ -207,13 +207,6 @@ def _without_data(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _with_data(value: Any) -> Any:
     return torch.zeros(value.shape, dtype=value.dtype) if _is_tensor(value) else value
-
-
-def _write_sealed(value: Any, path: Path) -> None:
-    with path.open("wb") as file:
-        sealed: Any = SealedFile(file)
-        torch.save(value, sealed)
-        sealed.seal()
 
 
 def _read_all_facts(path: Path) -> dict[str, Any]:
@@ -242,19 +235,11 @@ def _check_sum(key: str, path: Path, sums: Mapping[str, str]) -> None:
 
 def _put_in_place(building: Path, path: Path) -> None:
     """Give a finished folder its name, and let that reach the disk."""
-    _sync_folder(building)
+    sync_folder(building)
     if path.is_dir():
         remove_sharded(path)
     building.rename(path)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(path: Path) -> None:
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_folder(path.parent)
 
 
 def _on_first_rank(action: Callable[[], None]) -> None:

@@ -16,7 +16,7 @@ from ift.training.sharding import base_of, shard, whole_weights
 class ShardedEngine(Engine):
     """Every rank holds rows of each weight, and is sent the summed gradient of those.
 
-    An adapter's gradients are exchanged behind the last micro-batch, as under DDP. Those of the base model's weights
+    An adapter's gradients are exchanged after the last micro-batch, as under DDP. Those of the base model's weights
     are exchanged with every micro-batch: until then, every rank would hold the gradient of the whole model.
     """
 

@@ -123,10 +123,11 @@ def write_tensors(tensors: Mapping[str, torch.Tensor], folder: Path) -> dict[str
     return {name: one for own in found for name, one in own.items()}
 
 
-def read_tensors(path: Path, targets: Mapping[str, torch.Tensor], *, table: Metadata | None = None) -> None:
+def read_tensors(key: str, path: Path, targets: Mapping[str, torch.Tensor], *, table: Metadata | None = None) -> None:
     """Read tensors into others of their shapes, of which each rank may hold some rows only; nobody is waited for.
 
     Args:
+        key: the configuration key or option that named the folder.
         path: of the checkpoint.
         targets: by their names in the checkpoint.
         table: of the checkpoint, where it was read before.
@@ -137,29 +138,33 @@ def read_tensors(path: Path, targets: Mapping[str, torch.Tensor], *, table: Meta
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-            load(cast(dict[str, Any], targets), storage_reader=_Reader(path, table or _read_table(path)), no_dist=True)
+            reader = _Reader(path, table or _read_table(key, path))
+            load(cast(dict[str, Any], targets), storage_reader=reader, no_dist=True)
     except UserError:
         raise
     except (Exception, CheckpointException) as error:  # torch raises many types for what is damaged
-        raise UserError(f"--ckpt_path: '{path}' cannot be read as a checkpoint: {_reason(error)}") from error
+        raise UserError(
+            f"{key}: '{path}' cannot be read as a checkpoint: {_reason(error)}. Take another checkpoint."
+        ) from error
 
 
-def deferred_weights(path: Path, likes: Mapping[str, torch.Tensor]) -> dict[str, Deferred]:
+def deferred_weights(key: str, path: Path, likes: Mapping[str, torch.Tensor]) -> dict[str, Deferred]:
     """Return the weights of a checkpoint, each of which is read when it is asked for.
 
     Args:
+        key: the configuration key or option that named the folder.
         path: of the checkpoint.
         likes: its weights without data, by name.
 
     Raises:
         UserError: its table is damaged, or names what is none of a table's.
     """
-    table = _read_table(path)
+    table = _read_table(key, path)
 
     def deferred(name: str, like: torch.Tensor) -> Deferred:
         def rows(start: int, stop: int) -> torch.Tensor:
             whole = torch.empty(like.shape, dtype=like.dtype)
-            read_tensors(path, {f"state_dict.{name}": whole}, table=table)
+            read_tensors(key, path, {f"state_dict.{name}": whole}, table=table)
             return whole[start:stop] if whole.ndim else whole
 
         return Deferred(like, rows, by_rows=False)
@@ -177,25 +182,27 @@ def check_files(key: str, path: Path) -> None:
     Raises:
         UserError: with the file.
     """
-    for place in _read_table(path).storage_data.values():
+    for place in _read_table(key, path).storage_data.values():
         file = path / place.relative_path
         if not file.is_file() or file.stat().st_size < place.offset + place.length:
             raise UserError(f"{key}: '{file}' is missing or was cut off. Take another checkpoint.")
 
 
-def _read_table(path: Path) -> Metadata:
+def _read_table(key: str, path: Path) -> Metadata:
     try:
         table = _PlainUnpickler(io.BytesIO((path / METADATA).read_bytes())).load()
     except Exception as error:  # of a damaged pickle, nearly any
-        raise UserError(f"--ckpt_path: '{path / METADATA}' cannot be read: {_one_line(error)}") from error
+        raise UserError(
+            f"{key}: '{path / METADATA}' cannot be read: {_one_line(error)}. Take another checkpoint."
+        ) from error
     if not isinstance(table, Metadata) or not table.storage_data:
-        raise UserError(f"--ckpt_path: '{path / METADATA}' is no table of tensors.")
+        raise UserError(f"{key}: '{path / METADATA}' is no table of tensors. Take another checkpoint.")
     for name, one in table.state_dict_metadata.items():
         if not isinstance(one, TensorStorageMetadata):
-            raise UserError(f"--ckpt_path: '{path / METADATA}' names '{name}', which is no tensor.")
+            raise UserError(f"{key}: '{path / METADATA}' names '{name}', which is no tensor. Take another checkpoint.")
     for place in table.storage_data.values():
         if Path(place.relative_path).name != place.relative_path:
-            raise UserError(f"--ckpt_path: '{path / METADATA}' names a file outside of its folder.")
+            raise UserError(f"{key}: '{path / METADATA}' names a file outside of its folder. Take another checkpoint.")
     return table
 
 
@@ -207,4 +214,4 @@ def _reason(error: BaseException) -> str:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]
+    return " ".join(str(error).split())[:300].rstrip(".")

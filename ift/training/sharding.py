@@ -101,7 +101,7 @@ def shard(model: Any, mesh: DeviceMesh) -> None:
 
 
 def put_back(model: nn.Module) -> None:
-    """Let all weights be shards again: what is outside of the layers stays gathered behind a forward pass."""
+    """Let all weights be shards again: what is outside of the layers stays gathered after a forward pass."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
@@ -123,7 +123,7 @@ def own_part(whole: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def whole_weights(model: nn.Module, *, on_this_rank: bool, wanted: Callable[[nn.Parameter], bool]) -> Iterator[None]:
-    """Put whole weights on the CPU in the place of shards, to export them; behind it, the shards are back.
+    """Put whole weights on the CPU in the place of shards, to export them; afterwards, the shards are back.
 
     All ranks must enter it.
 
@@ -145,7 +145,7 @@ def whole_weights(model: nn.Module, *, on_this_rank: bool, wanted: Callable[[nn.
             if on_this_rank:
                 taken.append((module, name, one))
                 module._parameters[name] = made[id(one)]
-    # FSDP2 looks at its shards behind `load_state_dict`, by which PEFT subtracts where PiSSA and its kind began.
+    # FSDP2 looks at its shards after `load_state_dict`, by which PEFT subtracts where PiSSA and its kind began.
     hooks = [(module, module._load_state_dict_post_hooks) for module in model.modules()] if on_this_rank else []
     for module, _ in hooks:
         module._load_state_dict_post_hooks = OrderedDict()

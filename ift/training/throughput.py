@@ -15,10 +15,9 @@ import torch
 from ift.data.encoding import IGNORE_INDEX
 from ift.data.steps import Step
 from ift.models.flops import Flops, FlopsModel, Recording, flops_model, recording
+from ift.models.out_of_memory import GIB
 from ift.training.matmul_peak import MatmulPeak
 from ift.training.objective import shifted_targets
-
-GIB = 2**30
 
 
 @dataclass

@@ -4,7 +4,7 @@ usage: python scripts/bench/likelihood.py [--shots 0 5] [--options letter text] 
 
 Needs `pip install lm_eval==0.4.13`, which the rest of the project does not. The model is a random Llama made here, as
 the scores' values do not matter; the questions are made here too, unless FOLDER holds CMMLU's or C-Eval's csv files
-(`dev/` and `test/` or `val/`). Both sides read the same texts and the options' texts behind them; tokenization counts
+(`dev/` and `test/` or `val/`). Both sides read the same texts and the options' texts after them; tokenization counts
 on both sides, loading on neither. lm-evaluation-harness first runs some questions with each of several batch sizes, and
 then all with its best. Prints questions per second (medians over rounds in which the two take turns), their ratio, the
 ratio of CPU time (which other work on the machine changes little), and the largest difference between the two of a

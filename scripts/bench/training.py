@@ -102,7 +102,7 @@ def measure(name: str, folder: Path, method: str, *, steps: int, number: int, th
 
 
 def check_same(runs: dict[str, Run]) -> None:
-    """End where a runner did other work than the first: the first loss, every loss behind it, and all token counts."""
+    """End where a runner did other work than the first: the first loss, every loss after it, and all token counts."""
     first, reference = next(iter(runs.items()))
     for name, run in runs.items():
         if run.tokens != reference.tokens:
@@ -196,7 +196,7 @@ def main() -> int:
     parser.add_argument("--notes", type=Path)
     arguments = parser.parse_args()
     if arguments.steps < training_notes.WARM_UP + 1:
-        parser.error(f"--steps: {arguments.steps} leaves none to time behind {training_notes.WARM_UP} of warm-up")
+        parser.error(f"--steps: {arguments.steps} leaves none to time after {training_notes.WARM_UP} of warm-up")
     if arguments.runner:
         train(arguments)
         return 0

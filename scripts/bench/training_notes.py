@@ -22,7 +22,7 @@ class Run:
     """One run of one runner."""
 
     rate: float
-    """Supervised tokens per second, behind the warm-up."""
+    """Supervised tokens per second, after the warm-up."""
     processor_rate: float
     """Supervised tokens per second of processor time, which other programs on the machine disturb less."""
     first_step_seconds: float

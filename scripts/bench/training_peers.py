@@ -5,7 +5,7 @@ tokens of every finished step; add it to PEERS, with the packages it needs. The 
 the trainer's model gets, so that an example left out, cut or taken in another order is noticed.
 
 Written for TRL 1.16.0, which runs beside the packages of ift, and LLaMA-Factory 0.9.5, which needs an environment of
-its own (`--python`): it refuses transformers behind 5.6.0, datasets behind 4.0.0, PEFT behind 0.20.0 and TRL behind
+its own (`--python`): it refuses transformers after 5.6.0, datasets after 4.0.0, PEFT after 0.20.0 and TRL after
 0.24.0. It imports torchaudio whatever it trains on; for texts, one without its compiled library will do.
 """
 

@@ -71,7 +71,7 @@ def test_broken_json_on_a_line(fit_refused: Refused, tmp_path: Path) -> None:
     said = fit_refused(source(path))
     assert "data.sources: 1 of 20 rows cannot be used, more than data.max_rejected 0.01 allows" in said
     assert f"{path} line 14: not valid JSON" in said
-    assert "Mend the rows or their layout, or raise data.max_rejected" in said
+    assert "Mend the rows or their layout. Or raise data.max_rejected" in said
 
 
 def test_row_without_output(fit_refused: Refused, tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_a_response_longer_than_the_limit(fit_refused: Refused, tmp_path: Path) 
     said = fit_refused(source(path))
     assert "1 x longer than data.max_length" in said
     assert f"{path} line 11: " in said and "tokens, data.max_length is 256" in said
-    assert "raise data.max_rejected (and data.max_length where rows are long)" in said
+    assert "Raise data.max_length, or let data.over_long cut" in said
 
 
 def test_fewer_examples_than_one_step(fit_refused: Refused) -> None:

@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import signal
+import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 import torch
 
 from ift.checks.findings import Case, largest_of
+from ift.checks.rank_pair import RankPair
 from ift.cli import main
 from ift.data.encoding import IGNORE_INDEX
 
@@ -47,6 +50,8 @@ class Nothing:
     """Stands for checks in other processes."""
 
     def __init__(self, *_: Any, **__: Any) -> None: ...
+
+    def start(self) -> None: ...
 
     def finish(self) -> None: ...
 
@@ -326,10 +331,10 @@ def test_wrong_options_are_refused_before_anything_is_checked(
     (tmp_path / "file").touch()
     monkeypatch.setattr("ift.checks.findings.Findings.run", lambda *_: pytest.fail("it began"))
     for arguments, message in (
-        (["--only", "11"], "--only: '11' names no invariant"),
-        (["--only", "three"], "--only: 'three' names no invariant"),
+        (["--only", "11"], "--only: '11' names no invariant [11]; they are 1 to 10"),
+        (["--only", "three"], "--only: 'three' is no list of numbers. Write it as 3,5."),
         (["--run", "a", "--config", "b"], "--config: a run has its own"),
-        (["--run", str(tmp_path)], "is no run folder"),
+        (["--run", str(tmp_path)], "is no run folder: it holds no config.yaml. Name one that"),
         (["--keep", str(tmp_path)], "--keep:"),
         (["--json", str(tmp_path)], "--json: "),
         (["--json", str(tmp_path / "file" / "report.json")], "cannot be written: "),
@@ -344,3 +349,24 @@ def test_what_is_not_a_number_is_never_the_smaller(values: list[float]) -> None:
     assert math.isnan(largest_of(values))
     assert not Case(3, "case", "losses", largest_of(values), math.inf, 0.0).holds
     assert largest_of([0.0, 2.0, 1.0]) == 2.0 and largest_of([]) == 0.0
+
+
+def test_a_start_that_fails_leaves_no_process_behind(
+    only_lora: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    class Started(subprocess.Popen[bytes]):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            started.append(self)
+
+    def no_ranks(self: RankPair, jobs: Any) -> None:
+        assert started and jobs
+        raise OSError("no process can be started")
+
+    monkeypatch.setattr(subprocess, "Popen", Started)
+    monkeypatch.setattr(RankPair, "start", no_ranks)
+    with pytest.raises(OSError, match="no process can be started"):
+        check("--only", "5", report=tmp_path / "report.json")
+    assert [one.poll() for one in started] == [-signal.SIGKILL]

@@ -16,9 +16,10 @@ from safetensors.torch import load_file, save_file
 from tiny import ROOT
 
 from ift.artifacts import RunFolder
-from ift.checks.loss_curves import Curve, part, rounding_text
+from ift.checks.loss_curves import Curve, part, recorded_losses, rounding_text
 from ift.checks.weight_difference import compare_weights
 from ift.cli import main
+from ift.errors import UserError
 
 Config = Callable[..., Path]
 
@@ -177,6 +178,17 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, capsys: Any) -> None
     assert "RUN_A:" in capsys.readouterr().err
     assert main(["diff", str(tmp_path), str(tmp_path), "--json", str(tmp_path)]) == 2
     assert "--json: " in capsys.readouterr().err
+
+
+def test_damaged_files_are_refused_with_what_to_do(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.losses.write_text('{"step": 1, "loss": 2.0}\n{"step"\n{"step": 3, "loss": 1.0}\n')
+    with pytest.raises(UserError, match=r"line 2: damaged: .* Restore the file, or compare other runs\.$"):
+        recorded_losses(run)
+    run.adapter.mkdir()
+    (run.adapter / "adapter_model.safetensors").write_bytes(b"\x07" + bytes(7) + b"not one")
+    with pytest.raises(UserError, match=r"cannot be read as safetensors: .* Restore it, or compare other runs\.$"):
+        compare_weights(run, run)
 
 
 def test_it_needs_no_torch(fit: Any) -> None:

@@ -12,7 +12,16 @@ from tiny import ROOT
 import ift
 from ift.cli import COMMANDS, main
 
-LIGHT = ["ift", "ift.cli", "ift.deferred_imports", "ift.errors", "ift.interruptions", "ift.launch"]
+LIGHT = [
+    "ift",
+    "ift.cli",
+    "ift.deferred_imports",
+    "ift.errors",
+    "ift.interruptions",
+    "ift.launch",
+    "ift.library_messages",
+    "ift.small_objects",
+]
 HEAVY = ("torch", "transformers", "lightning", "peft", "datasets", "numpy", "yaml", "jsonargparse", "pyarrow", "tqdm")
 PROGRAM = """
 import json, sys

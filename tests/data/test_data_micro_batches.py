@@ -82,7 +82,7 @@ def partitions(items: list[int]) -> Iterator[list[list[int]]]:
 
 
 def cost_of(groups: list[list[int]], lengths: np.ndarray, *, budget: int, square: int) -> float:
-    """Positions, dearer in longer rows, and a fixed cost per micro-batch; none over the budget but single rows."""
+    """Positions, costlier in longer rows, and a fixed cost per micro-batch; none over the budget but single rows."""
     total = 0.0
     for group in groups:
         longest = max(int(lengths[row]) for row in group)

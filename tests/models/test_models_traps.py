@@ -475,7 +475,7 @@ def test_types_that_may_train_beside_4_bits_do(name: str, folders: dict[str, Pat
             one.add_(gradient, alpha=-1e-3 / squares)
         torch.manual_seed(2)
         after = F.cross_entropy(logits_with_gradient(model), IDS.flatten())
-    # The step would lower the loss by 0.001 if it were linear; CPT scales its tokens down behind the step.
+    # The step would lower the loss by 0.001 if it were linear; CPT scales its tokens down after the step.
     assert float(before - after) == pytest.approx(1e-3, rel=0.8 if name == "CPT" else 0.2)
 
 

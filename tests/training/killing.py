@@ -31,7 +31,7 @@ def run_child(
 
     Args:
         path: of the config.
-        arguments: of the command line, behind the config's.
+        arguments: of the command line, after the config's.
         patch: called in the child before the run; it says where the child kills itself.
         kill_after: seconds after which the child is killed.
 

@@ -17,7 +17,9 @@ from tiny import make_llama
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from ift.cli import main
+from ift.errors import UserError
 from ift.training.sharded_checkpoints import FACTS, METADATA, save_sharded
+from ift.training.sharded_tensors import deferred_weights
 
 Config = Callable[..., Path]
 Fit = Callable[..., Path]
@@ -45,6 +47,7 @@ PEAK = """
 import itertools, sys
 from torch.profiler import ProfilerActivity, profile
 from ift.cli import main
+from ift.errors import UserError
 with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
     assert main(["consolidate", *sys.argv[1:]]) == 0
 events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
@@ -180,6 +183,7 @@ def one_bit_turned(path: Path) -> bytes:
     [
         (["{run}", "--output", "{run}"], "nothing is ever overwritten"),
         (["{run}", "--output", "{new}", "--shard_size", "5"], "--shard_size: '5' is no size"),
+        (["{run}", "--output", "{new}"], "RUN_OR_CHECKPOINT: there is no checkpoint in "),
         (["{new}", "--output", "{new}"], "is neither a run folder"),
         (["{run}/manifest.json", "--output", "{new}"], "does not lie in a run folder"),
     ],
@@ -201,3 +205,21 @@ def test_a_checkpoint_of_another_method_is_refused(
     shutil.copytree(other / "checkpoints", one / "checkpoints")
     assert main(["consolidate", str(one), "--output", str(tmp_path / "output")]) == 2
     assert "RUN_OR_CHECKPOINT: the checkpoint is of another model or adapter" in capsys.readouterr().err
+
+
+def test_what_is_no_checkpoint_is_named_as_it_was_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "manifest.json").write_text("{}")
+    (run / "checkpoints" / "step-7.ckpt").write_text("not one")
+    assert main(["consolidate", str(run), "--output", str(tmp_path / "output")]) == 2
+    said = capsys.readouterr().err
+    assert "RUN_OR_CHECKPOINT: '" in said and "step-7.ckpt' cannot be read as a checkpoint" in said
+    assert "--ckpt_path" not in said
+
+
+@pytest.mark.parametrize("table", [pickle.dumps(7), b"not one"])
+def test_a_table_that_cannot_be_read_is_named_as_it_was_given(tmp_path: Path, table: bytes) -> None:
+    (tmp_path / METADATA).write_bytes(table)
+    with pytest.raises(UserError, match=r"^RUN_OR_CHECKPOINT: '.*\.metadata' .*[^.]\. Take another checkpoint\.$"):
+        deferred_weights("RUN_OR_CHECKPOINT", tmp_path, {})

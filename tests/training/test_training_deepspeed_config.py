@@ -18,6 +18,7 @@ from ift.training import deepspeed_checks
 from ift.training.deepspeed_checks import check_accelerator, check_deepspeed, check_method, notes
 from ift.training.deepspeed_config import KEYS, NAMES, check_config, deepspeed_config, settings_of
 from ift.training.deepspeed_strategy import WeightsAsTheyAre, ZeroStrategy
+from ift.training.optimizers import optimizer_traits
 from ift.training.parameter_groups import parameter_groups
 from ift.training.strategies import STRATEGIES, check_strategy_name
 
@@ -116,13 +117,14 @@ def run_of(name: str, **settings: Any) -> tuple[Any, Any]:
     trainer = SimpleNamespace(
         strategy=strategy, accelerator=CUDAAccelerator(), precision=settings.pop("precision", "32-true")
     )
-    chosen = {"optimizer_callable": torch.optim.AdamW, "method": lora(), "compiles": False, "quantization": None}
+    traits = optimizer_traits("model.optimizer", settings.pop("optimizer", torch.optim.AdamW))
+    chosen = {"optimizer_traits": traits, "method": lora(), "compiles": False, "quantization": None}
     return SimpleNamespace(**{**chosen, "growth": None, "bad_steps": STOPPING, **settings}), trainer
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_was_seen_to_work_passes(name: str) -> None:
-    for settings in ({}, {"method": full()}, {"method": as_method(None), "optimizer_callable": torch.optim.SGD}):
+    for settings in ({}, {"method": full()}, {"method": as_method(None), "optimizer": torch.optim.SGD}):
         check_deepspeed(*run_of(name, **settings))
 
 
@@ -135,8 +137,8 @@ class AdamW(torch.optim.AdamW):
     [
         ("deepspeed_1", {"precision": "bf16-mixed"}, "trainer.precision: bf16-mixed"),
         ("deepspeed_1", {"compiles": True}, "model.compile: true"),
-        ("deepspeed_1", {"optimizer_callable": AdamW}, "model.optimizer: .*AdamW may look at the shape"),
-        ("deepspeed_2", {"optimizer_callable": torch.optim.Adagrad}, "model.optimizer: .*Adagrad may look"),
+        ("deepspeed_1", {"optimizer": AdamW}, "model.optimizer: .*AdamW may look at the shape"),
+        ("deepspeed_2", {"optimizer": torch.optim.Adagrad}, "model.optimizer: .*Adagrad may look"),
         ("deepspeed_2", {"method": lisa()}, "model.adapter: lisa trains other layers"),
         ("deepspeed_1", {"method": as_method(AdaLoraConfig(total_step=10))}, "AdaLoRA weighs its ranks"),
         ("deepspeed_3", {"quantization": Quantization("nf4")}, "model.quantization: deepspeed_3 shares out"),

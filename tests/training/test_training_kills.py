@@ -73,7 +73,7 @@ def at_place(place: str, flag: Path) -> Callable[[], None]:
             once_before(
                 InstructionModule, "validation_step", lambda m, _, i: m.trainer.global_step == 4 and i == 1, flag=flag
             )
-        elif place == "behind a validation":  # whose result is written, and flushed with the samples
+        elif place == "after a validation":  # whose result is written, and flushed with the samples
             once_before(SampleResponses, "on_validation_end", lambda *_: _[1].global_step == 4, flag=flag, after=True)
         elif place == "writing":
             replace = os.replace
@@ -118,7 +118,7 @@ PLACES = (
     "begin",
     "step",
     "validation",
-    "behind a validation",
+    "after a validation",
     "writing",
     "removing",
     "last validation",
@@ -128,7 +128,7 @@ PLACES = (
 
 
 def test_killed_at_every_kind_of_place(config: Config, tmp_path: Path) -> None:
-    # Validation behind the steps 4, 8 and 12, the last; the last entry of the log is none of the regular ones.
+    # Validation after the steps 4, 8 and 12, the last; the last entry of the log is none of the regular ones.
     trainer = {"max_epochs": -1, "max_steps": 12, "val_check_interval": 4, "check_val_every_n_epoch": None}
     settings = {**SETTINGS, "trainer": {**trainer, "log_every_n_steps": 5}}
     reference = config("reference", **settings)
@@ -175,7 +175,7 @@ def test_a_run_resumed_at_the_end_of_an_epoch_resumes_again(config: Config, tmp_
     settings = {**SETTINGS, "checkpoint": {"every_n_train_steps": 1}}
     reference, path = config("reference", **settings), config("killed", **settings)
     assert run_child(reference) == 0, output(reference)
-    for step in (7, 10):  # the end of the first epoch; and before the validation behind step 11
+    for step in (7, 10):  # the end of the first epoch; and before the validation after step 11
         assert run_child(path, patch=lambda: _kill_in_step(step, tmp_path / str(step))) == -9, output(path)  # noqa: B023
     assert run_child(path) == 0, output(path)
     check_same(reference.with_suffix(""), path.with_suffix(""))

@@ -55,6 +55,26 @@ def test_moments_in_eight_bits_and_in_a_subspace() -> None:
         assert found.state == pytest.approx(kept(build, shapes, torch.float32), rel=0.02)
 
 
+class Basis:
+    """What an optimizer may keep beside tensors: an object that holds some, and names what it belongs to."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        self.rows, self.owner = torch.zeros(len(weight), 7), {"basis": self}
+
+
+class InABasis(torch.optim.SGD):
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            for weight in group["params"]:
+                self.state[weight]["basis"] = Basis(weight)
+        return super().step(closure)
+
+
+def test_objects_of_any_class_are_looked_into() -> None:
+    weights = [torch.empty(40, 30, device="meta")]
+    assert optimizer_memory(partial(InABasis, lr=1e-3), weights, on_gpu=False).state == 4 * 40 * 7
+
+
 def test_a_float32_copy_has_float32_moments() -> None:
     weights = [torch.empty(300, 400, dtype=torch.bfloat16, device="meta")]
     own = optimizer_memory(OPTIMIZERS["AdamW"], weights, on_gpu=False)

@@ -138,7 +138,7 @@ def test_virtual_tokens_count_toward_the_models_positions(
     adapter = {"class_path": "prompt", "init_args": {"num_virtual_tokens": 400}}
     path = config(data={"max_length": 512}, model={"adapter": adapter})
     message = refused(capsys, "fit", "--config", str(path))
-    assert "behind 400 virtual ones" in message and "Set data.max_length to 112 or less" in message
+    assert "after 400 virtual ones" in message and "Set data.max_length to 112 or less" in message
     assert not path.with_suffix("").exists()
 
 

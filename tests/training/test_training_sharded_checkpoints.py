@@ -60,14 +60,20 @@ def test_what_was_saved_comes_back(folder: Path) -> None:
 def test_the_newest_is_found_and_what_is_not_whole_is_not(folder: Path) -> None:
     run = RunFolder(folder.parents[1])
     torch.save(checkpoint(5), folder.with_name("step-5.ckpt"))
-    assert newest_checkpoint(run) == folder and resolve_checkpoint("last", run, required=True) == folder
+    assert newest_checkpoint("--ckpt_path", run) == folder and resolve_checkpoint("last", run, required=True) == folder
     shutil.copytree(folder, folder.with_name("step-9.ckpt.tmp"))
-    assert newest_checkpoint(run) == folder
+    assert newest_checkpoint("--ckpt_path", run) == folder
     save_sharded(checkpoint(8), folder)  # another in its place
     assert read_whole(folder)["global_step"] == 8
     AtomicCheckpointIO().remove_checkpoint(folder)
-    assert newest_checkpoint(run) == folder.with_name("step-5.ckpt")
+    assert newest_checkpoint("--ckpt_path", run) == folder.with_name("step-5.ckpt")
     assert sorted(path.name for path in folder.parent.iterdir()) == ["step-5.ckpt", "step-9.ckpt.tmp"]
+
+
+def test_a_run_without_a_checkpoint_says_what_to_do_instead(tmp_path: Path) -> None:
+    assert resolve_checkpoint("last", RunFolder(tmp_path), required=False) is None
+    with pytest.raises(UserError, match=r"there is no checkpoint in .* Leave --ckpt_path out, or name a file\.$"):
+        resolve_checkpoint("last", RunFolder(tmp_path), required=True)
 
 
 def spring(folder: Path) -> None:
@@ -119,11 +125,11 @@ def empty_table(folder: Path) -> None:
 def test_what_was_tampered_with_is_refused_and_not_executed(change: Callable[[Path], None], folder: Path) -> None:
     change(folder)
     with pytest.raises(UserError, match=r"--ckpt_path: '.*step-7\.ckpt"):
-        steps_of(folder)
+        steps_of("--ckpt_path", folder)
         check_whole("--ckpt_path", folder)
         check_parts("--ckpt_path", folder)
     with pytest.raises((UserError, UnpicklingError)):  # by itself as well
-        steps_of(folder)
+        steps_of("--ckpt_path", folder)
         read_whole(folder)
     assert not Path("trap-was-sprung").exists()
 

@@ -55,14 +55,17 @@ def test_a_run_over_streams_resumes_exactly(config: Config, fit: Fit, settings: 
 def test_rejected_rows_beyond_a_checkpoint_are_written_once(
     config: Config, fit: Fit, settings: dict[str, Any], rows_file: Path
 ) -> None:
-    """Of the stream there are some before and some behind the checkpoint, of the prepared rows there is one."""
+    """Of the stream there are some before and some after the checkpoint, of the prepared rows there is one."""
     rows = json.loads(rows_file.read_text(encoding="utf-8"))
     rows_file.write_text(json.dumps([*rows, {"instruction": "no output"}]), encoding="utf-8")
     path = config("run", **settings)
     run = fit(path)
     whole = (run / "rejects.jsonl").read_bytes()
     assert len(whole.splitlines()) == 3
-    fit(path, "--ckpt_path", str(run / "checkpoints" / "step-00000004.ckpt"))
+    checkpoint = run / "checkpoints" / "step-00000004.ckpt"
+    for later in set((run / "checkpoints").iterdir()) - {checkpoint}:
+        later.unlink()
+    fit(path, "--ckpt_path", str(checkpoint))
     assert (run / "rejects.jsonl").read_bytes() == whole
     assert [json.loads(line)["line"] for line in whole.splitlines()][1:] == [8, 8]
 

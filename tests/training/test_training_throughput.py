@@ -97,7 +97,7 @@ def test_the_time_to_the_first_step_is_from_the_start_of_the_process(
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
     told = session(tmp_path / "run")
-    # Importing alone takes longer than a second; the export is behind the first step.
+    # Importing alone takes longer than a second; the export is after the first step.
     assert 1 < told["seconds_to_first_step"] < time.monotonic() - began
     assert told["seconds_to_first_step"] > told["training_seconds"]
 

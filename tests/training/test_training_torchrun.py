@@ -1,4 +1,4 @@
-"""Runs that torchrun starts: equal to one process; a lost process ends them in time; who prepares is waited for."""
+"""Runs that torchrun starts: equal to one process; a lost process ends them in time; each waits for preparation."""
 
 import json
 import os
@@ -20,7 +20,7 @@ Fit = Callable[..., Path]
 TIMEOUT = 15
 """Seconds that processes wait for each other here; the machine may be busy."""
 MARGIN = 60
-"""Seconds for what comes behind that: a busy machine, and torchrun's own exit."""
+"""Seconds for what comes after that: a busy machine, and torchrun's own exit."""
 
 SETTINGS: dict[str, Any] = {
     "model": {
@@ -39,7 +39,7 @@ from lightning.pytorch import Callback
 from ift.data.conversation import Conversation, Message
 
 class Fault(Callback):
-    """Sends the last rank a signal behind a step, the first time only."""
+    """Sends the last rank a signal after a step, the first time only."""
     def __init__(self, step: int, signum: int) -> None:
         self.step, self.signum = step, signum
     def on_train_batch_end(self, trainer, *args):
@@ -80,9 +80,7 @@ def torchrun(environment: dict[str, str], tmp_path: Path) -> Iterator[Torchrun]:
     """Start `ift fit` with two processes; all of them are killed in the end."""
     started: list[subprocess.Popen[str]] = []
 
-    def run(
-        config: Path, *arguments: str, options: tuple[str, ...] = ("--standalone", "--nproc-per-node=2"), **more: Any
-    ) -> Any:
+    def run(config: Path, *arguments: str, options: tuple[str, ...] = TWO_HERE, **more: Any) -> Any:
         prefix, variables = more.get("prefix", ()), more.get("variables", {})
         program = [sys.executable, "-m", "torch.distributed.run", *options, "-m", "ift", "fit", "--config", str(config)]
         process = subprocess.Popen(

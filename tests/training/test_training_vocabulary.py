@@ -65,7 +65,7 @@ def manifest(run: Path) -> dict[str, Any]:
 
 
 def predicted(tmp_path: Path, name: str, *arguments: str) -> list[float]:
-    """Return how likely `ift predict` finds three texts behind a request."""
+    """Return how likely `ift predict` finds three texts after a request."""
     row = {"messages": [{"role": "user", "content": "请重复第3项：河流"}], "options": OPTIONS}
     (tmp_path / "prompts.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
     data = ["--data.path", str(tmp_path / "prompts.jsonl"), "--output_dir", str(tmp_path / name)]
