@@ -43,7 +43,7 @@ def check_mergeable(key: str, adapter: Path, *, config: Any) -> None:
         )
     reason = _reason_of_type(settings) or (_reason_of_model(settings, config) if config is not None else None)
     if reason == MERGE_REFUSAL:  # which says it all
-        raise UserError(f"{key}: '{adapter}' cannot be merged: {reason}")
+        raise UserError(f"{key}: a {_name(settings)} adapter cannot be merged: {reason}")
     if reason is not None:
         raise UserError(f"{key}: a {_name(settings)} adapter cannot be merged: {reason} {CHOICES}")
 
