@@ -144,6 +144,7 @@ class RunCheckpoint(ModelCheckpoint):
         self._written.add(filepath)
         # Before saving, because it is part of the state.
         self._last_global_step_saved, self._last_checkpoint_saved = trainer.global_step, filepath
+        self._defer_save_until_validation = False  # this is what was put off; a resumed run must not save it again
         super()._save_checkpoint(trainer, filepath)
 
     def _remove_checkpoint(self, trainer: Trainer, filepath: str) -> None:

@@ -249,6 +249,24 @@ def test_twenty_random_kills(kind: str, config: Config, tmp_path: Path) -> None:
         check_same(reference.with_suffix(""), path.with_suffix(""))
 
 
+def test_what_waited_for_a_validation_is_not_saved_again(config: Config, tmp_path: Path) -> None:
+    """The checkpoint of step 18 waits for the validation that follows; after a kill, no later one may do so."""
+    settings = RANDOM["workers and best"]
+    settings = {**settings, "trainer": {**SETTINGS["trainer"], "max_epochs": 5, "num_sanity_val_steps": 0}}
+    reference, path = config("reference", **settings), config("killed", **settings)
+    assert run_child(reference) == 0, output(reference)
+
+    def patch() -> None:
+        def at_18(self: Any, trainer: Any, *arguments: Any) -> bool:
+            return bool(trainer.global_step == 18)
+
+        once_before(RunCheckpoint, "on_validation_end", at_18, flag=tmp_path / "flag", after=True)
+
+    assert run_child(path, patch=patch) == -9
+    assert run_child(path) == 0
+    check_same(reference.with_suffix(""), path.with_suffix(""))
+
+
 def _stream(tmp_path: Path) -> dict[str, Any]:
     rows = tmp_path / "stream.jsonl"
     rows.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in [*make_rows(60), {"broken": 1}]) + "\n")
